@@ -1,0 +1,362 @@
+"""Base against tuned, problem by problem: differences of metrics with intervals and p-values.
+
+1. Stack the scores of the n problems, base first: samples 0 … n−1 are base's, n … 2n−1 tuned's. A metric of
+   any multiset of samples is a function T of the times c each is in it, with the scores reduced once
+   beforehand:
+   - a mean over samples: the value of each; T = Σ c_i v_i / Σ c_i;
+   - information complexity: histograms of each sample. The pooled histogram ranges to the largest |W| in the
+     multiset, which is the largest of its samples' maxima: for each maximum that occurs, all samples are
+     counted over exactly that range, once; T sums these counts;
+   - inter-sample diversity: the correlation matrix r of all 2n samples; T = 1 − Σ c_i c_j r_ij / Σ c_i c_j
+     over i ≠ j. A problem drawn twice is not a pair of samples, so it adds none.
+2. The difference is D = T(tuned) − T(base), and D₀ its value as observed.
+3. **Interval**: resample problems with replacement, the same ones for base and tuned
+   (`scipy.stats.bootstrap`, paired), bias-corrected and accelerated; where that does not exist (all resamples
+   alike, or D₀ beyond them) by percentiles. Column ``interval`` says which.
+4. **p-value**: swap base and tuned within each problem at random (`scipy.stats.permutation_test`, type
+   "samples", two-sided); every swap when there are no more than `n_resamples`. The null says that base and
+   tuned are exchangeable within a problem. D₀ counts as one of the permutations, so p is never 0.
+5. Differences closer to D₀ than rounding error (1e-9 of the metric) count as equal to it.
+6. `holm` corrects the p-values of a family of comparisons.
+
+The maximum of a sample is not something the bootstrap estimates well, so neither is the interval of
+information complexity, which the maximum rules: rely on the p-value and on the robust metrics there.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from rlcircuits.errors import InputError
+from rlcircuits.metrics import (
+    METRICS,
+    chosen,
+    edge_values,
+    histogram_bins,
+    histogram_entropy,
+    standardised,
+)
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # counts (resample, 2n) -> values (resample,)
+
+BINS, EPSILON = 100, 1e-12  # information_complexity's defaults
+ROUNDING = 1e-9  # differences below this share of the metric are rounding error
+
+
+def compare(
+    base_scores: xr.DataArray,
+    tuned_scores: xr.DataArray,
+    metrics: Iterable[str] | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each metric of base and tuned, their difference, its interval and p-value, paired by problem.
+
+    Args:
+        base_scores, tuned_scores: scores of two models on the same problems (coordinate ``sample``, in any
+            order) and the same graph, as `attribute` returns.
+        metrics: names from `METRICS`; all of them by default.
+        confidence: coverage of the interval, between 0 and 1.
+        n_resamples: of the bootstrap, and of the permutation test; the smallest p is
+            2 / (n_resamples + 1).
+        seed: of both; the same call gives the same numbers.
+
+    Returns:
+        Indexed by metric: ``base``, ``tuned``, ``difference`` (tuned − base), ``low``, ``high`` (its
+        interval), ``p`` (two-sided, uncorrected), ``ratio`` (tuned / base, NaN when base is 0), ``interval``
+        ("BCa", "percentile" or "none") and ``note`` (why something is missing, else empty). ``attrs``: n,
+        confidence, n_resamples, seed.
+
+    Raises:
+        InputError: the two hold different problems or graphs, an unknown metric, or a parameter out of range.
+    """
+    names = chosen(metrics)
+    _check_parameters(confidence, n_resamples, seed)
+    base, tuned = paired(base_scores, tuned_scores)
+    n = base.sizes["sample"]
+    base_values, tuned_values = (np.array([METRICS[m].value(s) for m in names]) for s in (base, tuned))
+    observed = tuned_values - base_values
+    usable = np.flatnonzero(np.isfinite(observed)) if n > 1 else np.array([], dtype=int)
+
+    low, high, p = (np.full(len(names), np.nan) for _ in range(3))
+    interval = np.full(len(names), "none", dtype=object)
+    if usable.size:
+        stacked = np.concatenate([edge_values(base), edge_values(tuned)])
+        statistics = [_statistic(names[k], base, tuned, stacked) for k in usable]
+        difference = _differences(statistics, n, np.abs(base_values) + np.abs(tuned_values), usable)
+        low[usable], high[usable], interval[usable] = _bootstrap(difference, n, confidence, n_resamples, seed)
+        p[usable] = _permutation(difference, n, n_resamples, seed)
+
+    table = pd.DataFrame(
+        {
+            "base": base_values,
+            "tuned": tuned_values,
+            "difference": observed,
+            "low": low,
+            "high": high,
+            "p": p,
+            "ratio": np.divide(
+                tuned_values, base_values, out=np.full(len(names), np.nan), where=base_values != 0
+            ),
+            "interval": interval.astype(str),
+            "note": [_note(n, *pair) for pair in zip(base_values, tuned_values, strict=True)],
+        },
+        index=pd.Index(names, name="metric"),
+    )
+    table.attrs = {"n": n, "confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+    return table
+
+
+def holm(p: Iterable[float]) -> pd.Series | np.ndarray:
+    """Holm's step-down correction: p-values whose threshold at α keeps the chance of any false finding ≤ α.
+
+    With m p-values in rising order, the k-th becomes max_{j≤k} min(1, (m − j + 1) p_(j)). NaN stays NaN and
+    is not one of the m. A Series keeps its index; anything else comes back as an array.
+
+    Raises:
+        InputError: a p-value outside [0, 1].
+    """
+    values = np.asarray(list(p) if not isinstance(p, (pd.Series, np.ndarray)) else p, dtype=float)
+    if ((values < 0) | (values > 1)).any():
+        raise InputError(f"p-values must lie between 0 and 1; got {values[(values < 0) | (values > 1)][0]}")
+    flat = values.ravel()
+    known = np.flatnonzero(~np.isnan(flat))
+    order = known[np.argsort(flat[known], kind="stable")]
+    corrected = np.full(flat.shape, np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)), 1.0)
+    return (
+        pd.Series(corrected, index=p.index, name=p.name)
+        if isinstance(p, pd.Series)
+        else corrected.reshape(values.shape)
+    )
+
+
+def paired(base_scores: xr.DataArray, tuned_scores: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Both scores with tuned's samples in base's order.
+
+    Raises:
+        InputError: the problems differ or repeat, there is no ``sample`` coordinate, or the graphs differ.
+    """
+    edge_values(base_scores), edge_values(tuned_scores)  # their checks
+    ids = [_sample_ids(scores, which) for scores, which in ((base_scores, "base"), (tuned_scores, "tuned"))]
+    for one, other, which in ((*ids, "base"), (*ids[::-1], "tuned")):
+        alone = sorted(set(one) - set(other))
+        if alone:
+            raise InputError(
+                f"base and tuned must hold scores of the same problems: {len(alone)} only in {which}, "
+                f"such as {alone[0]!r}; keep the problems that both have, for example with .sel(sample=…)"
+            )
+    order = ("sample", "source", "destination")
+    base, tuned = base_scores.transpose(*order), tuned_scores.transpose(*order)
+    tuned = tuned.isel(sample=[ids[1].index(i) for i in ids[0]])
+    for dim in order[1:]:
+        if base[dim].values.tolist() != tuned[dim].values.tolist():
+            raise InputError(
+                f"base and tuned must be scored on the same graph: their {dim}s differ "
+                f"({base.sizes[dim]} and {tuned.sizes[dim]}); attribute both at the same level"
+            )
+    if (np.isnan(base.values[0]) != np.isnan(tuned.values[0])).any():
+        raise InputError("base and tuned must be scored on the same edges: some are NaN in one only")
+    return base, tuned
+
+
+def _sample_ids(scores: xr.DataArray, which: str) -> list[str]:
+    if "sample" not in scores.coords:
+        raise InputError(
+            f"{which} scores have no coordinate 'sample': expected problem ids, to pair the models by"
+        )
+    ids = [str(i) for i in scores["sample"].values]
+    if len(set(ids)) < len(ids):
+        repeated = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(
+            f"{which} scores hold problem {repeated!r} more than once; keep one sample per problem"
+        )
+    return ids
+
+
+def _check_parameters(confidence: float, n_resamples: int, seed: int) -> None:
+    if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence!r}: expected a number between 0 and 1, such as 0.95")
+    for name, value, least in (("n_resamples", n_resamples, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"{name} is {value!r}: expected a whole number, at least {least}")
+
+
+def _note(n: int, base: float, tuned: float) -> str:
+    undefined = [which for which, value in (("base", base), ("tuned", tuned)) if not math.isfinite(value)]
+    if n < 2:
+        return "one problem: no interval or test without at least two"
+    return (
+        f"undefined for {' and '.join(undefined)}: a sample's scores are all zero or all equal"
+        if undefined
+        else ""
+    )
+
+
+# --- statistics of a multiset of samples ----------------------------------------------------------
+
+
+def _statistic(name: str, base: xr.DataArray, tuned: xr.DataArray, stacked: np.ndarray) -> Statistic:
+    per_sample = METRICS[name].per_sample
+    if per_sample is not None:
+        return _mean_statistic(np.concatenate([per_sample(base).values, per_sample(tuned).values]))
+    return WHOLE_SET[name](stacked)
+
+
+def _mean_statistic(values: np.ndarray) -> Statistic:
+    return lambda counts: counts @ values / counts.sum(axis=1)
+
+
+def _complexity_statistic(stacked: np.ndarray) -> Statistic:
+    """T of `information_complexity`, exact for every range that the pooled histogram can take.
+
+    Args:
+        stacked: scores of all samples, `(2n, edge)`.
+    """
+    sizes = np.abs(stacked)
+    maxima = sizes.max(axis=1)
+    histograms: dict[float, np.ndarray] = {}
+
+    def histogram(largest: float) -> np.ndarray:
+        """Counts of every sample over [0, largest], `(2n, bin)`; samples that reach beyond are not used."""
+        if largest not in histograms:
+            rows = np.arange(len(sizes))[:, None] * BINS
+            flat = (histogram_bins(sizes, largest, BINS) + rows).ravel()
+            histograms[largest] = (
+                np.bincount(flat, minlength=len(sizes) * BINS).reshape(-1, BINS).astype(float)
+            )
+        return histograms[largest]
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        largest = np.where(counts > 0, maxima, 0.0).max(axis=1)
+        values = np.empty(len(counts))
+        for range_end in np.unique(largest):  # a handful: a resample rarely misses all the largest samples
+            rows = largest == range_end
+            values[rows] = histogram_entropy(counts[rows] @ histogram(range_end), EPSILON)
+        return values
+
+    return statistic
+
+
+def _diversity_statistic(stacked: np.ndarray) -> Statistic:
+    """T of `inter_sample_diversity`; NaN for a multiset of one problem only."""
+    z = standardised(stacked)
+    correlation = z @ z.T
+    np.fill_diagonal(correlation, 0.0)
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
+        total = ((counts @ correlation) * counts).sum(axis=1)
+        return 1 - np.divide(total, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+    return statistic
+
+
+WHOLE_SET: dict[str, Callable[[np.ndarray], Statistic]] = {
+    "information_complexity": _complexity_statistic,
+    "inter_sample_diversity": _diversity_statistic,
+}
+
+
+def _differences(
+    statistics: list[Statistic], n: int, scale: np.ndarray, usable: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """D of all metrics for samples chosen as base and as tuned.
+
+    Returns:
+        A function of two integer arrays `(…, m)` of indices into the 2n stacked samples, to float64 `(…,
+        metric)`.
+    """
+
+    def raw(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        counts_x, counts_y = _counts(x, 2 * n), _counts(y, 2 * n)
+        return np.stack([T(counts_y) - T(counts_x) for T in statistics], axis=-1)
+
+    observed = raw(np.arange(n)[None], n + np.arange(n)[None])[0]
+    quantum = np.maximum(ROUNDING * scale[usable], np.finfo(float).tiny)
+
+    def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        shape = x.shape[:-1]
+        values = raw(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+        values = np.where(np.abs(values - observed) < quantum, observed, values)
+        return values.reshape(*shape, -1)
+
+    return difference
+
+
+def _counts(indices: np.ndarray, n_samples: int) -> np.ndarray:
+    """Times each sample is in each multiset, float64 `(resample, sample)`, from indices `(resample, m)`."""
+    rows = np.arange(len(indices))[:, None] * n_samples
+    return (
+        np.bincount((indices + rows).ravel(), minlength=len(indices) * n_samples)
+        .reshape(-1, n_samples)
+        .astype(float)
+    )
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def _batch(n: int) -> int:
+    """Resamples at once: counts of 2n samples in about 32 MiB."""
+    return max(1, 2_000_000 // n)
+
+
+def _bootstrap(
+    difference: Callable, n: int, confidence: float, n_resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ends of the interval of each metric and the method's name, each `(metric,)`."""
+    from scipy import stats
+
+    def statistic(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.moveaxis(difference(x, y), -1, 0)
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # degenerate data: answered below by percentiles
+        result = stats.bootstrap(
+            (np.arange(n), n + np.arange(n)),
+            statistic,
+            paired=True,
+            vectorized=True,
+            axis=-1,
+            n_resamples=n_resamples,
+            batch=_batch(n),
+            confidence_level=confidence,
+            method="BCa",
+            rng=np.random.default_rng([seed, 0]),
+        )
+        tail = (1 - confidence) / 2
+        # a resample of one problem only has no diversity: NaN, left out
+        percentiles = np.nanquantile(result.bootstrap_distribution, [tail, 1 - tail], axis=-1)
+    low, high = result.confidence_interval
+    found = np.isfinite(low) & np.isfinite(high)
+    low, high = (np.where(found, bca, pct) for bca, pct in zip((low, high), percentiles, strict=True))
+    method = np.where(found, "BCa", np.where(np.isfinite(low) & np.isfinite(high), "percentile", "none"))
+    return low, high, method
+
+
+def _permutation(difference: Callable, n: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Two-sided p-value of each metric, `(metric,)`."""
+    from scipy import stats
+
+    def statistic(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return difference(x, y)
+
+    result = stats.permutation_test(
+        (np.arange(n), n + np.arange(n)),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        axis=-1,
+        n_resamples=n_resamples,
+        batch=_batch(n),
+        rng=np.random.default_rng([seed, 1]),
+    )
+    return np.asarray(result.pvalue)
