@@ -1,0 +1,59 @@
+"""rlcircuits: see what reinforcement-learning fine-tuning does inside a language model.
+
+Load a pair of models, attribute each one's answers to the edges of its residual graph, compare.
+Every name below is imported when it is first used, so that ``import rlcircuits`` is immediate.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": ("InputError",),
+    "traces": ("Trace",),
+    "graph": ("Graph",),
+    "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs"),
+    "attribution": ("attribute",),
+    "ablation": ("ablate",),
+    "metrics": (
+        "METRICS",
+        "activation_intensity",
+        "distribution_kurtosis",
+        "edge_entropy",
+        "effective_edges",
+        "gini",
+        "information_complexity",
+        "inter_sample_diversity",
+        "l_kurtosis",
+        "log_histogram_entropy",
+        "output_edge_entropy",
+        "participation_ratio",
+        "summary",
+        "top_share",
+    ),
+    "inference": ("compare", "holm"),
+    "problems": ("Problem", "ProblemSet", "grade", "load_problems"),
+    "answers": ("Answer", "Selection", "generate", "select"),
+    "store": ("Store", "load_scores", "save_scores"),
+    "study": ("PairStudy", "Study", "study"),
+    "family": ("family_pairs", "family_problems", "make_family"),
+    "explorer": ("explore",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE:
+        value = getattr(importlib.import_module(f"rlcircuits.{_MODULE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'rlcircuits' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
