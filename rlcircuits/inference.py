@@ -281,6 +281,7 @@ def _differences(
 
     observed = raw(np.arange(n)[None], n + np.arange(n)[None])[0]
     quantum = np.maximum(ROUNDING * scale[usable], np.finfo(float).tiny)
+    observed = np.where(np.abs(observed) < quantum, 0.0, observed)
 
     def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         shape = x.shape[:-1]

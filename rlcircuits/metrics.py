@@ -53,9 +53,9 @@ def edge_values(scores: xr.DataArray, structural_zeros: bool = False) -> np.ndar
             f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}"
         )
     scores = scores.transpose(*DIMS)
-    values = np.asarray(scores.values, dtype=np.float64).reshape(scores.sizes["sample"], -1)
-    if not values.shape[0]:
+    if not scores.sizes["sample"]:
         raise InputError("scores hold no sample: expected at least one trace; attribute some first")
+    values = np.asarray(scores.values, dtype=np.float64).reshape(scores.sizes["sample"], -1)
     missing = np.isnan(values)
     edges = ~missing.all(axis=0)
     if not edges.any():
@@ -313,7 +313,7 @@ def top_share(scores: xr.DataArray, fraction: float = 0.01) -> xr.DataArray:
 
 
 def l_kurtosis(scores: xr.DataArray) -> xr.DataArray:
-    """τ4 = λ4 / λ2 of the sample's signed edges (Hosking 1990), no unit, `(sample,)`, between −1/4 and 1.
+    """τ4 = λ4 / λ2 of the sample's signed edges (Hosking 1990), no unit, `(sample,)`.
 
     λ2 = 2b1 − b0 and λ4 = 20b3 − 30b2 + 12b1 − b0, from the unbiased probability-weighted moments
     b_r = 1/E Σ_k C(k−1, r)/C(E−1, r) W_(k). Uniform 0, Gaussian 0.1226, Laplace 17/72. A heavy tail enters
