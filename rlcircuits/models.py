@@ -135,20 +135,20 @@ def load_model(
             weights, a tokenizer that does not fit, an unknown dtype or device, or a hub that cannot be reached.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     name = os.fspath(path)
     choose("dtype", dtype, DTYPES)
     where = _device(device)
-    local = _local_checkpoint(name)
+    local = local_checkpoint(name)
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     try:
         hf_logging.set_verbosity_error()
         if local is not None:
             hf_logging.disable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(local or name, **kwargs)
+        tokenizer = load_tokenizer(local or name, **kwargs)
         hf, report = AutoModelForCausalLM.from_pretrained(
             local or name,
             use_safetensors=True,
@@ -184,6 +184,29 @@ def load_model(
     except RuntimeError as error:
         raise InputError(f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another device or a smaller dtype") from error
     return Model(hf, tokenizer, name, local, getattr(hf.config, "_commit_hash", None) if local is None else None)
+
+
+def load_tokenizer(
+    path: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a checkpoint's ``tokenizer.json`` describes.
+
+    For some model types (Qwen2 among them) transformers 5 replaces a declared generic tokenizer by the model type's own and so
+    loses its splitting rules; where the checkpoint declares the generic class, that class is used.
+
+    Raises:
+        OSError, ValueError: no tokenizer there (`load_model` turns these into an `InputError`).
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = os.fspath(path)
+    if Path(where).is_dir() and not any(Path(where).glob("tokenizer*")) and not (Path(where) / "vocab.json").exists():
+        raise OSError("it holds no tokenizer files (tokenizer.json, tokenizer_config.json); save the tokenizer beside the model")
+    declared = get_tokenizer_config(where, revision=revision).get("tokenizer_class")
+    generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    kind = PreTrainedTokenizerFast if generic else AutoTokenizer
+    return kind.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def fingerprint(folder: Path) -> str:
@@ -263,8 +286,12 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _local_checkpoint(name: str) -> Path | None:
-    """The folder when `name` is a path, None when it can only be a hub id."""
+def local_checkpoint(name: str) -> Path | None:
+    """The folder when `name` is a path to a checkpoint, None when it can only be a hub id.
+
+    Raises:
+        InputError: a path that does not exist or holds no readable safetensors checkpoint.
+    """
     folder = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
     if not looks_like_path:
