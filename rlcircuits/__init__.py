@@ -15,8 +15,8 @@ _HOME = {
     "errors": ("InputError",),
     "traces": ("Trace",),
     "graph": ("Graph",),
-    "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs"),
-    "attribution": ("attribute",),
+    "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs", "weight_change"),
+    "attribution": ("attribute", "token_losses"),
     "ablation": ("ablate",),
     "metrics": (
         "METRICS",

@@ -263,13 +263,47 @@ def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor,
     return torch.from_numpy(ids).to(device), positions, torch.from_numpy(targets).to(device)
 
 
-def mean_nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood per answer token of every row, ``(batch,)``, in float32 or better."""
+def nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target ``(batch, kept)``, 0 where there is none, in float32 or better."""
     logits = hf(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
     logits = logits.to(wide(logits.dtype))
     targets = targets.to(logits.device)
-    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-    return nll.view_as(targets).sum(1) / (targets != -100).sum(1)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(targets)
+
+
+def mean_nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood per answer token of every row, ``(batch,)``."""
+    each = nll(hf, ids, positions, targets)
+    return each.sum(1) / (targets != -100).sum(1).to(each.device)
+
+
+def token_losses(
+    model: Any, traces: Sequence[Trace], cut: int | None = None, batch_size: int | str = "auto", progress: bool = True
+) -> list[np.ndarray]:
+    """Negative log-likelihood of every answer token given all before it, in nats.
+
+    Args:
+        model, traces, cut, batch_size, progress: as for `attribute`.
+
+    Returns:
+        One array ``(answer tokens,)`` per trace; its mean is the loss that `attribute` attributes.
+
+    Raises:
+        InputError: as for `attribute`.
+    """
+    hf = plain(model)
+    traces = checked(hf, traces, cut)
+
+    def losses(rows: list[Trace]) -> tuple[np.ndarray, np.ndarray]:
+        ids, positions, targets = padded(rows, hf.get_input_embeddings().weight.device)
+        with torch.no_grad():
+            return nll(hf, ids, positions, targets).cpu().numpy(), (targets != -100).cpu().numpy()
+
+    found: list[np.ndarray] = [np.empty(0)] * len(traces)
+    for indices, (values, scored) in in_batches(hf, traces, batch_size, losses, "token losses", progress):
+        for index, row, mask in zip(indices, values, scored):
+            found[index] = row[mask]
+    return found
 
 
 class Recorder:

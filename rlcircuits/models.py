@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.errors import InputError, choose
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -249,6 +252,42 @@ def check_pair(base: Model, tuned: Model) -> None:
             f"the models of the pair have different vocabularies: {len(before)} tokens in {base.name!r}, {len(after)} in "
             f"{tuned.name!r}; first difference: {token!r} is {before.get(token)} and {after.get(token)}"
         )
+
+
+def weight_change(base: Model, tuned: Mapping[str, Model] | Model) -> pd.DataFrame:
+    """How far each weight of one or more tuned models lies from the base's.
+
+    Args:
+        base: the model before.
+        tuned: the model after, or several by name.
+
+    Returns:
+        One row per model and parameter: ``model``, ``layer`` (−1 outside the layers), ``module`` (name without the layer),
+        ``relative`` (‖ΔW‖ / ‖W‖, Frobenius norms) and ``unchanged`` (share of entries that are exactly equal).
+
+    Raises:
+        InputError: models that `check_pair` refuses.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, model in (tuned if isinstance(tuned, Mapping) else {tuned.name: tuned}).items():
+        check_pair(base, model)
+        after = dict(model.hf.named_parameters())
+        for parameter, before in base.hf.named_parameters():
+            now = after[parameter].detach().to(before.device)
+            layer, module = re.fullmatch(r"(?:.*?\.(\d+)\.)?(.*)", parameter).groups()
+            size = float(before.float().norm())
+            rows.append(
+                {
+                    "model": name,
+                    "layer": -1 if layer is None else int(layer),
+                    "module": module.removesuffix(".weight"),
+                    "relative": float((now.float() - before.float()).norm()) / size if size else float("nan"),
+                    "unchanged": float((now == before).float().mean()),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def pairs() -> dict[str, ModelPair]:

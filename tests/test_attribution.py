@@ -257,3 +257,15 @@ def test_chosen_edges_only():
     everything = rc.ablate(hf, traces(), progress=False)
     assert int(np.isfinite(some).sum()) == 2 * len(traces())
     close(some.where(np.isfinite(some)), everything.where(np.isfinite(some)), 1e-4)
+
+
+def test_token_losses_are_those_of_a_single_run():
+    hf, some = in_float64(tiny("mistral")), traces()
+    scores = rc.attribute(hf, some)
+    for trace, row, mean in zip(some, rc.token_losses(hf, some, batch_size=3), scores.loss):
+        ids = torch.tensor([[*trace.prompt, *trace.answer]])
+        logp = torch.log_softmax(hf(ids).logits[0], -1)
+        begin = len(trace.prompt)
+        expected = [-float(logp[begin - 1 + i, token]) for i, token in enumerate(trace.answer)]
+        np.testing.assert_allclose(row, expected, rtol=1e-9)
+        assert float(mean) == pytest.approx(np.mean(expected), rel=1e-9)

@@ -152,3 +152,18 @@ def test_the_shell(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["familly"])
     assert caught.value.code == 2
+
+
+def test_weight_change_of_a_known_update(tmp_path):
+    base, tuned = (rc.load_model(save(tmp_path / n), device="cpu") for n in "ab")
+    with torch.no_grad():
+        weight = tuned.hf.model.layers[1].mlp.up_proj.weight
+        weight[0] *= 1.5
+    table = rc.weight_change(base, {"half up": tuned}).set_index(["layer", "module"])
+    before = base.hf.model.layers[1].mlp.up_proj.weight
+    row = table.loc[(1, "mlp.up_proj")]
+    assert row.relative == pytest.approx(float(0.5 * before[0].norm() / before.norm()), rel=1e-5)
+    assert row.unchanged == pytest.approx(1 - 1 / before.shape[0])
+    others = table.drop((1, "mlp.up_proj"))
+    assert (others.relative.fillna(0) == 0).all() and (others.unchanged == 1).all()
+    assert (-1, "lm_head") in table.index and (-1, "model.embed_tokens") in table.index
