@@ -97,7 +97,7 @@ def adjacency(
     Raises:
         InputError: an unknown problem, or two models that cannot be paired.
     """
-    panels, sources, destinations = _panels(base, tuned, sample, names)
+    panels, sources, destinations = panels_of(base, tuned, sample, names)
     figure = make_subplots(
         rows=1, cols=len(panels), subplot_titles=[as_text(name) for name in panels], horizontal_spacing=0.1
     )
@@ -166,7 +166,7 @@ def residual_graph(
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k is {k!r}: expected the number of edges to draw, at least 1")
-    panels, sources, destinations = _panels(base, tuned, sample, names)
+    panels, sources, destinations = panels_of(base, tuned, sample, names)
     places, ticks = _places([*sources, *destinations])
     figure = make_subplots(
         rows=1,
@@ -210,7 +210,7 @@ def residual_graph(
     return figure
 
 
-def _panels(
+def panels_of(
     base: xr.DataArray, tuned: xr.DataArray | None, sample: str | None, names: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """The matrices to show, `(source, destination)`, by name, and the names of rows and columns."""
@@ -274,7 +274,7 @@ def _signed_colours(
     )
 
 
-_NODE = re.compile(r"(?P<kind>[am])(?P<layer>\d+)(?:\.(?P<part>h|kv)(?P<index>\d+))?|input|logits")
+NODE = re.compile(r"(?P<kind>[am])(?P<layer>\d+)(?:\.(?P<part>h|kv)(?P<index>\d+))?|input|logits")
 
 
 def node_of(name: str) -> str:
@@ -289,7 +289,7 @@ def _places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], list[
     another.
     """
     nodes = list(dict.fromkeys(node_of(name) for name in names))
-    found = {node: _NODE.fullmatch(node) for node in nodes}
+    found = {node: NODE.fullmatch(node) for node in nodes}
     if not all(found.values()):
         return {node: (0.0, float(i)) for i, node in enumerate(nodes)}, []
     layers = [int(m["layer"]) for m in found.values() if m["layer"]]
@@ -314,7 +314,7 @@ def _places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], list[
 
 
 def _has_heads(places: Mapping[str, tuple[float, float]]) -> bool:
-    return any((m := _NODE.fullmatch(node)) and m["part"] for node in places)
+    return any((m := NODE.fullmatch(node)) and m["part"] for node in places)
 
 
 def _edge_traces(
@@ -499,7 +499,7 @@ def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
     sizes = np.abs(scores.transpose("sample", dim, ...).values.astype(np.float64)).mean(
         axis=0
     )  # NaN: no edge
-    found = [_NODE.fullmatch(node_of(str(n))) for n in scores[dim].values]
+    found = [NODE.fullmatch(node_of(str(n))) for n in scores[dim].values]
     if not all(found):
         raise InputError(
             f"scores have {dim}s that are no nodes of a residual graph; expected input, a0, m0, …, logits"
@@ -519,7 +519,7 @@ def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
 def _n_layers(scores: Scores) -> int:
     names = next(iter(scores.values()))["source"].values
     return 1 + max(
-        (int(m["layer"]) for n in names if (m := _NODE.fullmatch(str(n))) and m["layer"]), default=0
+        (int(m["layer"]) for n in names if (m := NODE.fullmatch(str(n))) and m["layer"]), default=0
     )
 
 
@@ -1055,7 +1055,7 @@ def _some(given: Mapping) -> dict:
 def _grid(rows: int, panel: int, between: int = 90) -> tuple[int, float]:
     """Height of a figure of `rows` rows of panels, in pixels, and the share of it between two rows."""
     inside = rows * panel + (rows - 1) * between
-    return inside + 190, between / inside
+    return inside + 190, between / inside if rows > 1 else 0.0
 
 
 def _line(i: int) -> dict[str, str]:
