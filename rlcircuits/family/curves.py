@@ -1,0 +1,223 @@
+"""Training curves: a policy measured while it trains, the same way for every member.
+
+1. Greedy answers to a fixed set of validation problems, disjoint from training and test, give the **accuracy** and the
+   mean **length**.
+2. Sampled answers (temperature 1) to the same problems visit states s_t; the policy's distribution there is kept.
+3. **entropy** = mean over those tokens of H(π(·|s_t)); **kl** = mean of KL(π(·|s_t) ‖ π_base(·|s_t)), both exact over the
+   vocabulary, in nats a token. The base's own training is measured against the base it ends as.
+4. Training's own random numbers are left as they were, so a curve with more points is of the same training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from rlcircuits.errors import InputError
+from rlcircuits.family.task import WordProblem, is_correct
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COLUMNS = ("step", "prompts_seen", "loss", "reward", "accuracy", "kl", "entropy", "length")
+
+
+class TrainingDiverged(InputError):
+    """A loss was not finite; the message names the member, the seed and the step."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers as the policy produced them.
+
+    Args:
+        tokens: (answer, prompt + position) long, prompts padded on the left.
+        attention: the same shape; 0 on the prompts' padding.
+        mask: (answer, position) bool; true on answer tokens up to and with the end-of-sequence token.
+        texts: the answers' texts, without the end-of-sequence token.
+        finished: whether each answer ended by itself.
+    """
+
+    tokens: torch.Tensor
+    attention: torch.Tensor
+    mask: torch.Tensor
+    texts: tuple[str, ...]
+    finished: tuple[bool, ...]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """(answer,) answer tokens, the end-of-sequence token not counted."""
+        return self.mask.sum(1) - torch.tensor(self.finished, dtype=torch.long)
+
+    def rewards(self, references: Sequence[str]) -> torch.Tensor:
+        """(answer,) 1 for an answer that ended by itself with the reference, else 0."""
+        pairs = zip(self.texts, self.finished, references, strict=True)
+        return torch.tensor([float(done and is_correct(text, reference)) for text, done, reference in pairs])
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int, sample: bool
+) -> Answers:
+    """Answer the questions in one batch, greedily or sampled at temperature 1."""
+    from transformers import GenerationConfig
+
+    was_training = model.training
+    model.eval()
+    prompts = tokenizer(list(questions), return_tensors="pt", padding=True, padding_side="left")
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        top_k=0 if sample else None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        disable_compile=True,
+    )
+    tokens = model.generate(**prompts, generation_config=config)
+    model.train(was_training)
+    produced = tokens[:, prompts["input_ids"].shape[1] :]
+    ended = produced == tokenizer.eos_token_id
+    mask = (ended.cumsum(1) - ended.long()) == 0
+    attention = torch.cat([prompts["attention_mask"], mask.long()], dim=1)
+    texts = tokenizer.batch_decode([row[keep] for row, keep in zip(produced, mask, strict=True)], skip_special_tokens=True)
+    return Answers(tokens, attention, mask, tuple(texts), tuple(ended.any(1).tolist()))
+
+
+def positions(attention: torch.Tensor) -> torch.Tensor:
+    """(batch, position) position ids that count real tokens only, so that left padding changes nothing."""
+    return (attention.cumsum(1) - 1).clamp(min=0)
+
+
+def answer_log_probs(model: PreTrainedModel, answers: Answers) -> torch.Tensor:
+    """(answer, position, vocabulary) log π(·|s_t) in nats, s_t the state in which answer token t was produced."""
+    width = answers.mask.shape[1]
+    logits = model(
+        input_ids=answers.tokens, attention_mask=answers.attention, position_ids=positions(answers.attention), use_cache=False
+    ).logits
+    return logits[:, -width - 1 : -1].float().log_softmax(-1)
+
+
+def mean_entropy(log_probs: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean of H(π) over the tokens of `mask`, in nats a token."""
+    return float((-(log_probs.exp() * log_probs).sum(-1))[mask].mean())
+
+
+def mean_kl(log_probs: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean of KL(π ‖ reference) over the tokens of `mask`, in nats a token."""
+    return float((log_probs.exp() * (log_probs - reference)).sum(-1)[mask].mean())
+
+
+def greedy_accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[WordProblem], max_new_tokens: int
+) -> float:
+    """The share of problems whose greedy answer is right."""
+    answers = answer(model, tokenizer, [p.question for p in problems], max_new_tokens, sample=False)
+    return float(answers.rewards([p.reference for p in problems]).mean())
+
+
+@dataclass
+class Recorder:
+    """Collects one member's curve while it trains.
+
+    Args:
+        member, seed: name the training in errors.
+        problems: the validation problems.
+        updates, prompts: steps and prompts of the whole training.
+        points: measurements after the first.
+        max_new_tokens: longest answer.
+        progress: called with the share of the training that is done, 0 to 1.
+    """
+
+    member: str
+    seed: int
+    problems: Sequence[WordProblem]
+    tokenizer: PreTrainedTokenizerBase
+    updates: int
+    prompts: int
+    points: int
+    max_new_tokens: int
+    progress: Callable[[float], None] = lambda share: None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    _visited: list[tuple[Answers, torch.Tensor]] = field(default_factory=list)
+    _losses: list[float] = field(default_factory=list)
+    _rewards: list[float] = field(default_factory=list)
+
+    def due(self, step: int) -> bool:
+        """Whether the curve has a point at this step."""
+        return step in {round(i * self.updates / self.points) for i in range(self.points + 1)}
+
+    def saw(self, step: int, loss: float, reward: float = nan) -> None:
+        """Note one step's training loss and mean reward.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+        """
+        if not isfinite(loss):
+            raise TrainingDiverged(
+                f"training {self.member} with seed {self.seed} diverged at step {step}: its loss is {loss}; "
+                "lower its learning rate in the recipe, or take another seed"
+            )
+        self._losses.append(loss)
+        self._rewards.append(reward)
+
+    def measure(self, step: int, model: PreTrainedModel) -> None:
+        """Add the curve's point at `step` if one is due, and report progress."""
+        self.progress(step / self.updates)
+        if not self.due(step) or (self.rows and self.rows[-1]["step"] == step):
+            return
+        questions, references = [p.question for p in self.problems], [p.reference for p in self.problems]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            greedy = answer(model, self.tokenizer, questions, self.max_new_tokens, sample=False)
+            sampled = answer(model, self.tokenizer, questions, self.max_new_tokens, sample=True)
+            log_probs = answer_log_probs(model, sampled)
+        self._visited.append((sampled, log_probs))
+        self.rows.append(
+            {
+                "step": step,
+                "prompts_seen": round(self.prompts * step / self.updates),
+                "loss": _mean(self._losses),
+                "reward": _mean(self._rewards),
+                "accuracy": float(greedy.rewards(references).mean()),
+                "entropy": mean_entropy(log_probs, sampled.mask),
+                "length": float(greedy.lengths.float().mean()),
+            }
+        )
+        self._losses, self._rewards = [], []
+
+    def curve(self, base: PreTrainedModel) -> pd.DataFrame:
+        """The whole curve, columns `COLUMNS`, with the KL divergence from `base` at each point."""
+        with torch.no_grad():
+            kl = [mean_kl(lp, answer_log_probs(base, visited), visited.mask) for visited, lp in self._visited]
+        return pd.DataFrame([{**row, "kl": k} for row, k in zip(self.rows, kl, strict=True)])[list(COLUMNS)]
+
+
+def load_curves(paths: Mapping[str, str | os.PathLike[str]]) -> pd.DataFrame:
+    """The training curves of a family, one table: `COLUMNS` and ``member``.
+
+    Args:
+        paths: member -> its folder, as `make_family` returns them.
+
+    Raises:
+        InputError: a folder without ``curves.parquet``.
+    """
+    tables = []
+    for member, path in paths.items():
+        file = Path(path) / "curves.parquet"
+        if not file.is_file():
+            raise InputError(f"{path} holds no curves.parquet: expected a member's folder from make_family")
+        tables.append(pd.read_parquet(file).assign(member=member))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is defined; NaN where nothing is."""
+    defined = [v for v in values if isfinite(v)]
+    return sum(defined) / len(defined) if defined else nan

@@ -1,0 +1,105 @@
+"""Direct preference optimisation (arXiv 2305.18290), offline, by TRL's `DPOTrainer`.
+
+1. Sample several answers to each prompt from the base, once.
+2. Of a prompt with both right and wrong answers, one right answer is chosen and one wrong one rejected, drawn at random.
+3. Loss: −ln σ(β [ln π(chosen)/π_base(chosen) − ln π(rejected)/π_base(rejected)]) over the pairs, several times.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlcircuits.errors import InputError
+from rlcircuits.family.curves import answer
+from rlcircuits.family.recipe import DPO
+from rlcircuits.family.task import WordProblem
+from rlcircuits.family.trainer import record, settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlcircuits.family.curves import Recorder
+
+_SAMPLED_AT_ONCE = 512
+
+
+def preference_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[WordProblem],
+    answers_per_prompt: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[dict[str, str]]:
+    """At most one ``{"prompt", "chosen", "rejected"}`` per problem, from answers sampled from `model`.
+
+    Answers that did not end by themselves are left out: a text could not tell them from ones that did.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    rng = random.Random(f"pairs/{seed}")
+    pairs = []
+    at_once = max(1, _SAMPLED_AT_ONCE // answers_per_prompt)
+    for first in range(0, len(problems), at_once):
+        part = problems[first : first + at_once]
+        asked = [p for p in part for _ in range(answers_per_prompt)]
+        answers = answer(model, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
+        rewards = answers.rewards([p.reference for p in asked]).tolist()
+        for i, problem in enumerate(part):
+            group = range(i * answers_per_prompt, (i + 1) * answers_per_prompt)
+            right = [answers.texts[j] for j in group if rewards[j]]
+            wrong = [answers.texts[j] for j in group if not rewards[j] and answers.finished[j]]
+            if right and wrong:
+                chosen, rejected = rng.choice(right), rng.choice(wrong)
+                pairs.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected})
+    return pairs
+
+
+def train_dpo(
+    start: str | os.PathLike[str],
+    problems: Sequence[WordProblem],
+    recipe: DPO,
+    max_new_tokens: int,
+    seed: int,
+    recorder: Recorder,
+    scratch: str,
+) -> PreTrainedModel:
+    """Sample pairs from the checkpoint at `start`, train it on them and return the model.
+
+    Raises:
+        InputError: the base never gave a right and a wrong answer to the same prompt.
+        TrainingDiverged: a loss was not finite.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    base = AutoModelForCausalLM.from_pretrained(start).eval()
+    pairs = preference_pairs(base, tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    if not pairs:
+        raise InputError(
+            f"dpo with seed {seed}: the base gave no prompt of {len(problems)} both a right and a wrong answer; "
+            "train the base to an accuracy between 0 and 1, or raise dpo.answers_per_prompt"
+        )
+    trainer = DPOTrainer(
+        model=os.fspath(start),
+        args=DPOConfig(
+            **settings(scratch, seed),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="constant",
+            beta=recipe.beta,
+            loss_type=["sigmoid"],
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+    )
+    record(trainer, recorder)
+    return trainer.model

@@ -1,0 +1,76 @@
+"""Group-relative policy optimisation (arXiv 2402.03300), by TRL's `GRPOTrainer`.
+
+1. For each of an update's prompts, sample a group of G answers from the policy.
+2. Reward r = 1 for an answer that ends by itself with the right result, else 0.
+3. Advantage = (r − mean of the group) / standard deviation of the group, the same for each token of an answer.
+4. Loss: clipped policy gradient, averaged over an answer's tokens and then over answers (``loss_type="grpo"``), plus
+   β KL(π ‖ π_base), by the k3 estimator. TRL's own defaults are another loss ("dapo") and β = 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlcircuits.family.recipe import GRPO
+from rlcircuits.family.task import WordProblem, is_correct
+from rlcircuits.family.trainer import record, settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlcircuits.family.curves import Recorder
+
+
+def train_grpo(
+    start: str | os.PathLike[str],
+    problems: Sequence[WordProblem],
+    recipe: GRPO,
+    max_new_tokens: int,
+    seed: int,
+    recorder: Recorder,
+    scratch: str,
+) -> PreTrainedModel:
+    """Train the checkpoint at `start` on the problems, each seen once and in order, and return the model.
+
+    Raises:
+        TrainingDiverged: a loss was not finite.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+
+    def right_result(completions: list[str], completion_ids: list[list[int]], reference: list[str], **_) -> list[float]:
+        triples = zip(completions, completion_ids, reference, strict=True)
+        return [float(ids[-1] == tokenizer.eos_token_id and is_correct(text, ref)) for text, ids, ref in triples]
+
+    answers = recipe.prompts_per_update * recipe.group
+    trainer = GRPOTrainer(
+        model=os.fspath(start),
+        args=GRPOConfig(
+            **settings(scratch, seed),
+            max_steps=len(problems) // recipe.prompts_per_update,
+            per_device_train_batch_size=answers,
+            num_generations=recipe.group,
+            steps_per_generation=1,
+            max_completion_length=max_new_tokens,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="constant",
+            beta=recipe.beta,
+            epsilon=recipe.clip,
+            loss_type="grpo",
+            scale_rewards="group",
+            shuffle_dataset=False,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": p.question, "reference": p.reference} for p in problems]),
+        processing_class=tokenizer,
+        reward_funcs=right_result,
+    )
+    record(trainer, recorder, reward="reward")
+    return trainer.model

@@ -1,0 +1,175 @@
+"""Proximal policy optimisation (arXiv 1707.06347) of a language model, with a value head, GAE and KL to the reference.
+
+1. Roll out: sample answers to a round's prompts from the policy; keep ln π_old(a_t|s_t) and the value head's V(s_t).
+2. Reward each token: r_t = −β (ln π_old(a_t|s_t) − ln π_ref(a_t|s_t)), plus the answer's score at its last token.
+3. Advantages by generalised advantage estimation (arXiv 1506.02438): δ_t = r_t + γ V_{t+1} − V_t,
+   A_t = Σ_k (γλ)^k δ_{t+k}; returns R_t = A_t + V_t; A is then whitened over the round.
+4. For some epochs of minibatches: ρ_t = π(a_t|s_t) / π_old(a_t|s_t); minimise
+   −mean min(ρ_t A_t, clip(ρ_t, 1−ε, 1+ε) A_t) + c · mean ½ (V_t − R_t)², the means over all answer tokens.
+
+Tensors are (answer, position); `mask` is true on answer tokens, which come first in their row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rlcircuits.family.curves import Answers, answer, positions
+from rlcircuits.family.recipe import PPO
+from rlcircuits.family.task import WordProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlcircuits.family.curves import Recorder
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Row numbers of the rollout -> (ln π(a_t|s_t), V(s_t)), both (row, position), with gradients."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a round of updates needs: `log_probs` under the policy that acted, `advantages`, `returns`, `mask`."""
+
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    mask: Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of x over the mask."""
+    return (x * mask).sum() / mask.sum()
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x with mean 0 and (population) standard deviation 1 over the mask; 0 elsewhere."""
+    centred = (x - masked_mean(x, mask)) * mask
+    return centred / (masked_mean(centred**2, mask).sqrt() + 1e-8)
+
+
+def token_rewards(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """r_t of step 2; `scores` is (answer,), the rest (answer, position)."""
+    rewards = -beta * (log_probs - ref_log_probs) * mask
+    last = (mask.long().sum(1) - 1).unsqueeze(1)
+    return rewards.scatter_add(1, last, scores.unsqueeze(1))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages A_t and returns R_t of step 3, 0 off the mask; an answer's end has value 0."""
+    rewards, values = rewards * mask, values * mask
+    advantages = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = delta + gamma * lam * following
+        advantages[:, t] = following
+    return advantages * mask, (advantages + values) * mask
+
+
+def clipped_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """−mean over the mask of min(ρ A, clip(ρ, 1−ε, 1+ε) A), ρ = exp(log_probs − old_log_probs)."""
+    ratio = (log_probs - old_log_probs).exp()
+    return -masked_mean(torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask)
+
+
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """mean over the mask of ½ (V − R)²."""
+    return 0.5 * masked_mean((values - returns) ** 2, mask)
+
+
+def ppo_updates(
+    forward: Forward, optimizer: torch.optim.Optimizer, rollout: Rollout, recipe: PPO, generator: torch.Generator
+) -> float:
+    """Step 4 on one rollout; returns the mean loss of its minibatches."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    losses = []
+    for _ in range(recipe.epochs):
+        for rows in torch.randperm(len(rollout.mask), generator=generator).split(recipe.minibatch):
+            log_probs, values = forward(rows)
+            mask = rollout.mask[rows]
+            policy = clipped_loss(log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, recipe.clip)
+            loss = policy + recipe.value_weight * value_loss(values, rollout.returns[rows], mask)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+            optimizer.step()
+            losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def policy_and_value(model: PreTrainedModel, head: nn.Module | None, answers: Answers, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """ln π(a_t|s_t) and V(s_t) of some answers' tokens, (row, position); without a head the values are 0."""
+    tokens, attention = answers.tokens[rows], answers.attention[rows]
+    width = answers.mask.shape[1]
+    hidden = model.model(
+        input_ids=tokens, attention_mask=attention, position_ids=positions(attention), use_cache=False
+    ).last_hidden_state[:, -width - 1 : -1]
+    chosen = model.lm_head(hidden).log_softmax(-1).gather(-1, tokens[:, -width:].unsqueeze(-1)).squeeze(-1)
+    return chosen, head(hidden).squeeze(-1) if head is not None else torch.zeros_like(chosen)
+
+
+def train_ppo(
+    start: str | os.PathLike[str],
+    problems: Sequence[WordProblem],
+    recipe: PPO,
+    max_new_tokens: int,
+    seed: int,
+    recorder: Recorder,
+) -> PreTrainedModel:
+    """Train the checkpoint at `start` on the problems, each seen once and in order, and return the model.
+
+    The score of an answer is 1 if it ends by itself with the right result, else 0; the reference is the checkpoint.
+
+    Raises:
+        TrainingDiverged: a loss was not finite.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    policy = AutoModelForCausalLM.from_pretrained(start).train()
+    reference = AutoModelForCausalLM.from_pretrained(start).eval()
+    head = nn.Linear(policy.config.hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(policy.parameters()), "lr": recipe.learning_rate},
+            {"params": list(head.parameters()), "lr": recipe.value_learning_rate},
+        ],
+        weight_decay=0.0,
+    )
+    recorder.measure(0, policy)
+    for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
+        asked = [p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.answers_per_prompt)]
+        answers = answer(policy, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
+        scores = answers.rewards([p.reference for p in asked])
+        rollout = roll_out(policy, reference, head, answers, scores, recipe)
+        loss = ppo_updates(
+            lambda rows, answers=answers: policy_and_value(policy, head, answers, rows), optimizer, rollout, recipe, generator
+        )
+        recorder.saw(step, loss, float(scores.mean()))
+        recorder.measure(step, policy)
+    return policy
+
+
+@torch.no_grad()
+def roll_out(
+    policy: PreTrainedModel, reference: PreTrainedModel, head: nn.Module, answers: Answers, scores: Tensor, recipe: PPO
+) -> Rollout:
+    """Steps 1 to 3 for answers that the policy has just given; `scores` is (answer,)."""
+    rows, mask = torch.arange(len(scores)), answers.mask
+    log_probs, values = policy_and_value(policy, head, answers, rows)
+    ref_log_probs, _ = policy_and_value(reference, None, answers, rows)
+    rewards = token_rewards(scores, log_probs, ref_log_probs, mask, recipe.beta)
+    advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
+    return Rollout(log_probs, whiten(advantages, mask), returns, mask)

@@ -1,0 +1,179 @@
+"""Every hyper-parameter of the family, as frozen data; `DEFAULT` is the recipe, `TINY` the one for tests.
+
+The control of the comparison: each member other than the base is trained on the **same `Recipe.prompts` problems**, in
+the same order, none of which the base has seen. What a member makes of a prompt is its paradigm's own:
+
+| member | per prompt | updates |
+|---|---|---|
+| `sft-more` | one demonstration | prompts / batch |
+| `grpo` | a group of answers, rewarded | prompts / prompts_per_update |
+| `ppo` | a few answers, rewarded | rounds = prompts / prompts_per_round, each some epochs of minibatches |
+| `dpo` | answers of the base, at most one pair of a right and a wrong one | steps (over the pairs, several times) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rlcircuits.errors import InputError
+
+MEMBERS = ("sft", "sft-more", "grpo", "ppo", "dpo")
+"""The base first, then its descendants."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The architecture: Qwen2 with grouped-query attention."""
+
+    width: int = 96
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 256
+    positions: int = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """Demonstrations the base sees, the rate of wrong operations in them, and how much is held out."""
+
+    demonstrations: int = 4000
+    wrong_share: float = 0.65
+    validation: int = 200
+    test: int = 500
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised training of the base, by TRL."""
+
+    steps: int = 800
+    batch: int = 32
+    learning_rate: float = 3e-3
+    warmup: int = 40
+
+
+@dataclass(frozen=True)
+class SFTMore:
+    """The control: further supervised training on as many prompts as the others see."""
+
+    batch: int = 32
+    learning_rate: float = 3e-4
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Group-relative policy optimisation, by TRL: G answers a prompt, KL weight β."""
+
+    prompts_per_update: int = 8
+    group: int = 8
+    learning_rate: float = 3e-4
+    beta: float = 0.02
+    clip: float = 0.2
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimisation, ours: 32 prompts × 4 answers are a round of 128."""
+
+    prompts_per_round: int = 32
+    answers_per_prompt: int = 4
+    epochs: int = 2
+    minibatch: int = 32
+    learning_rate: float = 3e-4
+    value_learning_rate: float = 3e-3
+    value_weight: float = 0.1
+    beta: float = 0.02
+    clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation, by TRL, on pairs sampled once from the base (offline)."""
+
+    answers_per_prompt: int = 8
+    steps: int = 160
+    batch: int = 16
+    learning_rate: float = 1e-4
+    beta: float = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole family's hyper-parameters.
+
+    Args:
+        prompts: problems that every descendant of the base is trained on; all of them derive their updates from it.
+        points: how many points a training curve has after its start.
+        max_new_tokens: longest answer in training and evaluation, in tokens.
+
+    Raises:
+        InputError: `prompts` cannot be divided into whole updates of every member.
+    """
+
+    shape: Shape = field(default_factory=Shape)
+    task: Task = field(default_factory=Task)
+    sft: SFT = field(default_factory=SFT)
+    sft_more: SFTMore = field(default_factory=SFTMore)
+    grpo: GRPO = field(default_factory=GRPO)
+    ppo: PPO = field(default_factory=PPO)
+    dpo: DPO = field(default_factory=DPO)
+    prompts: int = 1920
+    points: int = 10
+    max_new_tokens: int = 24
+
+    def __post_init__(self) -> None:
+        parts = {
+            "sft_more.batch": self.sft_more.batch,
+            "grpo.prompts_per_update": self.grpo.prompts_per_update,
+            "ppo.prompts_per_round": self.ppo.prompts_per_round,
+        }
+        for name, part in parts.items():
+            if part < 1 or self.prompts < 1 or self.prompts % part:
+                raise InputError(
+                    f"recipe: prompts={self.prompts} is not a multiple of {name}={part}; "
+                    "every member must see the same number of prompts, so change one of the two"
+                )
+        if self.shape.heads % self.shape.kv_heads or self.shape.width % self.shape.heads:
+            raise InputError(
+                f"recipe: shape has width {self.shape.width}, {self.shape.heads} heads, {self.shape.kv_heads} kv heads; "
+                "expected heads to divide width and kv_heads to divide heads"
+            )
+
+    def updates(self, member: str) -> int:
+        """How many steps a member's training has: optimiser steps, or rounds for `ppo`."""
+        return {
+            "sft": self.sft.steps,
+            "sft-more": self.prompts // self.sft_more.batch,
+            "grpo": self.prompts // self.grpo.prompts_per_update,
+            "ppo": self.prompts // self.ppo.prompts_per_round,
+            "dpo": self.dpo.steps,
+        }[member]
+
+    def inputs(self, member: str) -> dict[str, Any]:
+        """What of the recipe a member's training depends on, itself alone (a descendant also depends on its base)."""
+        shared = {"task": asdict(self.task), "points": self.points, "max_new_tokens": self.max_new_tokens}
+        if member == "sft":
+            return {**shared, "shape": asdict(self.shape), "sft": asdict(self.sft)}
+        section = member.replace("-", "_")
+        return {**shared, "prompts": self.prompts, section: asdict(getattr(self, section))}
+
+
+DEFAULT = Recipe()
+
+TINY = Recipe(
+    shape=Shape(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
+    task=Task(demonstrations=256, validation=16, test=16),
+    sft=SFT(steps=40, batch=16, warmup=4),
+    sft_more=SFTMore(batch=8),
+    grpo=GRPO(prompts_per_update=4, group=4),
+    ppo=PPO(prompts_per_round=8, answers_per_prompt=2, minibatch=8),
+    dpo=DPO(answers_per_prompt=8, steps=6, batch=4),
+    prompts=16,
+    points=2,
+)
+"""Seconds instead of minutes; learns nothing worth studying."""

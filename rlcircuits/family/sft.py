@@ -1,0 +1,91 @@
+"""Supervised fine-tuning on worked demonstrations, by TRL's `SFTTrainer`.
+
+1. The base starts from random weights and sees the demonstrations several times (`train_base`).
+2. The control goes on from the base, on prompts the base has not seen, each once (`train_more`).
+3. The loss is the mean NLL of the demonstration's tokens given the question.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlcircuits.family.recipe import Shape
+from rlcircuits.family.trainer import record, settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlcircuits.family.curves import Recorder
+
+
+def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Qwen2 model with random weights, fit to the tokenizer."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def train_supervised(
+    start: str | os.PathLike[str],
+    demonstrations: Sequence[tuple[str, str]],
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    warmup: int,
+    shuffle: bool,
+    seed: int,
+    recorder: Recorder,
+    scratch: str,
+) -> PreTrainedModel:
+    """Train the checkpoint at `start` on (question, worked answer) pairs and return the model.
+
+    Args:
+        start: folder of a checkpoint with its tokenizer.
+        demonstrations: (question, worked answer); repeated until `steps` are done.
+        steps, batch, learning_rate, warmup: of AdamW with a linear decay.
+        shuffle: whether their order is drawn from `seed`, or as given.
+        recorder: collects the curve.
+        scratch: a folder TRL may write to.
+
+    Raises:
+        TrainingDiverged: a loss was not finite.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"prompt": question, "completion": f" {worked}"} for question, worked in demonstrations]
+    trainer = SFTTrainer(
+        model=os.fspath(start),
+        args=SFTConfig(
+            **settings(scratch, seed),
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            learning_rate=learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=warmup,
+            completion_only_loss=True,
+            train_sampling_strategy="random" if shuffle else "sequential",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(start),
+    )
+    record(trainer, recorder)
+    return trainer.model
