@@ -1,0 +1,63 @@
+# make book | test | lab | bench | lock | clean; each builds the virtual environment first if it is not there.
+
+SHELL       := /bin/bash
+VENV        := .venv
+BIN         := $(VENV)/bin
+READY       := $(VENV)/.ready
+PYTEST_ARGS ?=
+
+# Kernels and tests are one process per core; more threads in each would only fight over the cores.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv family book test lab study bench lint lock clean distclean
+
+help:
+	@echo "make book    train the family, run the notebooks, build the book into _build/html (15 min at first, 2 min again)"
+	@echo "make test    all tests, on the same artefacts (10 min at first)"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make bench   what attribution costs against one forward and backward pass (3 min)"
+	@echo "make venv    only the virtual environment in $(VENV) (2 to 5 min, about 3 GB)"
+	@echo "make clean   remove the built book; what was trained stays in runs/"
+
+# The stamp is written last: an installation that was interrupted is gone on with by the next make.
+$(READY): requirements.lock pyproject.toml environment.sh
+	@bash environment.sh "$(VENV)"
+	@touch $@
+
+venv: $(READY)
+
+family: $(READY)
+	@echo "==> the family: one base and its descendants (about 5 min on 2 cores; what is there already is kept)"
+	@$(BIN)/rlcircuits family
+
+book: family
+	@$(BIN)/python book/build.py
+	@echo "==> done: open _build/html/index.html"
+
+test: $(READY)
+	@echo "==> tests (about 10 min on 2 cores at first; the family they need is trained meanwhile)"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lab: $(READY)
+	@echo "==> JupyterLab; stop it with Ctrl-C twice"
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(READY)
+	@echo "==> benchmark: attribution against a plain forward and backward pass (about 3 min)"
+	@$(BIN)/python benchmarks/attribution.py
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+# For maintainers: resolve pyproject.toml anew in an empty environment and write down what came out.
+lock:
+	@bash environment.sh --lock
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV) runs *.egg-info

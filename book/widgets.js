@@ -1,0 +1,137 @@
+/* Draws the Jupyter widgets of a page from the state that was saved when its notebook ran. There is no kernel: what is
+   linked in the browser moves together, the rest stands still.
+
+   The models and views are those of widgetsnbextension, the package that comes with ipywidgets (widgets-classes.js is
+   its file). It is written for the classic notebook and asks for four things of it when it is loaded: define,
+   requirejs, Jupyter.version, and the notebook's own output area. They are given to it here and taken away again. */
+(function () {
+  "use strict";
+  var STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
+  var VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
+  var here = document.currentScript.src;
+
+  /* Load the classes; resolves to an object that holds every model and view by name. */
+  function classes() {
+    return new Promise(function (resolve, reject) {
+      var before = { define: window.define, requirejs: window.requirejs, Jupyter: window.Jupyter };
+      var made;
+      window.define = function (_names, factory) { made = factory({ id: "widgets", uri: here }); };
+      window.requirejs = function () {};
+      window.requirejs.config = function () {};
+      window.Jupyter = { version: "6.5.0" };
+      var script = document.createElement("script");
+      script.src = here.replace(/widgets\.js.*$/, "widgets-classes.js");
+      script.onload = function () {
+        Object.assign(window, before);
+        if (made) { resolve(made); } else { reject(new Error("no widget classes in " + script.src)); }
+      };
+      script.onerror = function () { reject(new Error("cannot load " + script.src)); };
+      document.head.appendChild(script);
+    });
+  }
+
+  /* An Output widget, outside of the notebook: its saved outputs, the richest form of each that a page can show. */
+  function outputClasses(base) {
+    class BookOutputModel extends base.DOMWidgetModel {
+      defaults() {
+        return Object.assign(super.defaults(), {
+          _model_name: "OutputModel", _view_name: "OutputView", msg_id: "", outputs: []
+        });
+      }
+    }
+    class BookOutputView extends base.DOMWidgetView {
+      render() {
+        super.render();
+        var place = this.el;
+        (this.model.get("outputs") || []).forEach(function (output) {
+          var data = output.data || {};
+          var part = document.createElement("div");
+          if (data["text/html"]) {
+            part.innerHTML = [].concat(data["text/html"]).join("");
+          } else if (data["image/png"]) {
+            part.appendChild(new Image()).src = "data:image/png;base64," + [].concat(data["image/png"]).join("");
+          } else {
+            part = document.createElement("pre");
+            part.textContent = [].concat(data["text/plain"] || output.text || "").join("");
+          }
+          place.appendChild(part);
+        });
+        if (window.rlcDraw) { window.rlcDraw(place); }
+      }
+    }
+    return { OutputModel: BookOutputModel, OutputView: BookOutputView };
+  }
+
+  /* What the models and views ask of a widget manager. */
+  function Manager(saved, known) {
+    var made = {};
+    var manager = this;
+    this.get_model = function (id) {
+      if (!made[id]) {
+        var entry = saved[id];
+        made[id] = entry ? build(id, entry) : Promise.reject(new Error("no saved state for widget " + id));
+      }
+      return made[id];
+    };
+    function build(id, entry) {
+      var Model = known[entry.model_name];
+      if (!Model) { return Promise.reject(new Error("no widget class " + entry.model_name)); }
+      var state = Object.assign({}, entry.state);
+      (entry.buffers || []).forEach(function (buffer) {
+        var bytes = Uint8Array.from(atob(buffer.data), function (c) { return c.charCodeAt(0); });
+        known.put_buffers(state, [buffer.path], [new DataView(bytes.buffer)]);
+      });
+      return Model._deserialize_state(state, manager).then(function (attributes) {
+        var model = new Model(attributes, { widget_manager: manager, model_id: id });
+        model.name = entry.model_name;
+        model.module = entry.model_module;
+        return model;
+      });
+    }
+    this.create_view = function (model, options) {
+      var View = known[model.get("_view_name")];
+      if (!View) { return Promise.reject(new Error("no widget class " + model.get("_view_name"))); }
+      var view = new View({ model: model, options: options || {} });
+      view.listenTo(model, "destroy", view.remove);
+      return Promise.resolve(view.render()).then(function () { return view; });
+    };
+    this.has_model = function (id) { return id in saved; };
+    this.callbacks = function () { return {}; };
+    this.setViewOptions = function (options) { return options || {}; };
+    this.resolve_url = function (url) { return Promise.resolve(url); };
+    this.inline_sanitize = function (text) {
+      var place = document.createElement("span");
+      place.textContent = text;
+      return place.innerHTML;
+    };
+  }
+
+  function start() {
+    var state = document.querySelector(STATE);
+    if (!state || !document.querySelector(VIEW)) { return; }
+    var saved = JSON.parse(state.textContent).state;
+    classes().then(function (made) {
+      var known = Object.assign({}, made, outputClasses(made));
+      var manager = new Manager(saved, known);
+      // Links live in no view: making their models is what makes them work.
+      Object.keys(saved).forEach(function (id) {
+        if (/LinkModel$/.test(saved[id].model_name)) { manager.get_model(id); }
+      });
+      document.querySelectorAll(VIEW).forEach(function (script) {
+        var id = JSON.parse(script.textContent).model_id;
+        if (!(id in saved)) { return; }
+        var place = document.createElement("div");
+        place.className = "rlc-widget jupyter-widgets-disconnected-note";
+        script.parentNode.insertBefore(place, script);
+        manager.get_model(id).then(function (model) {
+          return manager.create_view(model);
+        }).then(function (view) {
+          view.luminoWidget.constructor.attach(view.luminoWidget, place);
+          place.dataset.drawn = "yes";
+        });
+      });
+    });
+  }
+
+  if (document.readyState === "loading") { document.addEventListener("DOMContentLoaded", start); } else { start(); }
+})();

@@ -1,0 +1,77 @@
+"""Show a plotly figure: interactive in JupyterLab, and in the book without a network.
+
+1. `figure_html` turns a figure into one `<figure>` whose id is the name the author gave it: the figure as JSON, a
+   text that says what is to be seen, a caption. No script and no plotly.js is inside: the book's pages load the one
+   copy of plotly.js that the book holds (see `book/figures.js`) and draw every `.rlc-plot` they find.
+2. `show` displays that HTML beside plotly's own form of the figure. A front end takes the one it can draw: JupyterLab
+   draws the second, Jupyter Book keeps the first (it knows nothing of the second and would drop the figure).
+
+The same figure under the same name gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from rlcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def show(fig: Figure, name: str, caption: str | None = None, alt: str | None = None) -> None:
+    """Display `fig` here and in the book.
+
+    Args:
+        fig: a plotly figure.
+        name: its id on the page, unique there: lower-case words and numbers joined by hyphens.
+        caption: what the reader should see in it, as plain text under the figure.
+        alt: what stands for the figure where it cannot be drawn or seen; the caption, or the title, when not given.
+
+    Raises:
+        InputError: `name` cannot be an id, or `fig` is no plotly figure.
+    """
+    from IPython.display import display
+
+    bundle: dict[str, Any] = {"text/plain": _description(fig, name, caption, alt)}
+    bundle["text/html"] = figure_html(fig, name, caption, alt)
+    bundle[_PLOTLY] = json.loads(fig.to_json())
+    if caption:
+        # JupyterLab draws the figure alone, so its caption follows as a line of its own.
+        bundle[_PLOTLY].setdefault("config", {"responsive": True})
+    display(bundle, raw=True)
+
+
+def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | None = None) -> str:
+    """The figure as a `<figure>` for a page that loads the book's `figures.js`; arguments as for `show`."""
+    description = html.escape(_description(fig, name, caption, alt))
+    specification = fig.to_plotly_json()
+    layout = specification.get("layout", {})
+    height = layout.get("height") or 450
+    # "<" can only be inside a string of JSON, and there "\\u003c" is the same character to every parser: no text of the
+    # figure can end the script element it stands in.
+    data = json.dumps(json.loads(fig.to_json()), sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
+    under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure class="rlc-figure" id="{name}">'
+        f'<div class="rlc-plot" id="{name}-plot" role="img" aria-label="{description}" style="min-height:{int(height)}px">'
+        f'<p class="rlc-alt">{description}</p></div>'
+        f'<script type="application/json" id="{name}-data">{data}</script>{under}</figure>'
+    )
+
+
+def _description(fig: Figure, name: str, caption: str | None, alt: str | None) -> str:
+    """The text that stands for the figure: alt, or caption, or title."""
+    if not hasattr(fig, "to_plotly_json"):
+        raise InputError(f"show: expected a plotly figure, got {type(fig).__name__}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"show: {name!r} cannot name a figure; use lower-case words joined by hyphens, as in 'edge-scores'")
+    title = fig.layout.title.text
+    text = alt or caption or title or f"Figure {name}."
+    return re.sub(r"<[^>]*>", " ", text) if text == title else text

@@ -1,0 +1,260 @@
+"""Notebooks with parameters, checked twice.
+
+papermill warns of a parameter that a notebook does not have and passes on a value of the wrong type. So
+
+1. `validate` stands in a notebook's second code cell: it checks the values that are in force, whoever set them, and
+   refuses names that papermill injected but the notebook does not declare;
+2. `run` executes a notebook with parameters, and refuses, before a kernel is started, names that its `parameters` cell
+   does not define and values of another type than the default there;
+3. `glue` keeps a number under a name, so that prose can quote it and never types it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+_INJECTED = "# Parameters"  # the first line of the cell that papermill injects
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within bounds; see `number`."""
+
+    kind: type
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        signs = (("above", self.above), ("at least", self.least), ("below", self.below), ("at most", self.most))
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in signs if bound is not None)
+        noun = "a whole number" if self.kind is int else "a number"
+        return f"{noun} {bounds}".rstrip()
+
+    def accepts(self, value: object) -> bool:
+        """Whether `value` is of the kind and within the bounds (NaN never is)."""
+        return (
+            _is(value, self.kind)
+            and value == value
+            and (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+
+def number(
+    kind: type = float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> Number:
+    """What a numeric parameter may be: `kind` is int or float (whole numbers are floats, too; True is neither).
+
+    >>> str(number(float, above=0, most=1))
+    'a number above 0 and at most 1'
+    """
+    return Number(kind, above, least, below, most)
+
+
+def validate(values: MutableMapping[str, Any], /, **expected: Any) -> dict[str, Any]:
+    """Check a notebook's parameters; its second code cell is ``validate(globals(), alpha=number(float, above=0), ...)``.
+
+    Args:
+        values: the notebook's ``globals()``.
+        expected: for each parameter what it may be: a type (``int``, ``str``, ``list[str]``, ``str | None``), a
+            `number` with bounds, or the allowed values as a list, tuple or set.
+
+    Returns:
+        The checked parameters by name.
+
+    Raises:
+        InputError: a parameter is missing, of another type or outside what is allowed, or an injected name is unknown.
+    """
+    cells = values.get("In") or values.get("_ih") or []
+    injected = [source for source in cells if isinstance(source, str) and source.lstrip().startswith(_INJECTED)]
+    for name in _assigned("\n".join(injected[-1:])):
+        if name not in expected:
+            raise InputError(_unknown(name, expected))
+    return {name: _checked(name, values, allowed) for name, allowed in expected.items()}
+
+
+def run(
+    path: str | Path,
+    out: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    cwd: str | Path | None = None,
+    progress: bool = False,
+) -> NotebookNode:
+    """Execute the notebook at `path` with `parameters`, write it to `out` and return it.
+
+    Args:
+        path: the notebook.
+        out: where the executed notebook is written, also when a cell fails.
+        parameters: values in place of the defaults of its `parameters` cell.
+        cwd: the folder it runs in; the notebook's own when not given.
+        progress: show papermill's progress bar.
+
+    Raises:
+        InputError: the notebook cannot be read, a parameter is unknown or of another type than its default, or a cell
+            failed; the message then names notebook, cell, error and value.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    path, out = Path(path), Path(out)
+    given = dict(parameters or {})
+    check_parameters(path, given)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return papermill.execute_notebook(
+            str(path),
+            str(out),
+            parameters=given,
+            cwd=str(cwd or path.parent),
+            progress_bar=progress,
+            kernel_name="python3",
+        )
+    except PapermillExecutionError as error:
+        cell = error.cell_index + (1 if not given else 0)
+        raise InputError(f"{path.name}, cell {cell}: {error.ename}: {error.evalue}") from None
+
+
+def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
+    """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as `run` does."""
+    known = defaults(path)
+    for name, value in parameters.items():
+        if name not in known:
+            raise InputError(f"{Path(path).name}: {_unknown(name, known)}")
+        default = known[name]
+        if default is not None and not _is(value, type(default)):
+            raise InputError(
+                f"{Path(path).name}: parameter {name} is {value!r} ({type(value).__name__}); "
+                f"expected {_words(type(default))}, as its default {default!r}"
+            )
+
+
+def defaults(path: str | Path) -> dict[str, Any]:
+    """The names and default values in the cell of the notebook at `path` that is tagged `parameters`."""
+    notebook = read(path)
+    cells = [c for c in notebook.cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{Path(path).name}: expected one cell tagged 'parameters', found {len(cells)}")
+    found = {}
+    for node in ast.parse(cells[0].source).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        try:
+            found[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            raise InputError(
+                f"{Path(path).name}: the parameters cell may only give names a plain value, not `{ast.unparse(node)}`"
+            ) from None
+    return found
+
+
+def read(path: str | Path) -> NotebookNode:
+    """Read a notebook; raises InputError when there is none or it is damaged."""
+    import nbformat
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no notebook at {path}")
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises whatever its parsers do
+        raise InputError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
+
+
+def glue(name: str, value: object) -> None:
+    """Keep `value` under `name` for the prose of the page: write {glue:text}`name` or, for a number, {glue:text}`name:.2f`.
+
+    A number of numpy, torch or xarray becomes a plain one first, so that it can be formatted.
+    """
+    from IPython.display import display
+
+    plain = value.item() if hasattr(value, "item") else value
+    prefix = "application/papermill.record/"  # what myst-nb looks for
+    text = plain if isinstance(plain, str) else repr(plain)
+    display({f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
+
+
+def _checked(name: str, values: Mapping[str, Any], allowed: Any) -> Any:
+    if name not in values:
+        near = difflib.get_close_matches(name, [n for n in values if not n.startswith("_")], n=1)
+        raise InputError(f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else ""))
+    value = values[name]
+    if isinstance(allowed, Number):
+        ok, words = allowed.accepts(value), str(allowed)
+    elif isinstance(allowed, list | tuple | set | frozenset):
+        options = sorted(allowed, key=repr) if isinstance(allowed, set | frozenset) else list(allowed)
+        ok = any(value == option and type(value) is type(option) for option in options)
+        words = "one of " + ", ".join(map(repr, options))
+        near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+        words += f"; did you mean {near[0]!r}?" if not ok and near else ""
+    else:
+        ok, words = _is(value, allowed), _words(allowed)
+    if not ok:
+        raise InputError(f"parameter {name} is {value!r} ({type(value).__name__}); expected {words}")
+    return value
+
+
+def _is(value: object, kind: Any) -> bool:
+    """isinstance for the types of parameters: int is a float, bool is neither; knows list[str] and unions."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, part) for part in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(_is(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
+    if kind is None or kind is types.NoneType:
+        return value is None
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", list: "a list"}
+    names |= {tuple: "a list", dict: "a mapping", types.NoneType: "None"}
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_words(part) for part in typing.get_args(kind))
+    return names.get(kind, str(kind))
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown parameter {name!r}: the notebook has {', '.join(names) or 'none'}{hint}"
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that the source assigns at its top level."""
+    names = []
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
