@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -227,20 +228,32 @@ def token_budget(hf: nn.Module) -> int:
 def frozen(hf: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient inside; each is left as it was found."""
     trainable = [p for p in hf.parameters() if p.requires_grad]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    on_gpu = any(p.device.type == "cuda" for p in hf.parameters())
     try:
         for p in trainable:
             p.requires_grad_(False)
-        if on_gpu and not deterministic:  # fused attention's backward pass otherwise adds in a random order
-            torch.use_deterministic_algorithms(True, warn_only=True)
         yield
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        if on_gpu and not deterministic:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On CUDA, let the backward pass of fused attention add in a fixed order, so that the same call gives the same bits."""
+    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type != "cuda" or enabled:
+        yield
+        return
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        with warnings.catch_warnings():  # cuBLAS is deterministic on one stream, but PyTorch cannot know
+            warnings.filterwarnings("ignore", message="Deterministic behavior was enabled")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -382,7 +395,7 @@ def score_batch(architecture: Architecture, graph: Graph, hf: nn.Module, traces:
     """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary."""
     ids, positions, targets = padded(traces, hf.get_input_embeddings().weight.device)
     record = Recorder(architecture, graph)
-    with frozen(hf), hooked(record.attach()), torch.enable_grad():
+    with frozen(hf), deterministic(ids.device), hooked(record.attach()), torch.enable_grad():
         losses = mean_nll(hf, ids, positions, targets)
         losses.sum().backward()
     with torch.no_grad():
@@ -417,7 +430,7 @@ def contract(record: Recorder) -> Tensor:
 
 def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int) -> int:
     """Subtract ⟨gradients, written⟩ summed over the chunk into the columns from `column`; return the next column."""
-    sources, destinations = (x.transpose(0, 1).flatten(2) for x in (written, gradients))
+    sources, destinations = (x.transpose(0, 1).flatten(2) for x in (written, gradients.to(written.device)))
     block = scores[:, : sources.shape[1], column : column + destinations.shape[1]]
     block.baddbmm_(sources, destinations.transpose(1, 2), alpha=-1)
     return column + destinations.shape[1]

@@ -266,6 +266,6 @@ def test_token_losses_are_those_of_a_single_run():
         ids = torch.tensor([[*trace.prompt, *trace.answer]])
         logp = torch.log_softmax(hf(ids).logits[0], -1)
         begin = len(trace.prompt)
-        expected = [-float(logp[begin - 1 + i, token]) for i, token in enumerate(trace.answer)]
+        expected = [-logp[begin - 1 + i, token].item() for i, token in enumerate(trace.answer)]
         np.testing.assert_allclose(row, expected, rtol=1e-9)
         assert float(mean) == pytest.approx(np.mean(expected), rel=1e-9)
