@@ -80,9 +80,8 @@ class Explorer:
         self.level = w.Dropdown(options=["block"], description="level", style=wide)
         self.k = w.IntSlider(25, 1, 200, description="edges drawn", style=wide, continuous_update=False)
         self.layers = w.IntRangeSlider(
-            (0, 0), 0, 0, description="layers", style=wide, continuous_update=False
+            value=(0, 0), min=0, max=0, description="layers", style=wide, continuous_update=False
         )
-        self.layers.min, self.layers.max = 0, 0
         kinds = ["all", *KINDS]
         self.sources = w.Dropdown(options=kinds[:-1], description="from", style=wide)
         self.destinations = w.Dropdown(options=["all", *kinds[2:]], description="into", style=wide)
@@ -173,14 +172,10 @@ class Explorer:
             self._clear()
             return
         names, arrays = list(given), list(given.values())
-        shown = (
-            {"sample": sample, "names": names}
-            if len(names) == 2
-            else {"sample": sample, "names": [*names, ""]}
-        )
+        shown = {"sample": sample, "names": names}
         self.graph.show(figures.residual_graph(*arrays, k=self.k.value, **shown))
         self.heatmap.show(figures.adjacency(*arrays, **shown))
-        self.largest.value = _table_html(largest_differences(*arrays, sample=sample), two=len(arrays) == 2)
+        self.largest.value = _table_html(largest_differences(*arrays, **shown), two=len(arrays) == 2)
 
     def _filtered(self, scores: xr.DataArray) -> xr.DataArray:
         """Scores at the level shown, NaN on the edges that the layers and kinds chosen leave out."""
@@ -239,30 +234,34 @@ class View:
 
 
 def largest_differences(
-    base: xr.DataArray, tuned: xr.DataArray | None = None, sample: str | None = None, n: int = 10
+    base: xr.DataArray,
+    tuned: xr.DataArray | None = None,
+    sample: str | None = None,
+    names: Sequence[str] = ("base", "tuned"),
+    n: int = 10,
 ) -> pd.DataFrame:
     """The `n` edges that differ most between tuned and base, or the strongest of one model.
 
     Returns:
-        Columns ``edge``, ``base`` and, with two models, ``tuned`` and ``difference``, in nats, largest
-        |difference| first; of one problem, or of the mean over problems.
+        A column ``edge``, one for each model under its name and, with two, ``difference`` (second − first),
+        in nats, largest |difference| first; of one problem, or of the mean over problems.
 
     Raises:
         InputError: an unknown problem, or two models that cannot be paired.
     """
-    matrices, sources, destinations = figures.panels_of(base, tuned, sample, ("base", "tuned"))
+    matrices, sources, destinations = figures.panels_of(base, tuned, sample, names)
     values = list(matrices.values())
     rows, columns = np.nonzero(np.isfinite(values[-1]))
     order = np.argsort(-np.abs(values[-1][rows, columns]), kind="stable")[:n]
     rows, columns = rows[order], columns[order]
     table = {"edge": [f"{sources[i]}->{destinations[j]}" for i, j in zip(rows, columns, strict=True)]}
-    for name, matrix in zip(("base", "tuned", "difference"), values, strict=False):
+    for name, matrix in zip([*list(matrices)[:2], "difference"], values, strict=False):
         table[name] = matrix[rows, columns]
     return pd.DataFrame(table)
 
 
 def merged(scores: xr.DataArray) -> xr.DataArray:
-    """Scores at level ``block`` from those at level ``qkv``: an attention's score is the sum of its q, k and v.
+    """Scores at level ``block`` from those at level ``qkv``: an attention's is the sum of its q, k and v.
 
     Exact, as the gradient at the attention's input is the sum of the gradients through its three readers.
     """
@@ -411,8 +410,8 @@ def _table_html(table: pd.DataFrame, two: bool) -> str:
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td style='padding:0 10px;text-align:right'>{escaped(v if isinstance(v, str) else f'{v:.3g}')}</td>"
-            for v in row
+            f"<td style='padding:0 10px;text-align:right'>{escaped(cell)}</td>"
+            for cell in (v if isinstance(v, str) else f"{v:.3g}" for v in row)
         )
         + "</tr>"
         for row in table.itertuples(index=False)

@@ -1,0 +1,310 @@
+"""The explorer driven by its controls' values; what it shows is read back from its figures and tables."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from rlcircuits import metrics
+from rlcircuits.errors import InputError
+from rlcircuits.explorer import MEAN, explore, largest_differences, merged
+from rlcircuits.graph import Graph
+
+EVIL = '<script>alert("x")</script> $x^2$'
+WORDS = ["29", "+", "1", "=", "30", EVIL]
+
+
+class WordTokenizer:
+    def decode(self, ids) -> str:
+        return " ".join(WORDS[i] for i in ids)
+
+
+def graph_scores(seed: int, level: str = "block", n: int = 3, n_layers: int = 3) -> xr.DataArray:
+    graph = Graph.build(level, n_layers, 4, 2)
+    w = np.random.default_rng(seed).laplace(scale=1e-3, size=(n, *graph.mask.shape))
+    coords = {
+        "sample": [f"p/{i}" for i in range(n)],
+        "source": list(graph.sources),
+        "destination": list(graph.destinations),
+    }
+    return xr.DataArray(
+        np.where(graph.mask, w, np.nan), dims=metrics.DIMS, coords=coords, attrs={"level": level}
+    )
+
+
+def answers(ids) -> dict:
+    return {
+        f"p/{i}": SimpleNamespace(problem=f"p/{i}", text=f"29 + 1 {EVIL}", answer=tuple(ids), correct=i != 1)
+        for i in range(4)
+    }
+
+
+def pair_study(seed: int = 0, level: str = "block", **replaced) -> SimpleNamespace:
+    """A pair with scores of problems 0, 1, 2 and answers to 3 as well."""
+    parts = {
+        "pair": SimpleNamespace(name="family/ppo", base="b", tuned="t", method="PPO"),
+        "problems": {
+            f"p/{i}": SimpleNamespace(id=f"p/{i}", question=f"how many {i}? {EVIL}", reference=EVIL)
+            for i in range(4)
+        },
+        "base_answers": answers([0, 1, 2, 3, 4]),
+        "tuned_answers": answers([0, 1, 5]),
+        "selection": SimpleNamespace(t_cut=2, problems=("p/0", "p/1", "p/2")),
+        "base_scores": graph_scores(seed, level),
+        "tuned_scores": graph_scores(seed + 100, level),
+        "tokenizer": WordTokenizer(),
+    }
+    return SimpleNamespace(**{k: v for k, v in (parts | replaced).items() if v is not None})
+
+
+def study(**pairs) -> SimpleNamespace:
+    return SimpleNamespace(pairs=pairs or {"ppo": pair_study(), "dpo": pair_study(7)})
+
+
+def panels(explorer) -> list[np.ndarray]:
+    return [np.array(t.z, float) for t in explorer.heatmap.figure.data]
+
+
+def drawn_edges(explorer, panel: int) -> dict[str, list[float]]:
+    """Edge to its scores in all panels, as hovering over one panel of the graph shows them."""
+    axis = "x" if panel == 0 else f"x{panel + 1}"
+    dots = [t for t in explorer.graph.figure.data if t.mode == "markers" and t.text and t.xaxis == axis]
+    return {text: list(c) for t in dots for text, c in zip(t.text, t.customdata, strict=True)}
+
+
+def test_it_opens_on_the_mean_of_the_first_pair():
+    one = study()
+    explorer = explore(one).explorer
+    assert explorer.pair.value == "ppo" and explorer.problem.value == MEAN and explorer.message.value == ""
+    base, tuned = one.pairs["ppo"].base_scores.mean("sample"), one.pairs["ppo"].tuned_scores.mean("sample")
+    for found, expected in zip(panels(explorer), (base, tuned, tuned - base), strict=True):
+        np.testing.assert_allclose(found, expected)
+
+
+def test_choosing_a_pair_and_a_problem_shows_their_scores_and_answers():
+    one = study()
+    explorer = explore(one).explorer
+    explorer.pair.value = "dpo"
+    explorer.problem.value = "p/2"
+    expected = one.pairs["dpo"].base_scores.sel(sample="p/2")
+    np.testing.assert_array_equal(panels(explorer)[0], expected)
+    assert (
+        "how many 2?" in explorer.answers.value
+        and "correct, 5 tokens, first 2 scored" in explorer.answers.value
+    )
+    explorer.problem.value = "p/1"
+    assert "(wrong, 3 tokens" in explorer.answers.value
+    explorer.pair.value = "ppo"  # the problem stays
+    assert explorer.problem.value == "p/1"
+    np.testing.assert_array_equal(panels(explorer)[0], one.pairs["ppo"].base_scores.sel(sample="p/1"))
+
+
+def test_k_is_the_number_of_edges_drawn_and_they_are_the_strongest():
+    explorer = explore(study()).explorer
+    explorer.problem.value = "p/0"
+    explorer.k.value = 5
+    matrix = panels(explorer)[2]
+    expected = np.sort(np.abs(matrix[np.isfinite(matrix)]))[-5:]
+    found = drawn_edges(explorer, 2)
+    np.testing.assert_allclose(np.sort([abs(v[2]) for v in found.values()]), expected)
+    for base, tuned, difference in found.values():
+        assert difference == pytest.approx(tuned - base)
+
+
+def test_filters_by_layer_and_kind():
+    explorer = explore(study()).explorer
+    explorer.k.value = 200
+    explorer.destinations.value = "logits"
+    assert all(edge.endswith("→ logits") for edge in drawn_edges(explorer, 0))
+    assert len(drawn_edges(explorer, 0)) == 7  # input and two of each of three layers
+    explorer.sources.value = "MLP"
+    assert sorted(drawn_edges(explorer, 0)) == ["m0 → logits", "m1 → logits", "m2 → logits"]
+    explorer.layers.value = (1, 2)
+    assert sorted(drawn_edges(explorer, 0)) == ["m1 → logits", "m2 → logits"]
+    assert "m1-&gt;logits" in explorer.largest.value and "m0-&gt;logits" not in explorer.largest.value
+    explorer.sources.value, explorer.destinations.value = "input", "MLP"
+    assert sorted(drawn_edges(explorer, 0)) == ["input → m1", "input → m2"]
+    explorer.sources.value, explorer.destinations.value, explorer.layers.value = "MLP", "attention", (2, 2)
+    assert drawn_edges(explorer, 0) == {} and "No edge is left" in explorer.largest.value
+    assert explorer.message.value == ""
+    explorer.sources.value = explorer.destinations.value = "all"
+    explorer.layers.value = (0, 2)
+    assert len(drawn_edges(explorer, 0)) == 28
+
+
+def test_largest_differences_are_sorted_and_complete():
+    pair = pair_study()
+    table = largest_differences(pair.base_scores, pair.tuned_scores, "p/1", n=4)
+    difference = (pair.tuned_scores - pair.base_scores).sel(sample="p/1")
+    expected = np.sort(np.abs(difference.values[np.isfinite(difference.values)]))[::-1][:4]
+    np.testing.assert_allclose(table["difference"].abs(), expected)
+    for row in table.itertuples():
+        source, destination = row.edge.split("->")
+        at = {"sample": "p/1", "source": source, "destination": destination}
+        assert row.base == pair.base_scores.sel(at).item() and row.tuned == pair.tuned_scores.sel(at).item()
+
+
+def test_qkv_scores_can_be_shown_at_block_level():
+    pair = pair_study(level="qkv")
+    explorer = explore(study(ppo=pair)).explorer
+    assert explorer.level.options == ("qkv", "block") and panels(explorer)[0].shape == (7, 13)
+    explorer.level.value = "block"
+    assert panels(explorer)[0].shape == (7, 7)
+    a1 = (
+        pair.base_scores.sel(destination=["a1<q>", "a1<k>", "a1<v>"])
+        .sum("destination", skipna=False)
+        .mean("sample")
+    )
+    np.testing.assert_allclose(panels(explorer)[0][:, 2], a1)
+
+
+def test_merged_scores_are_those_attributed_at_block_level():
+    from rlcircuits.attribution import attribute
+    from rlcircuits.traces import Trace
+    from tests.models import tiny
+
+    model = tiny("qwen2")
+    traces = [Trace("a", (3, 4, 5), (6, 7)), Trace("b", (8, 9), (10, 11, 12))]
+    fine, block = (attribute(model, traces, level=level) for level in ("qkv", "block"))
+    found = merged(fine)
+    assert (
+        found.destination.values.tolist() == block.destination.values.tolist()
+        and found.attrs["level"] == "block"
+    )
+    np.testing.assert_allclose(found, block, rtol=1e-4, atol=1e-6)
+
+
+def test_per_token_losses_are_shown_where_the_study_has_them():
+    plain = explore(study(ppo=pair_study())).explorer
+    plain.problem.value = "p/0"
+    assert "loss" not in plain.answers.value
+    pair = pair_study(base_losses={"p/0": [0.25, 1.5]})  # of the scored tokens only
+    explorer = explore(study(ppo=pair)).explorer
+    explorer.problem.value = "p/0"
+    assert "loss 0.25 nats" in explorer.answers.value and explorer.answers.value.count("loss ") == 2
+
+
+# --- text stays text ---
+
+
+def test_model_text_is_escaped_everywhere():
+    names = {"source": [EVIL, *pair_study().base_scores.source.values[1:]]}
+    pair = pair_study()
+    pair.base_scores, pair.tuned_scores = (
+        s.assign_coords(names) for s in (pair.base_scores, pair.tuned_scores)
+    )
+    explorer = explore(study(ppo=pair)).explorer
+    explorer.problem.value = "p/0"
+    for shown in (explorer.answers.value, explorer.largest.value, explorer.message.value):
+        assert "<script" not in shown
+    assert (
+        explorer.answers.value.count("&lt;script&gt;") == 3
+    )  # question, reference, a token of the tuned answer
+    assert "mathjax_ignore" in explorer.answers.value
+    assert "<script" not in str(explorer.graph.figure.data) + str(explorer.heatmap.figure.data)
+
+
+# --- missing parts ---
+
+
+@pytest.mark.parametrize("nothing", [None, SimpleNamespace(), SimpleNamespace(pairs={}), 3])
+def test_no_pair_is_said(nothing):
+    box = explore(nothing)
+    assert "the study holds no pair; make one with rc.study" in box.explorer.message.value
+    assert len(box.children) == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("base_scores", "no edge scores of the base; make them with rc.study"),
+        ("tuned_scores", "no edge scores of the tuned model; make them"),
+        ("base_answers", "no answers of the base; make them"),
+        ("tuned_answers", "no answers of the tuned model; make them"),
+        ("problems", "no problems, so no questions; make the study"),
+        ("tokenizer", "no tokenizer, so answers are shown whole"),
+        ("selection", None),
+    ],
+)
+def test_a_missing_part_is_said_and_the_rest_shown(missing, said):
+    explorer = explore(study(ppo=pair_study(**{missing: None}))).explorer
+    explorer.problem.value = "p/1"
+    assert (said or "") in explorer.message.value and bool(explorer.message.value) == (said is not None)
+    left = "tuned" if missing.startswith("base") else "base"
+    if missing.endswith("scores"):
+        assert len(panels(explorer)) == 1 and explorer.heatmap.figure.layout.annotations[0].text == left
+        assert f">{left}</th>" in explorer.largest.value and "difference" not in explorer.largest.value
+    else:
+        assert len(panels(explorer)) == 3
+    assert "29" in explorer.answers.value
+
+
+def test_no_scores_at_all():
+    explorer = explore(study(ppo=pair_study(base_scores=None, tuned_scores=None))).explorer
+    explorer.problem.value = "p/1"
+    assert explorer.graph.figure is None and explorer.heatmap.figure is None
+    assert "no edge scores of the base" in explorer.message.value and "29" in explorer.answers.value
+
+
+def test_a_problem_that_was_not_selected_has_answers_but_no_scores():
+    explorer = explore(study()).explorer
+    explorer.problem.value = "p/3"
+    assert "problem p/3 was not selected" in explorer.message.value
+    assert explorer.graph.figure is None and "how many 3?" in explorer.answers.value
+    explorer.problem.value = "p/0"
+    assert explorer.message.value == "" and len(panels(explorer)) == 3
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_said():
+    class Unloadable(SimpleNamespace):
+        @property
+        def tokenizer(self):
+            raise InputError("runs/gone holds no checkpoint")
+
+    pair = Unloadable(**{k: v for k, v in vars(pair_study()).items() if k != "tokenizer"})
+    explorer = explore(study(ppo=pair)).explorer
+    explorer.problem.value = "p/0"
+    assert "runs/gone holds no checkpoint" in explorer.message.value and "29 + 1" in explorer.answers.value
+
+
+def test_scores_that_do_not_fit_together_are_said():
+    pair = pair_study(tuned_scores=graph_scores(1, n_layers=2))
+    explorer = explore(study(ppo=pair, dpo=pair_study())).explorer
+    assert "same graph" in explorer.message.value and explorer.graph.figure is None
+    explorer.pair.value = "dpo"
+    assert explorer.message.value == "" and len(panels(explorer)) == 3
+
+
+def test_one_pair_is_a_study_too():
+    explorer = explore(pair_study()).explorer
+    assert explorer.pair.options == ("family/ppo",) and len(panels(explorer)) == 3
+
+
+def test_without_anywidget_an_output_shows_the_figures(monkeypatch):
+    import plotly.graph_objects as go
+
+    def missing(*args, **kwargs):
+        raise ImportError("Please install anywidget to use the FigureWidget class")
+
+    monkeypatch.setattr(go, "FigureWidget", missing)
+    explorer = explore(study()).explorer
+    explorer.problem.value = "p/1"
+    bundle = explorer.heatmap.widget.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    assert bundle["layout"]["title"]["text"] == explorer.heatmap.figure.layout.title.text
+    assert len(panels(explorer)) == 3
+
+
+def test_a_choice_is_answered_at_once():
+    pair = SimpleNamespace(
+        **vars(pair_study())
+        | {s: graph_scores(i, n=100, n_layers=4) for i, s in enumerate(("base_scores", "tuned_scores"))}
+    )
+    explorer = explore(study(ppo=pair)).explorer
+    explorer.problem.value = "p/5"
+    start = time.process_time()
+    explorer.problem.value = "p/6"
+    assert time.process_time() - start < 1.5  # about 0.2 s on an idle core
