@@ -97,7 +97,8 @@ class Store:
         Raises:
             InputError: `kind` is no plain name, or `inputs` cannot be hashed stably (see `key_of`).
         """
-        return self.root / kind / key_of(kind, inputs)
+        key = key_of(kind, inputs)
+        return self.root / kind / key
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
         """Whether a complete artefact of these inputs is there, its checksums verified."""
@@ -498,6 +499,11 @@ def _is_store(path: Path, root: Path) -> bool:
 
 
 def _store_error(path: Path, reason: str) -> StoreError:
+    full = re.search(r"No space left on device|Disk quota exceeded|File too large", reason)
+    reason = full[0] if full else reason
+    inside = [i for i, part in enumerate(path.parts) if part.startswith(".building-")]
+    if inside:
+        path = Path(*path.parts[: inside[0]], path.parts[inside[0]].split("-")[1])
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
     try:
         free = f"{shutil.disk_usage(there).free / 2**20:,.0f} MiB free"
