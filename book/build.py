@@ -4,8 +4,8 @@
 2. Each is executed with its default parameters, two at a time, in the folder `notebooks/`, into `_build/notebooks/`. A
    result is kept with a key, the hash of what it was made from: the notebook's cells, the package's source and the lock.
    As long as the key holds, the notebook is not run again; so a build that was interrupted goes on where it stopped.
-3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, one page per module made
-   from the docstrings, and in `_static/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
+3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the reference made
+   from the docstrings, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
    installed package, so that no page asks the network for anything.
 4. Jupyter Book turns it into `_build/html/`; any warning is an error.
 """
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
+import reference  # beside this file
 import yaml
 
 from rlcircuits import notebook
@@ -160,23 +162,29 @@ def build(paths: Sequence[Path], out: Path) -> int:
     started = time.monotonic()
     source = out / "source"
     assemble(paths, out / "notebooks", source)
+    built = out / "frame"
+    if not built.is_file() or built.read_text() != frame(source):
+        built.unlink(missing_ok=True)
+        for folder in ("html", ".doctrees"):
+            shutil.rmtree(out / folder, ignore_errors=True)
     print("==> pages (about 30 s)", flush=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(source), "--path-output", str(out.parent), "-W", "--keep-going", "-q"]
     if out.name != "_build":
         raise InputError(f"--out {out}: Jupyter Book always builds into a folder named _build")
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=_environment())
+    result = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=_environment())
     if result.returncode or not (out / "html" / "index.html").is_file():
         lines = (result.stdout + result.stderr).splitlines()
         told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-5:]
         print("error: the pages have faults:\n" + "\n".join(f"    {line}" for line in told), file=sys.stderr)
         return 1
+    _write(built, frame(source))
     print(f"    {time.monotonic() - started:.0f} s: {out / 'html' / 'index.html'}", flush=True)
     return 0
 
 
 def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
-    """Put the book's source together; files that did not change keep their time, so that pages are not built again."""
+    """Put the book's source together; a file that did not change keeps its time, so that its page is not built again."""
     wanted: set[Path] = set()
 
     def put(target: Path, content: bytes) -> None:
@@ -196,10 +204,23 @@ def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
     for path in paths:
         put(source / "notebooks" / path.name, for_pages(executed / path.name).encode())
     for name, file in assets():
-        put(source / "_static" / name, file.read_bytes())
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        if path not in wanted:
+        put(source / "_extra" / "vendor" / name, file.read_bytes())
+    put(source / "reference.md", reference.page().encode())
+    put(source / "offline.py", (BOOK / "offline.py").read_bytes())
+    for path in source.rglob("*"):
+        if path.is_file() and path not in wanted:
             path.unlink()
+
+
+def frame(source: Path) -> str:
+    """The hash of all but the pages' text: when it changes (a script, the configuration, which pages there are), Sphinx
+    would not notice everywhere, and all pages are built anew."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(source)).encode())
+        if path.suffix not in (".md", ".ipynb"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def for_pages(path: Path) -> str:
@@ -214,7 +235,7 @@ def for_pages(path: Path) -> str:
 
 
 def assets() -> Iterator[tuple[str, Path]]:
-    """What the pages load, each out of an installed package: (name in _static, file)."""
+    """What the pages load, each out of an installed package: (name in vendor, file)."""
     yield "plotly.min.js", packaged("plotly", "plotly/package_data/plotly.min.js")
     yield "widgets-classes.js", packaged("widgetsnbextension", "widgetsnbextension/static/extension.js")
     mathjax = "sphinx-mathjax-offline/static/mathjax"

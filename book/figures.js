@@ -24,7 +24,7 @@
     if (!root.querySelector(".rlc-plot")) { return; }
     loading = loading || new Promise(function (resolve, reject) {
       var script = document.createElement("script");
-      script.src = (document.documentElement.dataset.content_root || "./") + "_static/plotly.min.js";
+      script.src = (document.documentElement.dataset.content_root || "./") + "vendor/plotly.min.js";
       script.onload = resolve;
       script.onerror = reject;
       document.head.appendChild(script);

@@ -15,19 +15,35 @@
     return new Promise(function (resolve, reject) {
       var before = { define: window.define, requirejs: window.requirejs, Jupyter: window.Jupyter };
       var made;
+      function nothing() {}
+      var page = { version: "6.5.0" };
+      var notebook = { notebook: { container: { on: nothing } } };
+      var area = { OutputArea: { prototype: { register_mime_type: nothing } } };
       window.define = function (_names, factory) { made = factory({ id: "widgets", uri: here }); };
-      window.requirejs = function () {};
-      window.requirejs.config = function () {};
-      window.Jupyter = { version: "6.5.0" };
+      window.requirejs = function (names, ready) {
+        if (names[0] === "base/js/namespace") { ready(notebook, { on: nothing }, area); }
+      };
+      window.requirejs.config = nothing;
+      window.Jupyter = page;
       var script = document.createElement("script");
-      script.src = here.replace(/widgets\.js.*$/, "widgets-classes.js");
+      script.src = here.replace(/_static\/widgets\.js.*$/, "vendor/widgets-classes.js");
       script.onload = function () {
+        if (made) { made.load_ipython_extension(); } // what it does in a notebook, and brings the styles
         Object.assign(window, before);
         if (made) { resolve(made); } else { reject(new Error("no widget classes in " + script.src)); }
       };
       script.onerror = function () { reject(new Error("cannot load " + script.src)); };
       document.head.appendChild(script);
     });
+  }
+
+  /* Formulas in labels: the classes call MathJax 2, the book has MathJax 3. */
+  function typeset() {
+    if (window.MathJax && !window.MathJax.Hub) {
+      window.MathJax.Hub = {
+        Queue: function (task) { if (window.MathJax.typesetPromise) { window.MathJax.typesetPromise([task[2]]); } }
+      };
+    }
   }
 
   /* An Output widget, outside of the notebook: its saved outputs, the richest form of each that a page can show. */
@@ -110,6 +126,7 @@
     var state = document.querySelector(STATE);
     if (!state || !document.querySelector(VIEW)) { return; }
     var saved = JSON.parse(state.textContent).state;
+    typeset();
     classes().then(function (made) {
       var known = Object.assign({}, made, outputClasses(made));
       var manager = new Manager(saved, known);
@@ -121,7 +138,7 @@
         var id = JSON.parse(script.textContent).model_id;
         if (!(id in saved)) { return; }
         var place = document.createElement("div");
-        place.className = "rlc-widget jupyter-widgets-disconnected-note";
+        place.className = "rlc-widget";
         script.parentNode.insertBefore(place, script);
         manager.get_model(id).then(function (model) {
           return manager.create_view(model);

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Number:
         """Whether `value` is of the kind and within the bounds (NaN never is)."""
         return (
             _is(value, self.kind)
-            and value == value
+            and not math.isnan(value)
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
@@ -72,16 +73,13 @@ def number(
     return Number(kind, above, least, below, most)
 
 
-def validate(values: MutableMapping[str, Any], /, **expected: Any) -> dict[str, Any]:
+def validate(values: Mapping[str, Any], /, **expected: Any) -> None:
     """Check a notebook's parameters; its second code cell is ``validate(globals(), alpha=number(float, above=0), ...)``.
 
     Args:
         values: the notebook's ``globals()``.
         expected: for each parameter what it may be: a type (``int``, ``str``, ``list[str]``, ``str | None``), a
             `number` with bounds, or the allowed values as a list, tuple or set.
-
-    Returns:
-        The checked parameters by name.
 
     Raises:
         InputError: a parameter is missing, of another type or outside what is allowed, or an injected name is unknown.
@@ -91,7 +89,8 @@ def validate(values: MutableMapping[str, Any], /, **expected: Any) -> dict[str, 
     for name in _assigned("\n".join(injected[-1:])):
         if name not in expected:
             raise InputError(_unknown(name, expected))
-    return {name: _checked(name, values, allowed) for name, allowed in expected.items()}
+    for name, allowed in expected.items():
+        _check(name, values, allowed)
 
 
 def run(
@@ -132,8 +131,14 @@ def run(
             kernel_name="python3",
         )
     except PapermillExecutionError as error:
-        cell = error.cell_index + (1 if not given else 0)
-        raise InputError(f"{path.name}, cell {cell}: {error.ename}: {error.evalue}") from None
+        raise InputError(f"{path.name}, {_place(path, error.source)}: {error.ename}: {error.evalue}") from None
+
+
+def _place(path: Path, source: str) -> str:
+    """Which cell of the notebook holds `source`: its number, counted from 1, and its first line of code."""
+    numbers = [number for number, cell in enumerate(read(path).cells, 1) if cell.source == source]
+    lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return f"cell {numbers[0] if numbers else '?'} (`{lines[0] if lines else ''}`)"
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
@@ -179,7 +184,7 @@ def read(path: str | Path) -> NotebookNode:
         raise InputError(f"no notebook at {path}")
     try:
         return nbformat.read(path, as_version=4)
-    except Exception as error:  # nbformat raises whatever its parsers do
+    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
 
 
@@ -196,7 +201,7 @@ def glue(name: str, value: object) -> None:
     display({f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
 
-def _checked(name: str, values: Mapping[str, Any], allowed: Any) -> Any:
+def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:
     if name not in values:
         near = difflib.get_close_matches(name, [n for n in values if not n.startswith("_")], n=1)
         raise InputError(f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else ""))
@@ -213,7 +218,6 @@ def _checked(name: str, values: Mapping[str, Any], allowed: Any) -> Any:
         ok, words = _is(value, allowed), _words(allowed)
     if not ok:
         raise InputError(f"parameter {name} is {value!r} ({type(value).__name__}); expected {words}")
-    return value
 
 
 def _is(value: object, kind: Any) -> bool:

@@ -1,0 +1,193 @@
+"""The reference page, made from the signatures and docstrings of every public name.
+
+1. Names are grouped by the module they live in, in the order of `rlcircuits`' own table; a module is introduced by its
+   docstring, which is the algorithm.
+2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists.
+
+Docstrings are Markdown here, not reStructuredText: any text is valid Markdown, so no docstring can break the book.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from types import ModuleType
+from typing import Any
+
+import rlcircuits
+
+HEAD = """# Reference
+
+Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
+is first used. `display` and `notebook`, at the end, are for notebooks.
+"""
+_SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")
+_ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
+_EXTRA = {"display": ("show", "figure_html"), "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue")}
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([HEAD, *(module_section(name, names) for name, names in {**homes(), **_EXTRA}.items())])
+
+
+def homes() -> dict[str, tuple[str, ...]]:
+    """Public names by the module they live in."""
+    found: dict[str, tuple[str, ...]] = {}
+    for module, names in rlcircuits._HOME.items():
+        try:  # TEMPORARY
+            importlib.import_module(f"rlcircuits.{module}")
+        except ModuleNotFoundError:
+            continue
+        found[module] = tuple(sorted(names))
+    return found
+
+
+def module_section(name: str, names: tuple[str, ...]) -> str:
+    """One module: its docstring, then its public names."""
+    module = importlib.import_module(f"rlcircuits.{name}")
+    parts = [f"## {name}\n", prose(inspect.getdoc(module) or ""), ""]
+    parts += [entry(module, public) for public in names]
+    return "\n".join(parts)
+
+
+def entry(module: ModuleType, name: str) -> str:
+    """One public name: heading, signature, docstring; for a class its public methods, too."""
+    value = getattr(module, name)
+    parts = [f"### `{name}`\n"]
+    if not callable(value):
+        parts.append(prose(_comment_above(module, name)))
+        parts.append(_values(value))
+        return "\n".join(parts)
+    parts += [_signature(name, value), prose(inspect.getdoc(value) or "")]
+    if inspect.isclass(value):
+        for method, function in vars(value).items():
+            inner = function.fget if isinstance(function, property) else getattr(function, "__func__", function)
+            if method.startswith("_") or not inspect.isfunction(inner) or not inner.__doc__:
+                continue
+            parts.append(f"\n`{name}.{method}`\n")
+            parts.append(_signature(method, inner) if not isinstance(function, property) else "")
+            parts.append(prose(inspect.getdoc(inner)))
+    return "\n".join(parts) + "\n"
+
+
+def prose(docstring: str) -> str:
+    """A docstring as Markdown: sections as lists, indented blocks and examples as code."""
+    out: list[str] = []
+    lines = re.sub(r"\{([\w:]+)\}(?=`)", r"\\{\1\\}", docstring).splitlines()  # what would be a role of MyST
+    index = 0
+    while index < len(lines):
+        line = lines[index]
+        section = _SECTION.fullmatch(line)
+        if section:
+            body, index = _indented(lines, index + 1)
+            out += ["", f"**{section[1]}**", "", *(_section(section[1], [section[2], *body] if section[2] else body)), ""]
+        elif line.startswith(">>>"):
+            block = []
+            while index < len(lines) and lines[index].strip():
+                block.append(lines[index])
+                index += 1
+            out += ["", "```python", *block, "```", ""]
+        elif line.startswith("    ") and (not out or not out[-1].strip()):
+            block, index = _indented(lines, index)
+            out += ["```text", *block, "```", ""]
+        else:
+            out.append(line)
+            index += 1
+    return "\n".join(out)
+
+
+def _indented(lines: list[str], index: int) -> tuple[list[str], int]:
+    """The indented lines from `index` on, dedented, and the index after them."""
+    block = []
+    while index < len(lines) and (not lines[index].strip() or lines[index].startswith("    ")):
+        block.append(lines[index])
+        index += 1
+    return textwrap.dedent("\n".join(block)).strip("\n").splitlines(), index
+
+
+def _section(title: str, body: list[str]) -> list[str]:
+    """The lines of a section; those of the form "name: text" as a list."""
+    if title in ("Returns", "Yields", "Note", "Source"):
+        return body
+    if title in ("Example", "Examples"):
+        return ["```python", *body, "```"]
+    items: list[str] = []
+    for line in body:
+        match = _ENTRY.fullmatch(line)
+        if match and not line.startswith(" "):
+            kind = match[2] or ""
+            items.append(f"- `{match[1].strip('`* ')}`{kind}: {match[3]}")
+        elif items:
+            items[-1] += " " + line.strip()
+        elif line.strip():
+            items.append(f"- {line.strip()}")
+    return items
+
+
+class _Plain:
+    """Something that is shown as it is written."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _signature(name: str, value: Any) -> str:
+    """The call as code: annotations without quotes, classes and functions as defaults by their names."""
+    try:
+        found = inspect.signature(value)
+    except (TypeError, ValueError):
+        return ""
+    parameters = []
+    for parameter in found.parameters.values():
+        if isinstance(parameter.annotation, str):
+            parameter = parameter.replace(annotation=_Plain(parameter.annotation))
+        if hasattr(parameter.default, "__name__") and parameter.default is not inspect.Parameter.empty:
+            parameter = parameter.replace(default=_Plain(parameter.default.__name__))
+        parameters.append(parameter)
+    result = found.return_annotation
+    result = _Plain(result) if isinstance(result, str) else result
+    text = name + str(found.replace(parameters=parameters, return_annotation=result))
+    if len(text) > 88:
+        arguments, _, rest = text[len(name) + 1 :].rpartition(")")
+        text = f"{name}(\n    " + ",\n    ".join(_split(arguments)) + f",\n){rest}"
+    return f"```python\n{text}\n```\n"
+
+
+def _split(arguments: str) -> list[str]:
+    """Arguments at the commas that are in no bracket and no text."""
+    parts, depth, quote = [""], 0, ""
+    for character in arguments:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        depth += (character in "([{") - (character in ")]}") if not quote else 0
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _comment_above(module: ModuleType, name: str) -> str:
+    """The comment lines right above a constant's definition."""
+    lines = inspect.getsource(module).splitlines()
+    at = next((i for i, line in enumerate(lines) if re.match(rf"{name}\b.*=", line)), 0)
+    found: list[str] = []
+    while at and lines[at - 1].startswith("#"):
+        at -= 1
+        found.insert(0, lines[at].lstrip("# "))
+    return "\n".join(found)
+
+
+def _values(value: Any) -> str:
+    """A constant as text; a mapping of documented entries as a list."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return "\n".join(f"- `{key}`: {getattr(item, 'doc', None) or getattr(item, 'label', '')}" for key, item in value.items())
+    return f"```python\n{value!r}\n```"
