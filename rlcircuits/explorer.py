@@ -64,7 +64,7 @@ class Explorer:
         kinds.
         message: what is missing. answers: both answers. largest: table of the largest differences, all
         ``HTML``.
-        graph, heatmap: `View`\\ s; ``.figure`` is what they show.
+        graph, heatmap: each a `View`; its ``figure`` is what it shows.
     """
 
     def __init__(self, study: Any) -> None:

@@ -101,11 +101,12 @@ def adjacency(
     figure = make_subplots(
         rows=1, cols=len(panels), subplot_titles=[as_text(name) for name in panels], horizontal_spacing=0.1
     )
-    both = np.stack(list(panels.values()), axis=-1)
+    both = np.stack(list(panels.values()), axis=-1) if len(sources) * len(destinations) <= 10_000 else None
     rows = "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}}" for i, n in enumerate(panels))
+    rows = rows if both is not None else "<br>%{z:.3g}"  # a large graph: not every panel's scores in each
     for column, (name, matrix) in enumerate(panels.items(), start=1):
         trace = go.Heatmap(
-            z=matrix,
+            z=matrix if both is not None else matrix.astype(np.float32),
             x=[as_text(d) for d in destinations],
             y=[as_text(s) for s in sources],
             customdata=both,

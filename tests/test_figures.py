@@ -140,6 +140,16 @@ def test_adjacency_shows_base_tuned_and_their_difference():
     np.testing.assert_array_equal(np.array(one.data[0].z, float), base.sel(sample="p/2"))
 
 
+def test_hovering_shows_every_panel_unless_the_graph_is_large():
+    base, tuned = graph_scores(0), graph_scores(1)
+    trace = figures.adjacency(base, tuned).data[0]
+    expected = [base.mean("sample")[0, 1], tuned.mean("sample")[0, 1]]
+    np.testing.assert_allclose(np.array(trace.customdata, float)[0, 1, :2], expected)
+    large = figures.adjacency(graph_scores(0, "head", n_layers=24), graph_scores(1, "head", n_layers=24))
+    assert large.data[0].customdata is None and "%{z" in large.data[0].hovertemplate
+    assert len(large.to_json()) < 1_000_000
+
+
 def test_colours_are_centred_on_zero_and_not_ruled_by_one_edge():
     base = graph_scores(0, level="head")
     before = figures.adjacency(base).layout.coloraxis
@@ -175,7 +185,7 @@ def test_residual_graph_draws_the_k_strongest_edges_in_one_line_trace_per_sign(l
 
 def test_residual_graph_lines_start_and_end_at_their_nodes():
     w = graph_scores(0) * np.nan
-    w.loc[dict(source="a0", destination="logits")] = 2.0
+    w.loc[{"source": "a0", "destination": "logits"}] = 2.0
     figure = figures.residual_graph(w)
     line, nodes = figure.data[0], figure.data[-1]
     place = {n: (x, y) for n, x, y in zip(nodes.text, nodes.x, nodes.y, strict=True)}

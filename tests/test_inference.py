@@ -192,8 +192,8 @@ def test_p_is_uniform_when_base_and_tuned_are_alike():
         table = compare(
             random_scores((1, seed), n=15), random_scores((2, seed), n=15), list(p), n_resamples=199
         )
-        for name in p:
-            p[name].append(table.loc[name, "p"])
+        for name, values in p.items():
+            values.append(table.loc[name, "p"])
     for name, values in p.items():
         assert stats.kstest(values, "uniform").pvalue > 0.005, name
         assert np.mean(np.array(values) <= 0.05) <= 0.05 + 0.045, name  # three standard errors above

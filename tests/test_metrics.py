@@ -89,6 +89,12 @@ def test_complexity_of_one_value_per_bin_is_ln_bins():
     )
 
 
+def test_the_last_bin_holds_the_largest_too():
+    assert metrics.information_complexity(scores_of([[0.99, 1.0, 0.92]]), bins=10) == pytest.approx(
+        0, abs=1e-11
+    )
+
+
 def test_complexity_follows_numpy_histogram_and_scipy_entropy():
     w = random_scores(0, n=20)
     counts, _ = np.histogram(np.abs(w.values), bins=37, range=(0, np.abs(w.values).max()))
