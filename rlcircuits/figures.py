@@ -814,6 +814,44 @@ def training_curves(
     )
 
 
+def weight_change(changes: pd.DataFrame, title: str | None = None) -> go.Figure:
+    """Heatmaps of ‖ΔW‖ / ‖W‖, modules by layers, one per tuned model on one colour scale.
+
+    Args:
+        changes: the table of `rlcircuits.weight_change`.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: a table without its columns, or without rows.
+    """
+    missing = {"model", "layer", "module", "relative"} - set(changes.columns)
+    if missing or changes.empty:
+        raise InputError(f"changes lack {', '.join(sorted(missing)) or 'rows'}: expected the table of rlcircuits.weight_change")
+    inside = changes[changes["layer"] >= 0]
+    models, modules = list(dict.fromkeys(inside["model"])), list(dict.fromkeys(inside["module"]))[::-1]
+    figure = make_subplots(rows=1, cols=len(models), subplot_titles=[as_text(m) for m in models], horizontal_spacing=0.03)
+    for column, model in enumerate(models, start=1):
+        table = inside[inside["model"] == model].pivot(index="module", columns="layer", values="relative").reindex(modules)
+        trace = go.Heatmap(
+            z=table.values,
+            x=[str(layer) for layer in table.columns],
+            y=[as_text(m) for m in modules],
+            name=as_text(model),
+            coloraxis="coloraxis",
+            hovertemplate="layer %{x}, %{y}: %{z:.3g}<extra></extra>",
+        )
+        figure.add_trace(trace, row=1, col=column)
+    figure.update_xaxes(type="category", title_text="layer", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False, showticklabels=False)
+    figure.update_yaxes(showticklabels=True, row=1, col=1)
+    bar = {"title": {"text": "‖ΔW‖ / ‖W‖", "side": "top"}, "thickness": 10, "len": 0.85}
+    figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": 0.0, "colorbar": bar})
+    means = inside.groupby("model", sort=False)["relative"].mean()
+    alt = "Mean over modules: " + "; ".join(f"{m} {v:.3g}" for m, v in means.items()) + "."
+    return _dress(figure, title or "How far did each weight move?", "Relative change of each module's weights", alt)
+
+
+
 def ablation_scatter(
     scores: xr.DataArray, exact: xr.DataArray, max_points: int = 4000, title: str | None = None
 ) -> go.Figure:

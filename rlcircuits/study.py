@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlcircuits.answers import Answer, Selection, generate, load_answers, save_answers, select
 from rlcircuits.errors import InputError, choose
@@ -49,6 +49,7 @@ class PairStudy:
         base_answers, tuned_answers: each model's answer by problem id.
         selection: which problems were kept, T̄, T_cut and what each rule dropped.
         base_scores, tuned_scores: edge scores ``(sample, source, destination)`` on each model's own answers, aligned.
+        base_losses, tuned_losses: by problem id the loss of every answer token (the whole answer), in nats.
         comparison: one row per metric with base, tuned, difference, interval and p-value, see `rlcircuits.compare`.
     """
 
@@ -59,6 +60,8 @@ class PairStudy:
     selection: Selection
     base_scores: xr.DataArray
     tuned_scores: xr.DataArray
+    base_losses: Mapping[str, Sequence[float]]
+    tuned_losses: Mapping[str, Sequence[float]]
     comparison: pd.DataFrame
 
     @cached_property
@@ -160,6 +163,9 @@ def study(
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
         ]
+        losses = [
+            run.losses(side, traces) for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
+        ]
         done[one.name] = PairStudy(
             pair=one,
             problems={problem.id: problem for problem in problems},
@@ -168,6 +174,8 @@ def study(
             selection=selection,
             base_scores=scores[0],
             tuned_scores=scores[1],
+            base_losses=losses[0],
+            tuned_losses=losses[1],
             comparison=run.comparison(*scores),
         )
     return Study(done, level, alpha, n, seed)
@@ -180,6 +188,11 @@ def source_digest(*modules: str) -> str:
     for module in modules:
         whole.update((resources.files("rlcircuits") / f"{module}.py").read_bytes())
     return whole.hexdigest()[:16]
+
+
+def _digest(traces: Iterable[Trace]) -> str:
+    content = json.dumps([[trace.problem, trace.prompt, trace.answer] for trace in traces])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class _Side:
@@ -240,11 +253,9 @@ class _Run:
     def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
         from rlcircuits.attribution import attribute
 
-        cut_traces = [trace.cut(cut) for trace in traces]
-        content = json.dumps([[t.problem, t.prompt, t.answer] for t in cut_traces])
         inputs = {
             **side.key,
-            "traces": hashlib.sha256(content.encode()).hexdigest(),
+            "traces": _digest([trace.cut(cut) for trace in traces]),
             "level": self.level,
             "cut": cut,
             "code": source_digest("attribution", "architecture", "graph"),
@@ -255,6 +266,20 @@ class _Run:
             save_scores(scores, folder / "scores.nc")
 
         return load_scores(self.store.make("scores", inputs, build, note=f"{side.name}, {self.level}") / "scores.nc")
+
+    def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
+        import pandas as pd
+
+        from rlcircuits.attribution import token_losses
+
+        inputs = {**side.key, "traces": _digest(traces), "code": source_digest("attribution")}
+
+        def build(folder: Path) -> None:
+            losses = token_losses(side.model, traces, batch_size=self.batch_size)
+            save_table(pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet")
+
+        table = load_table(self.store.make("losses", inputs, build, note=side.name) / "losses.parquet")
+        return dict(zip(table["problem"], table["losses"]))
 
     def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
         digest = [hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest() for one in (base, tuned)]

@@ -344,3 +344,15 @@ def test_dropped_by_rule_is_the_table():
 def test_bad_input(draw, said):
     with pytest.raises(InputError, match=said):
         draw(graph_scores(0))
+
+
+def test_weight_change_shows_each_module_at_its_layer():
+    rows = [("grpo", layer, module, 0.1 * layer + (module == "b")) for layer in range(3) for module in "ab"]
+    table = pd.DataFrame([*rows, ("grpo", -1, "lm_head", 9.0)], columns=["model", "layer", "module", "relative"])
+    figure = figures.weight_change(table)
+    (heat,) = figure.data
+    shown = pd.DataFrame(heat.z, index=list(heat.y), columns=list(heat.x))
+    assert shown.loc["b", "2"] == pytest.approx(1.2) and shown.loc["a", "1"] == pytest.approx(0.1)
+    assert 9.0 not in shown.values
+    with pytest.raises(InputError, match="lack relative"):
+        figures.weight_change(table.drop(columns="relative"))
