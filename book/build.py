@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is out of date, build the book; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run the notebooks and build the book.")
     parser.add_argument("--out", type=Path, default=ROOT / "_build", metavar="DIR", help="default: _build")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="notebooks run at a time (default: 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="notebooks run at a time (default: 2)"
+    )
     parser.add_argument("--run-only", action="store_true", help="run the notebooks, build no pages")
     options = parser.parse_args(arguments)
     try:
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures = execute(paths, options.out / "notebooks", options.processes)
         if failures:
             print("\n".join(f"error: {line}" for line in failures), file=sys.stderr)
-            print(f"{len(paths) - len(failures)} of {len(paths)} notebooks are done and kept.", file=sys.stderr)
+            print(
+                f"{len(paths) - len(failures)} of {len(paths)} notebooks are done and kept.", file=sys.stderr
+            )
             return 1
         if options.run_only:
             return 0
@@ -59,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
+        )
         return 130
 
 
@@ -97,7 +103,10 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
     if not due:
         return []
     expected = sum(_record(folder, path).get("seconds", SECONDS) for path in due)
-    print(f"    running {', '.join(p.stem for p in due)}: about {expected / min(processes, len(due)):.0f} s", flush=True)
+    print(
+        f"    running {', '.join(p.stem for p in due)}: about {expected / min(processes, len(due)):.0f} s",
+        flush=True,
+    )
     failures, started = [], time.monotonic()
     # One process per notebook: papermill keeps state of its own, and a fault in one must not reach another.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
@@ -172,7 +181,9 @@ def build(paths: Sequence[Path], out: Path) -> int:
     command += ["build", str(source), "--path-output", str(out.parent), "-W", "--keep-going", "-q"]
     if out.name != "_build":
         raise InputError(f"--out {out}: Jupyter Book always builds into a folder named _build")
-    result = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=_environment())
+    result = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, env=_environment()
+    )
     if result.returncode or not (out / "html" / "index.html").is_file():
         lines = (result.stdout + result.stderr).splitlines()
         told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-5:]
@@ -229,7 +240,9 @@ def for_pages(path: Path) -> str:
     for number, cell in enumerate(content.cells, 1):
         for output in cell.get("outputs", []):
             if LAB_ONLY in output.get("data", {}) and "text/html" not in output["data"]:
-                raise InputError(f"{path.name}, cell {number}: show this figure by rlcircuits.display.show; pages drop it")
+                raise InputError(
+                    f"{path.name}, cell {number}: show this figure by rlcircuits.display.show; pages drop it"
+                )
             output.get("data", {}).pop(LAB_ONLY, None)
     return json.dumps(content, ensure_ascii=False)
 
@@ -253,7 +266,9 @@ def packaged(package: str, name: str) -> Path:
     except metadata.PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
-        raise InputError(f"package {package} with {name} is not installed; install requirements.lock again (make venv)")
+        raise InputError(
+            f"package {package} with {name} is not installed; install requirements.lock again (make venv)"
+        )
     return path
 
 

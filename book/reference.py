@@ -23,9 +23,14 @@ HEAD = """# Reference
 Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
 is first used. `display` and `notebook`, at the end, are for notebooks.
 """
-_SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")
+_SECTION = re.compile(
+    r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)"
+)
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
-_EXTRA = {"display": ("show", "figure_html"), "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue")}
+_EXTRA = {
+    "display": ("show", "figure_html"),
+    "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue"),
+}
 
 
 def page() -> str:
@@ -64,7 +69,9 @@ def entry(module: ModuleType, name: str) -> str:
     parts += [_signature(name, value), prose(inspect.getdoc(value) or "")]
     if inspect.isclass(value):
         for method, function in vars(value).items():
-            inner = function.fget if isinstance(function, property) else getattr(function, "__func__", function)
+            inner = (
+                function.fget if isinstance(function, property) else getattr(function, "__func__", function)
+            )
             if method.startswith("_") or not inspect.isfunction(inner) or not inner.__doc__:
                 continue
             parts.append(f"\n`{name}.{method}`\n")
@@ -83,7 +90,13 @@ def prose(docstring: str) -> str:
         section = _SECTION.fullmatch(line)
         if section:
             body, index = _indented(lines, index + 1)
-            out += ["", f"**{section[1]}**", "", *(_section(section[1], [section[2], *body] if section[2] else body)), ""]
+            out += [
+                "",
+                f"**{section[1]}**",
+                "",
+                *(_section(section[1], [section[2], *body] if section[2] else body)),
+                "",
+            ]
         elif line.startswith(">>>"):
             block = []
             while index < len(lines) and lines[index].strip():
@@ -145,6 +158,8 @@ def _signature(name: str, value: Any) -> str:
         return ""
     parameters = []
     for parameter in found.parameters.values():
+        if parameter.name in ("self", "cls"):
+            continue
         if isinstance(parameter.annotation, str):
             parameter = parameter.replace(annotation=_Plain(parameter.annotation))
         if hasattr(parameter.default, "__name__") and parameter.default is not inspect.Parameter.empty:
@@ -189,5 +204,8 @@ def _comment_above(module: ModuleType, name: str) -> str:
 def _values(value: Any) -> str:
     """A constant as text; a mapping of documented entries as a list."""
     if isinstance(value, dict) or hasattr(value, "items"):
-        return "\n".join(f"- `{key}`: {getattr(item, 'doc', None) or getattr(item, 'label', '')}" for key, item in value.items())
+        return "\n".join(
+            f"- `{key}`: {getattr(item, 'doc', None) or getattr(item, 'label', '')}"
+            for key, item in value.items()
+        )
     return f"```python\n{value!r}\n```"

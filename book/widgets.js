@@ -21,7 +21,7 @@
       var area = { OutputArea: { prototype: { register_mime_type: nothing } } };
       window.define = function (_names, factory) { made = factory({ id: "widgets", uri: here }); };
       window.requirejs = function (names, ready) {
-        if (names[0] === "base/js/namespace") { ready(notebook, { on: nothing }, area); }
+        if (names.length === 3) { ready(notebook, { on: nothing }, area); } // only load_ipython_extension asks for three
       };
       window.requirejs.config = nothing;
       window.Jupyter = page;
@@ -62,7 +62,10 @@
         (this.model.get("outputs") || []).forEach(function (output) {
           var data = output.data || {};
           var part = document.createElement("div");
-          if (data["text/html"]) {
+          var plot = data["application/vnd.plotly.v1+json"];
+          if (plot && window.rlcPlot) {
+            window.rlcPlot(part, plot);
+          } else if (data["text/html"]) {
             part.innerHTML = [].concat(data["text/html"]).join("");
           } else if (data["image/png"]) {
             part.appendChild(new Image()).src = "data:image/png;base64," + [].concat(data["image/png"]).join("");
@@ -90,8 +93,11 @@
       return made[id];
     };
     function build(id, entry) {
+      if (!known[entry.model_name]) { // a widget of another package: it needs its own code and a kernel
+        var note = { text: entry.model_module + " draws here while the notebook runs." };
+        entry = { model_name: "OutputModel", model_module: "@jupyter-widgets/output", state: { outputs: [note] } };
+      }
       var Model = known[entry.model_name];
-      if (!Model) { return Promise.reject(new Error("no widget class " + entry.model_name)); }
       var state = Object.assign({}, entry.state);
       (entry.buffers || []).forEach(function (buffer) {
         var bytes = Uint8Array.from(atob(buffer.data), function (c) { return c.charCodeAt(0); });
@@ -105,9 +111,7 @@
       });
     }
     this.create_view = function (model, options) {
-      var View = known[model.get("_view_name")];
-      if (!View) { return Promise.reject(new Error("no widget class " + model.get("_view_name"))); }
-      var view = new View({ model: model, options: options || {} });
+      var view = new known[model.get("_view_name")]({ model: model, options: options || {} });
       view.listenTo(model, "destroy", view.remove);
       return Promise.resolve(view.render()).then(function () { return view; });
     };

@@ -40,7 +40,12 @@ class Number:
     most: float | None = None
 
     def __str__(self) -> str:
-        signs = (("above", self.above), ("at least", self.least), ("below", self.below), ("at most", self.most))
+        signs = (
+            ("above", self.above),
+            ("at least", self.least),
+            ("below", self.below),
+            ("at most", self.most),
+        )
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in signs if bound is not None)
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} {bounds}".rstrip()
@@ -85,7 +90,9 @@ def validate(values: Mapping[str, Any], /, **expected: Any) -> None:
         InputError: a parameter is missing, of another type or outside what is allowed, or an injected name is unknown.
     """
     cells = values.get("In") or values.get("_ih") or []
-    injected = [source for source in cells if isinstance(source, str) and source.lstrip().startswith(_INJECTED)]
+    injected = [
+        source for source in cells if isinstance(source, str) and source.lstrip().startswith(_INJECTED)
+    ]
     for name in _assigned("\n".join(injected[-1:])):
         if name not in expected:
             raise InputError(_unknown(name, expected))
@@ -129,9 +136,12 @@ def run(
             cwd=str(cwd or path.parent),
             progress_bar=progress,
             kernel_name="python3",
+            language="python",
         )
     except PapermillExecutionError as error:
-        raise InputError(f"{path.name}, {_place(path, error.source)}: {error.ename}: {error.evalue}") from None
+        raise InputError(
+            f"{path.name}, {_place(path, error.source)}: {error.ename}: {error.evalue}"
+        ) from None
 
 
 def _place(path: Path, source: str) -> str:
@@ -198,13 +208,17 @@ def glue(name: str, value: object) -> None:
     plain = value.item() if hasattr(value, "item") else value
     prefix = "application/papermill.record/"  # what myst-nb looks for
     text = plain if isinstance(plain, str) else repr(plain)
-    display({f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
+    display(
+        {f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True
+    )
 
 
 def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:
     if name not in values:
         near = difflib.get_close_matches(name, [n for n in values if not n.startswith("_")], n=1)
-        raise InputError(f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else ""))
+        raise InputError(
+            f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else "")
+        )
     value = values[name]
     if isinstance(allowed, Number):
         ok, words = allowed.accepts(value), str(allowed)
@@ -228,7 +242,9 @@ def _is(value: object, kind: Any) -> bool:
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(_is(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
+        return isinstance(value, dict) and all(
+            _is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items()
+        )
     if kind is None or kind is types.NoneType:
         return value is None
     if kind is float:

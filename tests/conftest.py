@@ -1,0 +1,82 @@
+"""What tests share: one folder of artefacts, one book, and the hint that the family's training starts at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# The tests of notebooks and book come last and need the family; it is trained in one core's shade of the others.
+LAST = ("test_notebooks.py", "test_book.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that need the family at the end."""
+    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
+
+
+class Background:
+    """A command in the background, its output in a file; `wait` fails the test with the last lines if it failed."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.command, self.log = command, log
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT)
+
+    def wait(self) -> None:
+        """Until it ends."""
+        if self.process.wait():
+            tail = "\n".join(self.log.read_text().splitlines()[-15:])
+            pytest.fail(
+                f"{' '.join(self.command)} ended with {self.process.returncode}:\n{tail}", pytrace=False
+            )
+
+
+_family: list[Background] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start training what is missing of the family when a test of this run will need it."""
+    if session.config.option.collectonly or not any(item.path.name in LAST for item in session.items):
+        return
+    if any("family" in getattr(item, "fixturenames", ()) for item in session.items):
+        command = [sys.executable, "-m", "rlcircuits.cli", "family"]
+        _family.append(Background(command, ROOT / "_build" / "family.log"))
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing running; what was trained is kept."""
+    for background in _family:
+        if background.process.poll() is None:
+            background.process.terminate()
+            background.process.wait()
+
+
+@pytest.fixture(scope="session")
+def family() -> None:
+    """The default family in `runs/`, as `make book` makes it."""
+    _family[0].wait()
+
+
+@pytest.fixture(scope="session")
+def book(family: None) -> Iterator[Path]:
+    """The folder of the built book; built as by `make book` from the same artefacts, whatever is up to date reused."""
+    build = subprocess.run(
+        [sys.executable, "book/build.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ),
+    )
+    if build.returncode:
+        pytest.fail(
+            f"book/build.py ended with {build.returncode}:\n{build.stdout[-2000:]}\n{build.stderr[-3000:]}",
+            pytrace=False,
+        )
+    yield ROOT / "_build" / "html"
