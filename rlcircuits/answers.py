@@ -47,7 +47,7 @@ MEANS = ("paper", "code")
 KEEPS = ("both-correct", "all")
 
 _FIELDS = {"problem": str, "prompt": list, "answer": list, "text": str, "correct": bool, "finished": bool}
-_LARGEST_AUTO_BATCH = 64
+_LARGEST_AUTO_BATCH = 128
 _CPU_CACHE_BYTES = 2**31
 
 

@@ -247,7 +247,7 @@ def stated_answer(text: str) -> str | None:
     >>> stated_answer(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
+    for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth = 1
         for i, character in enumerate(text[start:], start):
             escaped = text[i - 1] == "\\" and text[i - 2] != "\\"
