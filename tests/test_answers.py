@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import rlcircuits as rc
 from rlcircuits.answers import Answer, encode_prompt, end_tokens, generate, load_answers, save_answers, select
 from rlcircuits.errors import InputError
+from rlcircuits.problems import GRADERS
 from tests.checkpoints import WORDS, save, tokenizer
 
 ARCHITECTURES = ("qwen2", "llama", "mistral")
@@ -149,27 +150,21 @@ def test_a_padding_token_in_an_answer_stays(models):
     assert [a.answer for a in answers] == [a.answer for a in common]
 
 
-def test_answers_are_graded(models):
-    model, problems = with_ends(models["qwen2"], None), problem_set(5)
+def test_answers_are_graded(models, monkeypatch):
+    monkeypatch.setitem(GRADERS, "same text", lambda reference, text: text == reference)
+    model, problems = with_ends(models["qwen2"], None), problem_set(8)
     said = generate(model, problems, max_new_tokens=6)
     assert not any(a.correct for a in said)  # they state nothing after a '#'
-    asked = {i for a in said for i in a.prompt}
-    mark = next(i for a in said for i in a.answer[:-1] if 2 < i < 53 and i not in asked)
-    words = tuple("#" if i + 3 == mark else word for i, word in enumerate(WORDS))
-    marked = SimpleNamespace(
-        hf=model.hf, tokenizer=tokenizer(words), name="marked", device=torch.device("cpu")
-    )
-    texts = [" ".join((["<pad>", "<eos>", "<unk>", *words])[i] for i in a.answer if 2 < i < 53) for a in said]
-    stated = [text.rpartition("#")[2].strip() if "#" in text else "" for text in texts]
-    knows = rc.ProblemSet(
+    right = {"p0", "p3", "p7"}
+    known = rc.ProblemSet(
         "known",
-        tuple(rc.Problem(p.id, p.question, s or "x") for p, s in zip(problems, stated, strict=True)),
-        "final",
+        tuple(
+            rc.Problem(p.id, p.question, a.text if p.id in right else f"{a.text} w")
+            for p, a in zip(problems, said, strict=True)
+        ),
+        "same text",
     )
-    answers = generate(marked, knows, max_new_tokens=6)
-    assert [a.text for a in answers] == texts
-    assert [a.correct for a in answers] == [bool(s) for s in stated]
-    assert 0 < sum(a.correct for a in answers) < len(answers)
+    assert {a.problem for a in generate(model, known, max_new_tokens=6, batch_size=3) if a.correct} == right
 
 
 def test_the_end_of_the_context(models):
