@@ -38,8 +38,8 @@ _HOME = {
     "problems": ("Problem", "ProblemSet", "grade", "load_problems"),
     "answers": ("Answer", "Selection", "generate", "select"),
     "store": ("Store", "load_scores", "save_scores"),
-    "study": ("PairStudy", "Study", "study"),
-    "family": ("family_pairs", "family_problems", "make_family"),
+    "pipeline": ("PairStudy", "Study", "study"),
+    "family": ("family_pairs", "family_problems", "load_curves", "make_family"),
     "explorer": ("explore",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -85,7 +85,7 @@ def test_bad_settings(folders, problems, tmp_path, settings, says):
 
 def test_models_that_cannot_be_compared_are_refused_before_they_answer(folders, problems, tmp_path, monkeypatch):
     other = save(tmp_path / "other", layers=2, words=tuple(WORDS[::-1]))
-    monkeypatch.setattr("rlcircuits.study.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     with pytest.raises(rc.InputError, match="different vocabularies"):
         rc.study(rc.ModelPair("own", folders["base"], other), problems, store=tmp_path / "runs", **SETTINGS)
 
@@ -97,3 +97,14 @@ def test_no_pairs_and_repeated_names(folders, problems, tmp_path):
         rc.study([pair_of(folders), pair_of(folders, "third")], problems, store=tmp_path)
     with pytest.raises(rc.InputError, match="no checkpoint at '/nowhere/x'"):
         rc.study(rc.ModelPair("own", "/nowhere/x", "/nowhere/y"), problems, store=tmp_path, **SETTINGS)
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name():
+    import importlib
+    import pkgutil
+
+    modules = {m.name for m in pkgutil.iter_modules(rc.__path__)}
+    for name in modules:
+        importlib.import_module(f"rlcircuits.{name}")
+    assert not modules & set(rc.__all__)
+    assert callable(rc.study) and callable(rc.attribute)
