@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
@@ -21,6 +21,7 @@ from rlcircuits.errors import InputError
 from rlcircuits.problems import GRADERS
 from tests.checkpoints import WORDS, save, tokenizer
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 ARCHITECTURES = ("qwen2", "llama", "mistral")
 ENDS = [1, 5, 9, 24]
 
@@ -155,7 +156,8 @@ def test_answers_are_graded(models, monkeypatch):
     model, problems = with_ends(models["qwen2"], None), problem_set(8)
     said = generate(model, problems, max_new_tokens=6)
     assert not any(a.correct for a in said)  # they state nothing after a '#'
-    right = {"p0", "p3", "p7"}
+    right = {a.problem for a in said if a.text.strip()} - {"p0", "p1"}
+    assert 0 < len(right) < len(problems)
     known = rc.ProblemSet(
         "known",
         tuple(
@@ -308,7 +310,7 @@ answers_strategy = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(unhurried, max_examples=30)
 @given(answers_strategy, st.sampled_from(["parquet", "jsonl"]))
 def test_answers_come_back(tmp_path_factory, answers, suffix):
     file = tmp_path_factory.mktemp("answers") / f"answers.{suffix}"
@@ -442,7 +444,7 @@ rows = st.lists(
 hundredths = st.integers(0, 200).map(lambda i: i / 100)
 
 
-@settings(max_examples=300)
+@settings(unhurried, max_examples=300)
 @given(
     rows,
     st.integers(1, 100),

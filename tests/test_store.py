@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlcircuits import store as module
@@ -37,6 +37,7 @@ from rlcircuits.store import (
     written,
 )
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 INPUTS = {"seed": 3, "models": ["a", "b"], "alpha": 0.3, "nested": {"x": None, "y": True}}
 FORK = multiprocessing.get_context("fork")
 
@@ -124,6 +125,7 @@ def shuffled(value, rng):
     return tuple(shuffled(one, rng) for one in value) if isinstance(value, list) else value
 
 
+@unhurried
 @given(st.dictionaries(st.text(), values, max_size=5), st.randoms(use_true_random=False))
 def test_a_key_does_not_depend_on_order_and_survives_json(inputs, rng):
     key = key_of("thing", inputs)
@@ -131,6 +133,7 @@ def test_a_key_does_not_depend_on_order_and_survives_json(inputs, rng):
     assert len(key) == 16 and set(key) <= set("0123456789abcdef")
 
 
+@unhurried
 @given(values, values)
 def test_different_inputs_have_different_texts(one, other):
     def typed(value):  # Python's == takes 1, 1.0 and True for one
@@ -677,7 +680,7 @@ def test_scores_come_back_bit_by_bit(tmp_path):
     save_scores(loaded, tmp_path / "scores.nc")  # its own file is closed
 
 
-@settings(max_examples=25, deadline=None)
+@settings(unhurried, max_examples=25)
 @given(st.lists(st.tuples(st.text(), st.floats(), st.booleans()), max_size=5))
 def test_tables_come_back(rows):
     with tempfile.TemporaryDirectory() as folder:
