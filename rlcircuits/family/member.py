@@ -145,7 +145,7 @@ def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
     shown = demonstrations(problems, recipe.task.wrong_share, seed)
     sft = recipe.sft
     return train_supervised(
-        start, shown, sft.steps, sft.batch, sft.learning_rate, sft.warmup, True, seed, recorder, scratch
+        start, shown, sft.steps, sft.batch, sft.learning_rate, sft.beta2, sft.warmup, True, seed, recorder, scratch
     )
 
 
@@ -155,8 +155,9 @@ def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
 
         shown = demonstrations(problems, recipe.task.wrong_share, seed + 1)
         more = recipe.sft_more
+        steps = recipe.updates(member)
         return train_supervised(
-            base, shown, recipe.updates(member), more.batch, more.learning_rate, 0, False, seed, recorder, scratch
+            base, shown, steps, more.batch, more.learning_rate, more.beta2, 0, False, seed, recorder, scratch
         )
     if member == "grpo":
         from rlcircuits.family.grpo import train_grpo

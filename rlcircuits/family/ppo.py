@@ -1,5 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347) of a language model, with a value head, GAE and KL to the reference.
 
+0. Before the first round, fit V to the scores of the base's own answers to the prompts (arXiv 2503.01491): with a V that
+   knows nothing, every token of an answer shares its advantage and noise undoes what the base can do.
 1. Roll out: sample answers to a round's prompts from the policy; keep ln π_old(a_t|s_t) and the value head's V(s_t).
 2. Reward each token: r_t = −β (ln π_old(a_t|s_t) − ln π_ref(a_t|s_t)), plus the answer's score at its last token.
 3. Advantages by generalised advantage estimation (arXiv 1506.02438): δ_t = r_t + γ V_{t+1} − V_t,
@@ -25,7 +27,7 @@ from rlcircuits.family.recipe import PPO
 from rlcircuits.family.task import WordProblem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlcircuits.family.curves import Recorder
 
@@ -89,7 +91,6 @@ def ppo_updates(
     forward: Forward, optimizer: torch.optim.Optimizer, rollout: Rollout, recipe: PPO, generator: torch.Generator
 ) -> float:
     """Step 4 on one rollout; returns the mean loss of its minibatches."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     losses = []
     for _ in range(recipe.epochs):
         for rows in torch.randperm(len(rollout.mask), generator=generator).split(recipe.minibatch):
@@ -99,21 +100,42 @@ def ppo_updates(
             loss = policy + recipe.value_weight * value_loss(values, rollout.returns[rows], mask)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], recipe.max_grad_norm)
             optimizer.step()
             losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 
 
-def policy_and_value(model: PreTrainedModel, head: nn.Module | None, answers: Answers, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """ln π(a_t|s_t) and V(s_t) of some answers' tokens, (row, position); without a head the values are 0."""
-    tokens, attention = answers.tokens[rows], answers.attention[rows]
+class Value(nn.Module):
+    """V(s_t): a copy of the base's layers with a linear head, apart from the policy so that neither disturbs the other."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        self.body = base.model
+        self.head = nn.Linear(base.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, answers: Answers, rows: Tensor) -> Tensor:
+        """(row, position) the values of the states in which the answers' tokens were produced."""
+        return self.head(_states(self.body, answers, rows)).squeeze(-1)
+
+
+def answer_log_prob(model: PreTrainedModel, answers: Answers, rows: Tensor) -> Tensor:
+    """(row, position) ln π(a_t|s_t) of the answers' tokens."""
     width = answers.mask.shape[1]
-    hidden = model.model(
-        input_ids=tokens, attention_mask=attention, position_ids=positions(attention), use_cache=False
-    ).last_hidden_state[:, -width - 1 : -1]
-    chosen = model.lm_head(hidden).log_softmax(-1).gather(-1, tokens[:, -width:].unsqueeze(-1)).squeeze(-1)
-    return chosen, head(hidden).squeeze(-1) if head is not None else torch.zeros_like(chosen)
+    log_probs = model.lm_head(_states(model.model, answers, rows)).log_softmax(-1)
+    return log_probs.gather(-1, answers.tokens[rows, -width:].unsqueeze(-1)).squeeze(-1)
+
+
+def _states(body: nn.Module, answers: Answers, rows: Tensor) -> Tensor:
+    """(row, position, width) the last hidden state before each answer token."""
+    attention = answers.attention[rows]
+    hidden = body(
+        input_ids=answers.tokens[rows], attention_mask=attention, position_ids=positions(attention), use_cache=False
+    ).last_hidden_state
+    return hidden[:, -answers.mask.shape[1] - 1 : -1]
 
 
 def train_ppo(
@@ -138,38 +160,62 @@ def train_ppo(
     tokenizer = AutoTokenizer.from_pretrained(start)
     policy = AutoModelForCausalLM.from_pretrained(start).train()
     reference = AutoModelForCausalLM.from_pretrained(start).eval()
-    head = nn.Linear(policy.config.hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    value = Value(AutoModelForCausalLM.from_pretrained(start))
     optimizer = torch.optim.AdamW(
         [
             {"params": list(policy.parameters()), "lr": recipe.learning_rate},
-            {"params": list(head.parameters()), "lr": recipe.value_learning_rate},
+            {"params": list(value.parameters()), "lr": recipe.value_learning_rate},
         ],
         weight_decay=0.0,
     )
     recorder.measure(0, policy)
+    fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
         asked = [p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.answers_per_prompt)]
         answers = answer(policy, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
         scores = answers.rewards([p.reference for p in asked])
-        rollout = roll_out(policy, reference, head, answers, scores, recipe)
-        loss = ppo_updates(
-            lambda rows, answers=answers: policy_and_value(policy, head, answers, rows), optimizer, rollout, recipe, generator
-        )
+        rollout = roll_out(policy, reference, value, answers, scores, recipe)
+
+        def forward(rows: Tensor, answers: Answers = answers) -> tuple[Tensor, Tensor]:
+            return answer_log_prob(policy, answers, rows), value(answers, rows)
+
+        loss = ppo_updates(forward, optimizer, rollout, recipe, generator)
         recorder.saw(step, loss, float(scores.mean()))
         recorder.measure(step, policy)
     return policy
 
 
+def fit_value(
+    value: Value,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[WordProblem],
+    recipe: PPO,
+    max_new_tokens: int,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Step 0: V learns the score of one sampled answer to each problem, at each of its tokens; the policy stays."""
+    answers = answer(policy, tokenizer, [p.question for p in problems], max_new_tokens, sample=True)
+    scores = answers.rewards([p.reference for p in problems])
+    returns = scores.unsqueeze(1).expand(answers.mask.shape)
+    for _ in range(recipe.value_epochs):
+        for rows in torch.randperm(len(scores), generator=generator).split(recipe.minibatch):
+            loss = value_loss(value(answers, rows), returns[rows], answers.mask[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(value.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+
+
 @torch.no_grad()
 def roll_out(
-    policy: PreTrainedModel, reference: PreTrainedModel, head: nn.Module, answers: Answers, scores: Tensor, recipe: PPO
+    policy: PreTrainedModel, reference: PreTrainedModel, value: Value, answers: Answers, scores: Tensor, recipe: PPO
 ) -> Rollout:
     """Steps 1 to 3 for answers that the policy has just given; `scores` is (answer,)."""
     rows, mask = torch.arange(len(scores)), answers.mask
-    log_probs, values = policy_and_value(policy, head, answers, rows)
-    ref_log_probs, _ = policy_and_value(reference, None, answers, rows)
+    log_probs, values = answer_log_prob(policy, answers, rows), value(answers, rows)
+    ref_log_probs = answer_log_prob(reference, answers, rows)
     rewards = token_rewards(scores, log_probs, ref_log_probs, mask, recipe.beta)
     advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
     return Rollout(log_probs, whiten(advantages, mask), returns, mask)

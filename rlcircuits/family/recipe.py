@@ -50,7 +50,8 @@ class SFT:
 
     steps: int = 800
     batch: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
+    beta2: float = 0.98
     warmup: int = 40
 
 
@@ -60,6 +61,7 @@ class SFTMore:
 
     batch: int = 32
     learning_rate: float = 3e-4
+    beta2: float = 0.98
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ class PPO:
     prompts_per_round: int = 32
     answers_per_prompt: int = 4
     epochs: int = 2
-    minibatch: int = 32
+    minibatch: int = 64
     learning_rate: float = 3e-4
-    value_learning_rate: float = 3e-3
-    value_weight: float = 0.1
+    value_learning_rate: float = 1e-3
+    value_weight: float = 1.0
+    value_epochs: int = 2
     beta: float = 0.02
     clip: float = 0.2
     gamma: float = 1.0
@@ -166,13 +169,13 @@ class Recipe:
 DEFAULT = Recipe()
 
 TINY = Recipe(
-    shape=Shape(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
+    shape=Shape(width=48, layers=2, heads=4, kv_heads=2, mlp=128),
     task=Task(demonstrations=256, validation=16, test=16),
-    sft=SFT(steps=40, batch=16, warmup=4),
+    sft=SFT(steps=150, batch=16, learning_rate=5e-3, warmup=10),
     sft_more=SFTMore(batch=8),
     grpo=GRPO(prompts_per_update=4, group=4),
     ppo=PPO(prompts_per_round=8, answers_per_prompt=2, minibatch=8),
-    dpo=DPO(answers_per_prompt=8, steps=6, batch=4),
+    dpo=DPO(answers_per_prompt=32, steps=6, batch=2),
     prompts=16,
     points=2,
 )

@@ -48,6 +48,7 @@ def train_supervised(
     steps: int,
     batch: int,
     learning_rate: float,
+    beta2: float,
     warmup: int,
     shuffle: bool,
     seed: int,
@@ -59,7 +60,7 @@ def train_supervised(
     Args:
         start: folder of a checkpoint with its tokenizer.
         demonstrations: (question, worked answer); repeated until `steps` are done.
-        steps, batch, learning_rate, warmup: of AdamW with a linear decay.
+        steps, batch, learning_rate, beta2, warmup: of AdamW with a linear decay.
         shuffle: whether their order is drawn from `seed`, or as given.
         recorder: collects the curve.
         scratch: a folder TRL may write to.
@@ -79,6 +80,7 @@ def train_supervised(
             max_steps=steps,
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
+            adam_beta2=beta2,
             lr_scheduler_type="linear",
             warmup_steps=warmup,
             completion_only_loss=True,
