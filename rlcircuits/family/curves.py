@@ -64,7 +64,11 @@ class Answers:
 
 @torch.no_grad()
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int, sample: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    max_new_tokens: int,
+    sample: bool,
 ) -> Answers:
     """Answer the questions in one batch, greedily or sampled at temperature 1."""
     from transformers import GenerationConfig
@@ -86,7 +90,9 @@ def answer(
     ended = produced == tokenizer.eos_token_id
     mask = (ended.cumsum(1) - ended.long()) == 0
     attention = torch.cat([prompts["attention_mask"], mask.long()], dim=1)
-    texts = tokenizer.batch_decode([row[keep] for row, keep in zip(produced, mask, strict=True)], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(
+        [row[keep] for row, keep in zip(produced, mask, strict=True)], skip_special_tokens=True
+    )
     return Answers(tokens, attention, mask, tuple(texts), tuple(ended.any(1).tolist()))
 
 
@@ -99,7 +105,10 @@ def answer_log_probs(model: PreTrainedModel, answers: Answers) -> torch.Tensor:
     """(answer, position, vocabulary) log π(·|s_t) in nats, s_t the state in which answer token t was produced."""
     width = answers.mask.shape[1]
     logits = model(
-        input_ids=answers.tokens, attention_mask=answers.attention, position_ids=positions(answers.attention), use_cache=False
+        input_ids=answers.tokens,
+        attention_mask=answers.attention,
+        position_ids=positions(answers.attention),
+        use_cache=False,
     ).logits
     return logits[:, -width - 1 : -1].float().log_softmax(-1)
 
@@ -115,7 +124,10 @@ def mean_kl(log_probs: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor
 
 
 def greedy_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[WordProblem], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[WordProblem],
+    max_new_tokens: int,
 ) -> float:
     """The share of problems whose greedy answer is right."""
     answers = answer(model, tokenizer, [p.question for p in problems], max_new_tokens, sample=False)

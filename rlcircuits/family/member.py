@@ -45,7 +45,9 @@ def member_inputs(member: str, seed: int, recipe: Recipe, base_key: str | None =
     """
     choose("member", member, MEMBERS)
     if (base_key is None) != (member == "sft"):
-        raise InputError(f"member {member!r} with base_key={base_key!r}: expected the base's key for all members but sft")
+        raise InputError(
+            f"member {member!r} with base_key={base_key!r}: expected the base's key for all members but sft"
+        )
     return {
         "member": member,
         "seed": seed,
@@ -145,7 +147,17 @@ def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
     shown = demonstrations(problems, recipe.task.wrong_share, seed)
     sft = recipe.sft
     return train_supervised(
-        start, shown, sft.steps, sft.batch, sft.learning_rate, sft.beta2, sft.warmup, True, seed, recorder, scratch
+        start,
+        shown,
+        sft.steps,
+        sft.batch,
+        sft.learning_rate,
+        sft.beta2,
+        sft.warmup,
+        True,
+        seed,
+        recorder,
+        scratch,
     )
 
 

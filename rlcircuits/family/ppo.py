@@ -56,7 +56,9 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return centred / (masked_mean(centred**2, mask).sqrt() + 1e-8)
 
 
-def token_rewards(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float) -> Tensor:
+def token_rewards(
+    scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float
+) -> Tensor:
     """r_t of step 2; `scores` is (answer,), the rest (answer, position)."""
     rewards = -beta * (log_probs - ref_log_probs) * mask
     last = (mask.long().sum(1) - 1).unsqueeze(1)
@@ -76,7 +78,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages * mask, (advantages + values) * mask
 
 
-def clipped_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+def clipped_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
     """−mean over the mask of min(ρ A, clip(ρ, 1−ε, 1+ε) A), ρ = exp(log_probs − old_log_probs)."""
     ratio = (log_probs - old_log_probs).exp()
     return -masked_mean(torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask)
@@ -88,7 +92,11 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def ppo_updates(
-    forward: Forward, optimizer: torch.optim.Optimizer, rollout: Rollout, recipe: PPO, generator: torch.Generator
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    recipe: PPO,
+    generator: torch.Generator,
 ) -> float:
     """Step 4 on one rollout; returns the mean loss of its minibatches."""
     losses = []
@@ -96,7 +104,9 @@ def ppo_updates(
         for rows in torch.randperm(len(rollout.mask), generator=generator).split(recipe.minibatch):
             log_probs, values = forward(rows)
             mask = rollout.mask[rows]
-            policy = clipped_loss(log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, recipe.clip)
+            policy = clipped_loss(
+                log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, recipe.clip
+            )
             loss = policy + recipe.value_weight * value_loss(values, rollout.returns[rows], mask)
             optimizer.zero_grad()
             loss.backward()
@@ -133,7 +143,10 @@ def _states(body: nn.Module, answers: Answers, rows: Tensor) -> Tensor:
     """(row, position, width) the last hidden state before each answer token."""
     attention = answers.attention[rows]
     hidden = body(
-        input_ids=answers.tokens[rows], attention_mask=attention, position_ids=positions(attention), use_cache=False
+        input_ids=answers.tokens[rows],
+        attention_mask=attention,
+        position_ids=positions(attention),
+        use_cache=False,
     ).last_hidden_state
     return hidden[:, -answers.mask.shape[1] - 1 : -1]
 
@@ -171,7 +184,11 @@ def train_ppo(
     recorder.measure(0, policy)
     fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
-        asked = [p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.answers_per_prompt)]
+        asked = [
+            p
+            for p in problems[first : first + recipe.prompts_per_round]
+            for _ in range(recipe.answers_per_prompt)
+        ]
         answers = answer(policy, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
         scores = answers.rewards([p.reference for p in asked])
         rollout = roll_out(policy, reference, value, answers, scores, recipe)
@@ -210,7 +227,12 @@ def fit_value(
 
 @torch.no_grad()
 def roll_out(
-    policy: PreTrainedModel, reference: PreTrainedModel, value: Value, answers: Answers, scores: Tensor, recipe: PPO
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    value: Value,
+    answers: Answers,
+    scores: Tensor,
+    recipe: PPO,
 ) -> Rollout:
     """Steps 1 to 3 for answers that the policy has just given; `scores` is (answer,)."""
     rows, mask = torch.arange(len(scores)), answers.mask

@@ -83,7 +83,7 @@ class PPO:
     answers_per_prompt: int = 4
     epochs: int = 2
     minibatch: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-4
     value_learning_rate: float = 1e-3
     value_weight: float = 1.0
     value_epochs: int = 2

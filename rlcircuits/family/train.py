@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.family.member import CANNOT_BE_USED, member_inputs
@@ -68,10 +68,18 @@ def make_family(
         missing.insert(0, "sft")
     if missing:
         _train(missing, seed, recipe, store, base, processes)
+        absent = [m for m in missing if m in inputs and not store.has("family", inputs[m])]
+        if absent:
+            raise InputError(
+                f"trained {', '.join(absent)}, but not where expected in {store.root}: "
+                "the package's sources were changed meanwhile; run the same again"
+            )
     return {m: store.path("family", inputs[m]) for m in wanted}
 
 
-def family_pairs(paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = DEFAULT) -> dict[str, ModelPair]:
+def family_pairs(
+    paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = DEFAULT
+) -> dict[str, ModelPair]:
     """The family's pairs, the base against each descendant, by name: ``"family/ppo"``, ….
 
     Args:
@@ -81,7 +89,9 @@ def family_pairs(paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = D
     from rlcircuits.models import ModelPair
 
     if "sft" not in paths:
-        raise InputError(f"the family given has {', '.join(paths) or 'no member'}: expected the base, sft, among its members")
+        raise InputError(
+            f"the family given has {', '.join(paths) or 'no member'}: expected the base, sft, among its members"
+        )
     return {
         f"family/{member}": ModelPair(
             name=f"family/{member}",
@@ -138,7 +148,7 @@ class _Crew:
     jobs: list[_Job] = field(default_factory=list)
 
     def start(self, member: str, order: dict[str, object], weight: float) -> None:
-        messages = tempfile.TemporaryFile("w+")
+        messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "rlcircuits.family.member", json.dumps(order)],
             stdin=subprocess.DEVNULL,
@@ -158,7 +168,7 @@ class _Crew:
         job.process.wait()
         self.events.put((job, None))
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
