@@ -392,6 +392,7 @@ def test_the_published_codes_mean():
 @pytest.mark.parametrize(
     ("alpha", "length", "cut"),
     [
+        (0.3, 9, 2),
         (0.29, 100, 29),
         (0.1, 30, 3),
         (0.3, 10, 3),

@@ -286,6 +286,16 @@ def test_unchanged_files_are_read_once_per_process_and_truncation_is_always_seen
     assert not store.has("thing", INPUTS)
 
 
+def test_a_change_within_the_clocks_resolution_is_seen(tmp_path):
+    store = Store(tmp_path)
+    file = store.make("thing", INPUTS, build) / "first.txt"
+    before = file.stat()
+    assert store.has("thing", INPUTS)
+    file.write_text("two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not store.has("thing", INPUTS)
+
+
 # Builds that do not end
 
 
