@@ -244,7 +244,18 @@ def for_pages(path: Path) -> str:
                     f"{path.name}, cell {number}: show this figure by rlcircuits.display.show; pages drop it"
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
+    for saved in content.metadata.get("widgets", {}).values():
+        saved["state"] = {model: for_widget(entry) for model, entry in saved["state"].items()}
     return json.dumps(content, ensure_ascii=False)
+
+
+def for_widget(entry: dict) -> dict:
+    """The saved state of one widget as the pages need it.
+
+    A widget with code of its own (plotly's FigureWidget brings 5 MB of it, and saves no figure) cannot be drawn
+    without a kernel: `widgets.js` says so in its place, and its code stays off the page.
+    """
+    return {**entry, "state": {}, "buffers": []} if "_esm" in entry["state"] else entry
 
 
 def assets() -> Iterator[tuple[str, Path]]:

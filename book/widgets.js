@@ -94,7 +94,7 @@
     };
     function build(id, entry) {
       if (!known[entry.model_name]) { // a widget of another package: it needs its own code and a kernel
-        var note = { text: entry.model_module + " draws here while the notebook runs." };
+        var note = { text: "(Drawn here while the notebook runs.)" };
         entry = { model_name: "OutputModel", model_module: "@jupyter-widgets/output", state: { outputs: [note] } };
       }
       var Model = known[entry.model_name];

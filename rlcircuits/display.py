@@ -56,7 +56,9 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
     height = layout.get("height") or 450
     # "<" can only be inside a string of JSON, and there "\\u003c" is the same character to every parser: no text of the
     # figure can end the script element it stands in.
-    data = json.dumps(json.loads(fig.to_json()), sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(json.loads(fig.to_json()), sort_keys=True, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="rlc-figure" id="{name}">'
@@ -71,7 +73,9 @@ def _description(fig: Figure, name: str, caption: str | None, alt: str | None) -
     if not hasattr(fig, "to_plotly_json"):
         raise InputError(f"show: expected a plotly figure, got {type(fig).__name__}")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InputError(f"show: {name!r} cannot name a figure; use lower-case words joined by hyphens, as in 'edge-scores'")
+        raise InputError(
+            f"show: {name!r} cannot name a figure; use lower-case words joined by hyphens, as in 'edge-scores'"
+        )
     title = fig.layout.title.text
     text = alt or caption or title or f"Figure {name}."
     return re.sub(r"<[^>]*>", " ", text) if text == title else text

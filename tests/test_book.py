@@ -399,3 +399,15 @@ def test_a_figure_that_pages_would_drop_is_an_error(tmp_path: Path) -> None:
 def test_an_asset_that_is_not_installed_is_named() -> None:
     with pytest.raises(InputError, match="package no-such-package .*make venv"):
         machinery.packaged("no-such-package", "a.js")
+
+
+def test_the_code_of_foreign_widgets_stays_off_the_page() -> None:
+    foreign = {
+        "model_name": "AnyModel",
+        "model_module": "anywidget",
+        "state": {"_esm": "x" * 1000},
+        "buffers": [{}],
+    }
+    assert len(json.dumps(machinery.for_widget(foreign))) < 200
+    slider = {"model_name": "IntSliderModel", "state": {"value": 3}}
+    assert machinery.for_widget(slider) is slider
