@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.family import TINY, family_pairs, load_curves, make_family
 from rlcircuits.family.member import member_inputs, recipe_from, source_hash
 from rlcircuits.family.recipe import DEFAULT, MEMBERS, PPO, SFT, Recipe
+from rlcircuits.store import key_of
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """The base first, by itself; then all members through the same store, with when the base was written."""
+    """All members, by a run that is interrupted as soon as the base is there, and a second one."""
     root = tmp_path_factory.mktemp("runs")
-    base = make_family(seed=0, members=["sft"], recipe=TINY, store=root)["sft"]
+    base = root / "family" / key_of("family", member_inputs("sft", 0, TINY))
+    code = f"from rlcircuits.family import TINY, make_family\nmake_family(seed=0, recipe=TINY, store={str(root)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(rlcircuits.__file__).parents[1])}
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (base / "manifest.json").exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    members = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(run.pid)], check=False, capture_output=True, text=True
+    ).stdout.split()
+    run.send_signal(signal.SIGINT)
+    output = b"".join(run.communicate(timeout=10)).decode()
     written = (base / "model.safetensors").stat().st_mtime_ns
+    left = [pid for pid in members if Path(f"/proc/{pid}").exists()]
+    finished = [folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()]
     paths = make_family(seed=0, recipe=TINY, store=root)
-    return root, paths, base, written
+    interrupted = {"output": output, "members": members, "left": left, "finished": finished}
+    return root, paths, base, written, interrupted
+
+
+def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(family):
+    *_, base, _, interrupted = family
+    assert "run the same again" in interrupted["output"]
+    assert interrupted["members"] and not interrupted["left"]
+    assert base.name in interrupted["finished"] and len(interrupted["finished"]) < len(MEMBERS)
 
 
 def test_all_members_are_there_and_the_base_was_not_trained_again(family):
-    _, paths, base, written = family
+    _, paths, base, written, _ = family
     assert tuple(paths) == MEMBERS
     assert len(set(paths.values())) == len(MEMBERS)
     assert paths["sft"] == base

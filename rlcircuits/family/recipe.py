@@ -70,7 +70,7 @@ class GRPO:
 
     prompts_per_update: int = 8
     group: int = 8
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     beta: float = 0.02
     clip: float = 0.2
 
