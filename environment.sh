@@ -48,6 +48,9 @@ if [ ! -x "$folder/bin/python" ] || ! "$folder/bin/python" -m pip --version >/de
     "$python" -m venv --clear "$folder"
 fi
 echo "==> $(grep -c == requirements.lock) packages from requirements.lock (2 to 5 min; the largest is $(torch_line))"
-"$folder/bin/python" -m pip install --quiet --progress-bar on -r requirements.lock
+# One line for every 20 packages instead of pip's several for each; what it says of an error goes to stderr untouched.
+"$folder/bin/python" -m pip install -r requirements.lock | awk '
+    /^Collecting /             { if (++n % 20 == 0) print "    " n " fetched" ; fflush() }
+    /^Installing collected/    { print "    installing (about a minute)"; fflush() }'
 "$folder/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
 echo "==> environment ready after $(($(date +%s) - started)) s"

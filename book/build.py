@@ -160,9 +160,10 @@ def _run(path: str, out: str) -> tuple[float, str | None]:
 
 
 def _quiet() -> None:
-    """In a process that runs notebooks: Ctrl-C is the parent's to handle."""
+    """In a process that runs notebooks: Ctrl-C is the parent's to handle, and pages show no progress bars."""
     import signal
 
+    os.environ["TQDM_DISABLE"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -235,7 +236,7 @@ def frame(source: Path) -> str:
 
 
 def for_pages(path: Path) -> str:
-    """An executed notebook without the forms of its figures that only JupyterLab draws."""
+    """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages."""
     content = notebook.read(path)
     for number, cell in enumerate(content.cells, 1):
         for output in cell.get("outputs", []):
@@ -244,6 +245,8 @@ def for_pages(path: Path) -> str:
                     f"{path.name}, cell {number}: show this figure by rlcircuits.display.show; pages drop it"
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for saved in content.metadata.get("widgets", {}).values():
         saved["state"] = {model: for_widget(entry) for model, entry in saved["state"].items()}
     return json.dumps(content, ensure_ascii=False)

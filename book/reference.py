@@ -42,10 +42,6 @@ def homes() -> dict[str, tuple[str, ...]]:
     """Public names by the module they live in."""
     found: dict[str, tuple[str, ...]] = {}
     for module, names in rlcircuits._HOME.items():
-        try:  # TEMPORARY
-            importlib.import_module(f"rlcircuits.{module}")
-        except ModuleNotFoundError:
-            continue
         found[module] = tuple(sorted(names))
     return found
 

@@ -31,18 +31,13 @@ import reference
 PAGES = machinery.pages(ROOT / "book" / "_toc.yml")
 SAYS = {
     "intro": ["RL fine-tuning", "PPO", "GRPO", "DPO", "control"],
-    "method": [
-        "activation intensity",
-        "information complexity",
-        "kurtosis",
-        "effective number of edges",
-        "2509.21044",
-    ],
-    "reference": ["attribute(", "Raises", "validate("],
+    "method": ["activation intensity", "information complexity", "kurtosis", "effective number of edges"],
+    "reference": ["activation_intensity", "structural_zeros", "Raises", "InputError"],
     "bibliography": [
+        "2509.21044",
         "Attribution Patching",
         "Proximal Policy Optimization",
-        "Direct Preference Optimization",
+        "Direct Preference",
     ],
     "troubleshooting": ["make clean", "runs/"],
 }
