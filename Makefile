@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family book test lab study bench lint lock clean distclean
+.PHONY: help venv family book test lab bench lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (15 min at first, 2 min again)"

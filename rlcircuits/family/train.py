@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 METHODS = {"sft-more": "SFT", "grpo": "GRPO", "ppo": "PPO", "dpo": "DPO"}
 _SECONDS_PER_UPDATE = {"sft": 0.07, "sft-more": 0.07, "grpo": 0.35, "ppo": 1.2, "dpo": 0.3}
 _GRACE = 3.0
+#: seconds between lines of progress where they go to a log instead of a terminal
+_LOG_INTERVAL = 15.0
 
 
 def make_family(
@@ -202,7 +204,13 @@ def _train(missing: list[str], seed: int, recipe: Recipe, store: Store, base: Pa
         for m in missing
     }
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, about {remaining} left"
-    with tqdm(total=sum(weights.values()), desc=f"family, seed {seed}", bar_format=layout) as bar:
+    with tqdm(
+        total=sum(weights.values()),
+        desc=f"family, seed {seed}",
+        bar_format=layout,
+        smoothing=0,  # progress comes in jumps: estimate from the whole run, not from the last jump
+        mininterval=0.1 if sys.stderr.isatty() else _LOG_INTERVAL,
+    ) as bar:
         try:
             for stage in filter(None, stages):
                 _run([(m, orders[m], weights[m]) for m in stage], processes, seed, bar)
@@ -235,12 +243,13 @@ def _run(orders: list[tuple[str, dict[str, object], float]], processes: int, see
             try:
                 job, share = crew.events.get(timeout=1.0)
             except queue.Empty:
-                bar.refresh()
+                if sys.stderr.isatty():  # a log is not filled with a line a second
+                    bar.refresh()
                 continue
             if share is None and job.process.returncode:
                 failed.append((job.member, job.process.returncode, job.error()))
             share = 1.0 if share is None else min(share, 1.0)
-            bar.update(job.weight * max(0.0, share - job.done))
+            bar.update(min(job.weight * max(0.0, share - job.done), bar.total - bar.n))
             job.done = max(job.done, share)
     for member, code, message in failed:
         if code == CANNOT_BE_USED:
