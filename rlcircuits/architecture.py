@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import LEVELS, Graph
 
+_UNWRAPPED: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, Architecture] = weakref.WeakKeyDictionary()
 
 
@@ -166,11 +167,42 @@ def plain(model: Any) -> nn.Module:
     Raises:
         InputError: `model` is no Hugging Face causal language model.
     """
-    hf = getattr(model, "hf", model)
+    hf = getattr(model, "hf", None) or model
+    if isinstance(hf, nn.Module) and isinstance(getattr(hf, "original_model", None), nn.Module):
+        hf = _without_bridge(hf)
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config") or not hasattr(hf, "get_output_embeddings"):
         raise InputError(
             f"expected a model from rlcircuits.load_model or a Hugging Face causal language model, not {type(model).__name__}"
         )
+    return hf
+
+
+def _without_bridge(bridge: nn.Module) -> nn.Module:
+    """The plain model of a TransformerBridge, on the same weights: the bridge wraps each module of the one it was made from.
+
+    Raises:
+        InputError: the bridge's weights do not have the names that its model's class gives them.
+    """
+    if bridge in _UNWRAPPED:
+        return _UNWRAPPED[bridge]
+    from accelerate import init_empty_weights
+
+    wrapped = bridge.original_model
+    config = copy.deepcopy(wrapped.config)
+    config._attn_implementation = None  # the bridge asks for eager attention; a plain model takes its fastest
+    with init_empty_weights(include_buffers=False):
+        hf = type(wrapped)._from_config(config, dtype=wrapped.dtype)
+    weights = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
+    expected = hf.state_dict()
+    missing = sorted(set(expected) - set(weights))
+    if missing:
+        raise InputError(
+            f"cannot unwrap the TransformerBridge of a {type(wrapped).__name__}: it holds no weight {missing[0]!r}; "
+            "load the checkpoint with rlcircuits.load_model instead"
+        )
+    hf.load_state_dict({name: weights[name] for name in expected}, assign=True)
+    hf.tie_weights()
+    _UNWRAPPED[bridge] = hf.to(next(wrapped.parameters()).device).train(bridge.training)
     return hf
 
 

@@ -23,6 +23,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlcircuits.architecture import Architecture, first, hooked, plain, wide
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import Graph
 from rlcircuits.traces import Trace
 
+MEMORY = ("auto", "fast", "lean")
+INTERVENTIONS = ("zero", "mean", "corrupted")
 #: bytes that the contraction of step 5 may use beside the stored sources and gradients
 CHUNK_BYTES = 64 << 20
+#: tokens of a pass that keep a processor busy; beyond them rows are batched only with rows of similar length
+FULL = 1024
+#: positions whose logits a lean pass holds at a time
+LOGIT_POSITIONS = 1024
 
 
 def attribute(
@@ -46,17 +53,34 @@ def attribute(
     level: str = "block",
     cut: int | None = None,
     batch_size: int | str = "auto",
+    memory: str = "auto",
+    intervention: str = "zero",
+    corrupted: Sequence[Trace] | None = None,
+    ig_steps: int = 1,
     progress: bool = True,
 ) -> xr.DataArray:
     """Score every edge of the residual graph for every trace.
 
     Args:
-        model: what `rlcircuits.load_model` returns, or a Hugging Face causal language model in evaluation mode.
+        model: what `rlcircuits.load_model` returns, a Hugging Face causal language model in evaluation mode (also one
+            spread over devices by ``device_map``), or a TransformerLens ``TransformerBridge``.
         traces: prompts and answers as token ids; one sample each.
         level: ``"block"``, ``"qkv"`` or ``"head"``, see `Graph`.
         cut: score only the first `cut` answer tokens (all of them when the answer is shorter, or when None).
-        batch_size: samples per pass, or ``"auto"``: as many as fit a token budget derived from the free memory. A CUDA
-            out-of-memory error halves the batch and goes on. Scores do not depend on it.
+        batch_size: samples per pass, or ``"auto"``: traces of similar length together, as many as fit a token budget
+            derived from the free memory. Running out of memory halves the batch. Scores depend on it only by rounding.
+        memory: ``"fast"`` keeps what the backward pass needs; ``"lean"`` keeps the sources alone and recomputes one
+            layer at a time, for about a third more time; ``"auto"`` is fast, and lean for traces that would not fit
+            (`bytes_per_token` is the estimate; running out of memory with a single trace has the same effect, with a
+            warning).
+        intervention: what takes the place of a source's output O: ``"zero"`` nothing; ``"mean"`` its mean over all
+            tokens of all `traces`; ``"corrupted"`` its output at the same position of the trace's partner in
+            `corrupted`. With a replacement O′, W = − Σ_t ⟨∂L/∂H[t], O[t] − O′[t]⟩, the gradient being that of the clean run.
+        corrupted: for ``intervention="corrupted"``, one trace for each of `traces`, in their order, with as many prompt
+            and answer tokens.
+        ig_steps: with m > 1 steps, EAP with integrated gradients (EAP-IG, Hanna et al. 2024): the gradient is averaged
+            over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight path
+            from the replaced to the clean input I. 1 is EAP itself: the gradient at I.
         progress: show a bar for work that takes longer than a few seconds.
 
     Returns:
@@ -66,20 +90,33 @@ def attribute(
 
     Raises:
         InputError: no traces, ids outside the vocabulary, traces longer than the model's context, a model in training
-            mode, an unsupported architecture or level, or a score that is not finite (naming sample and edge).
+            mode, an unsupported architecture, an unknown level, memory or intervention, corrupted traces that do not
+            match, or a score that is not finite (naming sample and edge).
     """
     hf = plain(model)
     traces = checked(hf, traces, cut)
+    partners = _partners(hf, traces, intervention, corrupted, cut)
+    choose("memory", memory, MEMORY)
+    if isinstance(ig_steps, bool) or not isinstance(ig_steps, int) or ig_steps < 1:
+        raise InputError(f"ig_steps is {ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
     architecture = Architecture.of(hf)
     graph = architecture.graph(level)
+    mean = _mean_sources(architecture, graph, hf, traces, batch_size, progress) if intervention == "mean" else None
 
-    def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
-        return score_batch(architecture, graph, hf, rows)
+    def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor]]:
+        def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
+            instead = mean
+            if partners:
+                instead = sources_of(architecture, graph, hf, [partners[row.problem] for row in rows])
+            return score_batch(architecture, graph, hf, rows, lean, instead, ig_steps)
+
+        return score
 
     dtype = np.float64 if wide(hf.dtype) == torch.float64 else np.float32
     values = np.full((len(traces), *graph.mask.shape), np.nan, dtype)
     losses = np.empty(len(traces), dtype)
-    for indices, (scores, loss) in in_batches(hf, traces, batch_size, score, "attributing", progress):
+    plans = [Plan(work(lean), bytes_per_token(hf, level, lean)) for lean in _modes(memory)]
+    for indices, (scores, loss) in in_batches(hf, traces, batch_size, plans, "attributing", progress):
         rows = scores.cpu().numpy()
         bad = np.argwhere(~np.isfinite(rows) & graph.mask)
         if len(bad):
@@ -91,11 +128,52 @@ def attribute(
             )
         values[indices] = np.where(graph.mask, rows, np.nan)
         losses[indices] = loss.cpu().numpy()
-    return labelled(values, losses, traces, graph, model, cut, method="EAP")
+    method = "EAP" if ig_steps == 1 else f"EAP-IG, {ig_steps} midpoints"
+    return labelled(values, losses, traces, graph, model, cut, method, intervention)
+
+
+def _modes(memory: str) -> tuple[bool, ...]:
+    """Whether to be lean: in the order in which the modes are tried."""
+    return {"fast": (False,), "lean": (True,), "auto": (False, True)}[memory]
+
+
+def _partners(
+    hf: nn.Module, traces: Sequence[Trace], intervention: str, corrupted: Sequence[Trace] | None, cut: int | None
+) -> dict[str, Trace]:
+    """The corrupted trace of every trace, by the trace's problem; empty for other interventions."""
+    choose("intervention", intervention, INTERVENTIONS)
+    if (intervention == "corrupted") != (corrupted is not None):
+        raise InputError(
+            f"intervention is {intervention!r} and corrupted traces were {'' if corrupted is not None else 'not '}given: "
+            "intervention='corrupted' and corrupted=[…] belong together"
+        )
+    if corrupted is None:
+        return {}
+    corrupted = list(corrupted)
+    if len(corrupted) != len(traces):
+        raise InputError(f"{len(corrupted)} corrupted traces for {len(traces)} traces: expected one for each, in the same order")
+    renamed = [Trace(t.problem, c.prompt, c.answer) if isinstance(c, Trace) else c for t, c in zip(traces, corrupted)]
+    partners = dict(zip((t.problem for t in traces), checked(hf, renamed, cut)))
+    for trace in traces:
+        other = partners[trace.problem]
+        sizes = (len(trace.prompt), len(trace.answer)), (len(other.prompt), len(other.answer))
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"trace {trace.problem!r} has {sizes[0][0]} prompt and {sizes[0][1]} answer tokens, its corrupted partner "
+                f"{sizes[1][0]} and {sizes[1][1]}: positions are compared one by one, so both must be equally long"
+            )
+    return partners
 
 
 def labelled(
-    values: np.ndarray, losses: np.ndarray, traces: Sequence[Trace], graph: Graph, model: Any, cut: int | None, method: str
+    values: np.ndarray,
+    losses: np.ndarray,
+    traces: Sequence[Trace],
+    graph: Graph,
+    model: Any,
+    cut: int | None,
+    method: str,
+    intervention: str = "zero",
 ) -> xr.DataArray:
     """Name the axes of scores ``(sample, source, destination)`` and note where they come from."""
     import transformers
@@ -116,7 +194,7 @@ def labelled(
             "level": graph.level,
             "cut": "all" if cut is None else int(cut),
             "method": method,
-            "intervention": "zero",
+            "intervention": intervention,
             "dtype": str(hf.dtype).removeprefix("torch."),
             "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
             "versions": json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
@@ -162,66 +240,128 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
     return traces
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A way to run a batch, and the device memory it needs for every token (0: unknown, then as for a fast pass)."""
+
+    work: Callable[[list[Any]], Any]
+    bytes_per_token: int = 0
+
+
 def in_batches(
     hf: nn.Module,
     traces: Sequence[Any],
     batch_size: int | str,
-    work: Callable[[list[Any]], Any],
+    work: Callable[[list[Any]], Any] | Sequence[Plan],
     title: str,
     progress: bool = True,
 ) -> Iterator[tuple[list[int], Any]]:
     """Run `work` on batches of rows of similar length, longest first, and yield (indices, result).
 
-    Longest first, so that a batch that does not fit fails at once. On running out of CUDA memory the batch is halved.
-    `traces` may be any objects with ``prompt`` and ``answer``.
+    Longest first, so that a batch that does not fit fails at once. On running out of memory the batch is halved; a single
+    row that does not fit, or is not expected to, goes to the next plan, if there is one. `traces` may be any objects with
+    ``prompt`` and ``answer``.
     """
     from tqdm.auto import tqdm
 
+    plans = [Plan(work)] if callable(work) else list(work)
     lengths = [len(trace.prompt) + len(trace.answer) - 1 for trace in traces]
     order = sorted(range(len(traces)), key=lambda i: (-lengths[i], i))
-    if batch_size == "auto":
-        budget = token_budget(hf)
-    elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    ordered = [lengths[i] for i in order]
+    automatic = batch_size == "auto"
+    if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}: expected 'auto' or a whole number of at least 1")
-    halvings = 0
+    budgets = [token_budget(hf, plan.bytes_per_token) for plan in plans]
+    halvings, first_plan = 0, 0
     with tqdm(total=len(order), desc=title, unit="sample", delay=3, disable=not progress) as bar:
         start = 0
         while start < len(order):
-            size = max(1, budget // lengths[order[start]]) if batch_size == "auto" else batch_size
+            longest = lengths[order[start]]
+            number = first_plan
+            while automatic and number + 1 < len(plans) and longest > budgets[number]:
+                number += 1
+            size = batch_size
+            if automatic:
+                at_least = 1 if number == first_plan else budgets[number - 1] + 1  # shorter rows have a better plan
+                size = _alike(ordered, start, budgets[number], at_least)
             size = max(1, size >> halvings)
             indices = order[start : start + size]
             try:
-                result = work([traces[i] for i in indices])
-            except torch.OutOfMemoryError as error:
-                if size == 1:
+                result = plans[number].work([traces[i] for i in indices])
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if hf.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if len(indices) > 1:
+                    halvings += 1
+                elif number + 1 < len(plans):
+                    warnings.warn(f"{title}: {longest} tokens do not fit into memory in one pass; recomputing layer by layer", stacklevel=3)
+                    halvings, first_plan = 0, number + 1
+                else:
                     raise InputError(
-                        f"trace {getattr(traces[indices[0]], 'problem', indices[0])!r} of {lengths[indices[0]]} tokens does not fit "
+                        f"trace {getattr(traces[indices[0]], 'problem', indices[0])!r} of {longest} tokens does not fit "
                         "into the device's memory even alone: use a shorter cut, a coarser level or a larger device"
                     ) from error
-                halvings += 1
-                torch.cuda.empty_cache()
                 continue
             yield indices, result
             start += len(indices)
             bar.update(len(indices))
 
 
-def token_budget(hf: nn.Module) -> int:
+def _alike(lengths: Sequence[int], start: int, budget: int, at_least: int = 1) -> int:
+    """How many rows from `start` on to run together, given all `lengths`, longest first.
+
+    As many as fit the budget of padded tokens and have `at_least` so many; but, once there are `FULL` tokens, only such as
+    are nearly as long as the first, so that little is spent on padding.
+    """
+    longest, end = lengths[start], start + 1
+    while end < len(lengths) and (end + 1 - start) * longest <= budget and lengths[end] >= at_least:
+        if (end - start) * longest >= FULL and lengths[end] < 0.85 * longest:
+            break
+        end += 1
+    return end - start
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch found no memory, on a device or (a plain RuntimeError) on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def token_budget(hf: nn.Module, per_token: int = 0) -> int:
     """Tokens per pass that fit into half of the free memory, at most 8,192.
 
-    A token keeps about 16 d_model + 4 d_mlp numbers per layer for the backward pass and 3 times its logits.
+    Args:
+        per_token: bytes per token, from `bytes_per_token`; 0 stands for a fast pass at block level.
     """
-    config, weight = hf.config, hf.get_input_embeddings().weight
-    wide_mlp = getattr(config, "intermediate_size", None) or 4 * weight.shape[1]
-    layers = getattr(config, "num_hidden_layers", 1)
-    per_token = layers * (16 * weight.shape[1] + 4 * wide_mlp) * max(4, weight.element_size()) + 12 * weight.shape[0]
-    if weight.device.type == "cuda":
-        free = torch.cuda.mem_get_info(weight.device)[0]
+    per_token = per_token or bytes_per_token(hf)
+    if hf.device.type == "cuda":
+        devices = {p.device for p in hf.parameters()}
+        free = min(torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda") * len(devices)
     else:
         import psutil
 
         free = psutil.virtual_memory().available
     return int(min(8192, max(1, free // 2 // per_token)))
+
+
+def bytes_per_token(hf: nn.Module, level: str = "block", lean: bool = False) -> int:
+    """Estimated memory of attribution for every token of a batch, above the loaded model, in bytes.
+
+    Of a layer, the backward pass keeps about 16 d_model + 4 d_mlp numbers a token; sources, gradients and norm inputs
+    take another 4 d_model at block, 7 at qkv and 8 at head level. A lean pass holds this for one layer (four at head level) and
+    for each of the others the sources alone, 2 d_model (3 at head level). Attention is taken to be fused, linear in the length.
+    A fast pass also holds the logits, in float32 and three times; a lean pass makes them for a few positions at a time.
+    """
+    config, weight = hf.config.get_text_config(), hf.get_input_embeddings().weight
+    width, layers = weight.shape[1], getattr(config, "num_hidden_layers", 1)
+    number = max(2, weight.element_size())
+    recorded = {"block": 4, "qkv": 7, "head": 8}[level] * width
+    layer = 16 * width + 4 * (getattr(config, "intermediate_size", None) or 4 * width) + recorded
+    if not lean:
+        return layers * layer * number + 12 * weight.shape[0]
+    at_once = 4 if level == "head" else 1
+    return (at_once * layer + layers * (3 if level == "head" else 2) * width) * number
 
 
 @contextlib.contextmanager
@@ -330,39 +470,54 @@ class Recorder:
             ``"logits"`` at the stream; ``(layer, "q")`` … at the projection's input (qkv) or output (head).
     """
 
-    def __init__(self, architecture: Architecture, graph: Graph) -> None:
-        self.architecture, self.graph = architecture, graph
+    def __init__(self, architecture: Architecture, graph: Graph, start: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.architecture, self.graph, self.start = architecture, graph, start
         self.sources: list[Tensor] = []
-        self.reads: list[Tensor] = []
+        self.reads: dict[int, Tensor] = {}
         self.gradients: dict[Any, Tensor] = {}
 
     def attach(self) -> list[Any]:
         """Register every hook on the model; the caller removes them."""
-        architecture, level = self.architecture, self.graph.level
-        handles = [architecture.layers[0].block.register_forward_pre_hook(self._start, with_kwargs=True)]
-        for index, layer in enumerate(architecture.layers):
-            norm = layer.norm_attention.module
-            if level == "block":
-                handles.append(norm.register_forward_pre_hook(self._branch((index, "attention"))))
-            else:
-                handles.append(norm.register_forward_pre_hook(self._read))
-                for name, projection in zip("qkv", (layer.q, layer.k, layer.v)):
-                    if level == "qkv":
-                        handles.append(projection.register_forward_pre_hook(self._branch((index, name))))
-                    else:
-                        handles.append(projection.register_forward_hook(self._output((index, name))))
-            if level == "head":
-                handles.append(layer.o.register_forward_pre_hook(self._mixed))
-            else:
-                handles.append(layer.attention_out.register_forward_hook(self._wrote))
-            handles.append(layer.norm_mlp.module.register_forward_pre_hook(self._branch((index, "mlp"))))
-            handles.append(layer.mlp_out.register_forward_hook(self._wrote))
-        handles.append(architecture.norm_final.module.register_forward_pre_hook(self._branch("logits")))
-        return handles
+        handles = self.attach_start()
+        for index in range(len(self.architecture.layers)):
+            handles += self.attach_writers(index) + self.attach_readers(index)
+        final = self.architecture.norm_final.module
+        return [*handles, final.register_forward_pre_hook(self._branch("logits"))]
+
+    def attach_start(self) -> list[Any]:
+        """Register the hook that records, and where asked to replaces, what enters the first layer."""
+        return [self.architecture.layers[0].block.register_forward_pre_hook(self._start, with_kwargs=True)]
+
+    def attach_writers(self, index: int) -> list[Any]:
+        """Register the hooks that record what a layer writes."""
+        layer = self.architecture.layers[index]
+        if self.graph.level == "head":
+            attention = layer.o.register_forward_pre_hook(self._mixed)
+        else:
+            attention = layer.attention_out.register_forward_hook(self._wrote)
+        return [attention, layer.mlp_out.register_forward_hook(self._wrote)]
+
+    def attach_readers(self, index: int) -> list[Any]:
+        """Register the hooks that catch the gradient at what a layer reads."""
+        layer, level = self.architecture.layers[index], self.graph.level
+        norm = layer.norm_attention.module
+        if level == "block":
+            handles = [norm.register_forward_pre_hook(self._branch((index, "attention")))]
+        else:
+            handles = [norm.register_forward_pre_hook(self._read(index))]
+            for name, projection in zip("qkv", (layer.q, layer.k, layer.v)):
+                if level == "qkv":
+                    handles.append(projection.register_forward_pre_hook(self._branch((index, name))))
+                else:
+                    handles.append(projection.register_forward_hook(self._output((index, name))))
+        return [*handles, layer.norm_mlp.module.register_forward_pre_hook(self._branch((index, "mlp")))]
 
     def _start(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        stream = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
-        self.sources.append(stream.detach())
+        stream = (args[0] if args else kwargs["hidden_states"]).detach()
+        stream = stream if self.start is None else self.start(stream)
+        self.sources.append(stream)
+        if torch.is_grad_enabled():
+            stream = stream.detach().requires_grad_()
         return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
 
     def _wrote(self, _module: nn.Module, _args: Any, output: Any) -> None:
@@ -371,8 +526,8 @@ class Recorder:
     def _mixed(self, _module: nn.Module, args: tuple) -> None:
         self.sources.append(args[0].detach())
 
-    def _read(self, _module: nn.Module, args: tuple) -> None:
-        self.reads.append(args[0].detach())
+    def _read(self, index: int) -> Callable[[nn.Module, tuple], None]:
+        return lambda _module, args: self.reads.__setitem__(index, args[0].detach())
 
     def _catch(self, key: Any) -> Callable[[Tensor], None]:
         return lambda gradient: self.gradients.__setitem__(key, gradient.detach())
@@ -391,41 +546,152 @@ class Recorder:
         return lambda _module, _args, output: output.register_hook(self._catch(key)) and None
 
 
-def score_batch(architecture: Architecture, graph: Graph, hf: nn.Module, traces: Sequence[Trace]) -> tuple[Tensor, Tensor]:
-    """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary."""
-    ids, positions, targets = padded(traces, hf.get_input_embeddings().weight.device)
-    record = Recorder(architecture, graph)
-    with frozen(hf), deterministic(ids.device), hooked(record.attach()), torch.enable_grad():
-        losses = mean_nll(hf, ids, positions, targets)
+def score_batch(
+    architecture: Architecture,
+    graph: Graph,
+    hf: nn.Module,
+    traces: Sequence[Trace],
+    lean: bool = False,
+    instead: Recorder | None = None,
+    ig_steps: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary.
+
+    Args:
+        lean: recompute layer by layer, see `rlcircuits.lean`.
+        instead: the sources O′ that take the place of O, broadcast against them; nothing (zero) when None.
+        ig_steps: see `attribute`.
+    """
+    from rlcircuits.lean import lean_pass
+
+    batch = padded(traces, hf.get_input_embeddings().weight.device)
+    run = lean_pass if lean else fast_pass
+    if ig_steps == 1:
+        return run(Recorder(architecture, graph), hf, batch, lambda record: record.sources, instead)
+    with torch.no_grad():
+        losses = mean_nll(hf, *batch)
+    clean = sources_of(architecture, graph, hf, traces)
+    total: Tensor | float = 0.0
+    for step in range(ig_steps):
+        share = (step + 0.5) / ig_steps
+        replaced = None if instead is None else instead.sources[0]
+
+        def start(stream: Tensor, share: float = share, replaced: Tensor | None = replaced) -> Tensor:
+            return share * stream if replaced is None else torch.lerp(replaced.to(stream).expand_as(stream), stream, share)
+
+        scores, _ = run(Recorder(architecture, graph, start), hf, batch, lambda _record: clean.sources, instead)
+        total = total + scores / ig_steps
+    return total, losses
+
+
+def fast_pass(
+    record: Recorder,
+    hf: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    written: Callable[[Recorder], list[Tensor]],
+    instead: Recorder | None,
+) -> tuple[Tensor, Tensor]:
+    """Steps 2 to 5 with all that the backward pass needs kept; scores and losses as from `score_batch`.
+
+    Args:
+        batch: from `padded`.
+        written: the sources to score, given what was recorded.
+        instead: see `score_batch`.
+    """
+    with frozen(hf), deterministic(batch[0].device), hooked(record.attach()), torch.enable_grad():
+        losses = mean_nll(hf, *batch)
         losses.sum().backward()
     with torch.no_grad():
-        return contract(record), losses.detach()
+        scores = blank(record, written(record))
+        contract(record, scores, written(record), instead)
+        return scores, losses.detach()
 
 
-def contract(record: Recorder) -> Tensor:
-    """Step 5: W ``(batch, source, destination)`` from the recorded sources and gradients, over chunks of tokens."""
+def sources_of(architecture: Architecture, graph: Graph, hf: nn.Module, traces: Sequence[Trace]) -> Recorder:
+    """Every source's output on a batch of traces, from a forward pass alone."""
+    ids, _, _ = padded(traces, hf.get_input_embeddings().weight.device)
+    record = Recorder(architecture, graph)
+    handles = record.attach_start()
+    for index in range(len(architecture.layers)):
+        handles += record.attach_writers(index)
+    with hooked(handles), torch.no_grad():
+        hf(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return record
+
+
+def _mean_sources(
+    architecture: Architecture, graph: Graph, hf: nn.Module, traces: Sequence[Trace], batch_size: int | str, progress: bool
+) -> Recorder:
+    """Every source's mean output over all tokens that are read of all traces, each ``(1, 1, d_model)``."""
+
+    def sums(rows: list[Trace]) -> list[Tensor]:
+        lengths = torch.tensor([len(row.prompt) + len(row.answer) - 1 for row in rows])
+        found = []
+        for source in sources_of(architecture, graph, hf, rows).sources:
+            real = torch.arange(source.shape[1])[None] < lengths[:, None]
+            found.append(source.to(torch.float64).mul_(real.to(source.device)[..., None]).sum((0, 1), keepdim=True))
+        return found
+
+    total: list[Tensor] = []
+    for _, found in in_batches(hf, traces, batch_size, sums, "mean of the sources", progress):
+        total = [a + b for a, b in zip(total, found)] if total else found
+    tokens = sum(len(trace.prompt) + len(trace.answer) - 1 for trace in traces)
+    record = Recorder(architecture, graph)
+    record.sources = [(one / tokens).to(wide(hf.dtype)) for one in total]
+    return record
+
+
+def blank(record: Recorder, written: list[Tensor]) -> Tensor:
+    """Scores ``(batch, source, destination)``, all 0, where the first source is."""
+    first_source = written[0]
+    return torch.zeros(
+        first_source.shape[0], *record.graph.mask.shape, dtype=wide(first_source.dtype), device=first_source.device
+    )
+
+
+def contract(
+    record: Recorder,
+    scores: Tensor,
+    written: list[Tensor],
+    instead: Recorder | None = None,
+    layers: range | None = None,
+) -> None:
+    """Step 5: add W to the columns of `scores` that belong to `layers` (and, with the last layer, to the logits).
+
+    Args:
+        record: gradients and norm inputs of those layers.
+        scores: ``(batch, source, destination)``.
+        written: every source's output, as in `Recorder.sources`.
+        instead: the sources O′ subtracted from them.
+        layers: all of them when None.
+    """
     graph, architecture = record.graph, record.architecture
-    batch, length, width = record.sources[0].shape
-    dtype, device = wide(record.sources[0].dtype), record.sources[0].device
-    n_sources, n_destinations = graph.mask.shape
-    scores = torch.zeros(batch, n_sources, n_destinations, dtype=dtype, device=device)
-    readers = n_destinations // len(architecture.layers)
-    row = batch * width * torch.finfo(dtype).bits // 8
-    chunk = int(max(1, min(length, CHUNK_BYTES // (row * (n_sources + readers)))))
-    outputs = _head_weights(architecture, dtype) if graph.level == "head" else None
+    n_layers = len(architecture.layers)
+    layers = range(n_layers) if layers is None else layers
+    _, length, width = written[0].shape
+    dtype = scores.dtype
+    readers, per_layer = (len(graph.destinations) - 1) // n_layers, (len(graph.sources) - 1) // n_layers
+    row = scores.shape[0] * width * torch.finfo(dtype).bits // 8
+    copies = 1 if instead is None else 2
+    chunk = int(max(1, min(length, CHUNK_BYTES // (row * (copies * (1 + layers.stop * per_layer) + readers)))))
+    outputs = _head_weights(architecture, dtype)[: layers.stop] if graph.level == "head" else None
     for begin in range(0, length, chunk):
         part = slice(begin, min(begin + chunk, length))
-        written = _sources(record, part, outputs, dtype)  # (source, batch, position, d_model)
-        column = 0
-        for index in range(len(architecture.layers)):
+        out = _sources(record, written[: 1 + 2 * layers.stop], part, outputs, dtype)  # (source, batch, position, d_model)
+        if instead is not None:
+            everywhere = [one.expand_as(like) for one, like in zip(instead.sources, written[: 1 + 2 * layers.stop])]
+            out -= _sources(record, everywhere, part, outputs, dtype)
+        for index in layers:
+            column = index * readers
             attention = _attention_gradients(record, index, part, dtype)
-            mlp = record.gradients[index, "mlp"][None, :, part].to(device, dtype)
-            count = 1 + index * (len(written) - 1) // len(architecture.layers)
-            column = _accumulate(scores, written[:count], attention, column)
-            within = count if graph.parallel else 1 + (index + 1) * (len(written) - 1) // len(architecture.layers) - 1
-            column = _accumulate(scores, written[:within], mlp, column)
-        _accumulate(scores, written, record.gradients["logits"][None, :, part].to(device, dtype), column)
-    return scores
+            count = 1 + index * per_layer
+            column = _accumulate(scores, out[:count], attention, column)
+            mlp = record.gradients[index, "mlp"][None, :, part].to(scores.device, dtype)
+            within = count if graph.parallel else count + per_layer - 1
+            _accumulate(scores, out[:within], mlp, column)
+        if layers.stop == n_layers:
+            logits = record.gradients["logits"][None, :, part].to(scores.device, dtype)
+            _accumulate(scores, out, logits, n_layers * readers)
 
 
 def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int) -> int:
@@ -436,26 +702,28 @@ def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int)
     return column + destinations.shape[1]
 
 
-def _sources(record: Recorder, part: slice, outputs: list[tuple[Tensor, Tensor | None]] | None, dtype: torch.dtype) -> Tensor:
-    """All source outputs of a chunk of tokens, ``(source, batch, position, d_model)``."""
-    device = record.sources[0].device
+def _sources(
+    record: Recorder, written: list[Tensor], part: slice, outputs: list[tuple[Tensor, Tensor | None]] | None, dtype: torch.dtype
+) -> Tensor:
+    """The source outputs of a chunk of tokens, ``(source, batch, position, d_model)``."""
+    device = written[0].device
     if outputs is None:
-        return torch.stack([o[:, part].to(device, dtype) for o in record.sources])
-    batch, _, width = record.sources[0].shape
+        return torch.stack([o[:, part].to(device, dtype) for o in written])
+    batch, _, width = written[0].shape
     steps = part.stop - part.start
     heads = record.architecture.n_heads
-    written = torch.empty(len(record.graph.sources), batch, steps, width, dtype=dtype, device=device)
-    written[0] = record.sources[0][:, part]
+    formed = torch.empty(1 + len(outputs) * (heads + 1), batch, steps, width, dtype=dtype, device=device)
+    formed[0] = written[0][:, part]
     at = 1
-    for (weight, bias), mixed, mlp in zip(outputs, record.sources[1::2], record.sources[2::2]):
+    for (weight, bias), mixed, mlp in zip(outputs, written[1::2], written[2::2]):
         z = mixed[:, part].to(device, dtype).reshape(batch * steps, heads, -1).transpose(0, 1)
-        out = written[at : at + heads].view(heads, batch * steps, width)
-        torch.bmm(z, weight, out=out)
+        out = formed[at : at + heads].view(heads, batch * steps, width)
+        torch.bmm(z, weight.to(device), out=out)
         if bias is not None:
-            out += bias
-        written[at + heads] = mlp[:, part]
+            out += bias.to(device)
+        formed[at + heads] = mlp[:, part]
         at += heads + 1
-    return written
+    return formed
 
 
 def _head_weights(architecture: Architecture, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:

@@ -39,8 +39,15 @@ def names(level, layers, heads, kv_heads):
     return sources, destinations + [("logits", 2 * layers + 1)]
 
 
-def loss(hf, prompt, answer, level, coefficients=None):
-    """Mean NLL of `answer` given `prompt` (float64 scalar); coefficients ``(source, destination)``, all 1 when None."""
+def loss(hf, prompt, answer, level, coefficients=None, added=None, start=None, kept=None):
+    """Mean NLL of `answer` given `prompt` (float64 scalar).
+
+    Args:
+        coefficients: ``(source, destination)``, all 1 when None.
+        added: E ``(source, destination)`` and fixed directions V, one for each source: destination d reads Σ_s E[s, d] V_s more.
+        start: what enters the first layer instead of the embeddings.
+        kept: a list that gets every source's output.
+    """
     config, weights = hf.config, {k: v.detach().double() for k, v in hf.state_dict().items()}
     layers, heads, eps = config.num_hidden_layers, config.num_attention_heads, config.rms_norm_eps
     kv_heads = config.num_key_value_heads
@@ -52,10 +59,13 @@ def loss(hf, prompt, answer, level, coefficients=None):
     column = {name: i for i, (name, _) in enumerate(destinations)}
     if coefficients is None:
         coefficients = torch.ones(len(sources), len(destinations), dtype=torch.float64)
-    outputs = [weights["model.embed_tokens.weight"][ids]]
+    outputs = [weights["model.embed_tokens.weight"][ids] if start is None else start]
 
     def stream(name):
-        return sum(coefficients[s, column[name]] * o for s, o in enumerate(outputs))
+        read = sum(coefficients[s, column[name]] * o for s, o in enumerate(outputs))
+        if added is not None:
+            read = read + sum(added[0][s, column[name]] * v for s, v in enumerate(added[1][: len(outputs)]))
+        return read
 
     def reader(l, x, h):
         return {"block": f"a{l}", "qkv": f"a{l}<{x}>", "head": f"a{l}.h{h}<q>" if x == "q" else f"a{l}.kv{h}<{x}>"}[level]
@@ -89,6 +99,8 @@ def loss(hf, prompt, answer, level, coefficients=None):
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     logits = rms(stream("logits"), weights["model.norm.weight"], eps) @ head.T
     logp = torch.log_softmax(logits, -1)
+    if kept is not None:
+        kept += outputs
     begin = len(prompt)
     return -logp[torch.arange(begin - 1, len(ids) - 1), ids[begin:]].mean()
 
@@ -99,5 +111,22 @@ def exact_scores(hf, prompt, answer, level):
     sources, destinations = names(level, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
     c = torch.ones(len(sources), len(destinations), dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(hf, prompt, answer, level, c), c)
+    edge = torch.tensor([[w < r for _, r in destinations] for _, w in sources])
+    return torch.where(edge, -gradient, torch.nan).numpy()
+
+
+def outputs_of(hf, prompt, answer, level):
+    """Every source's output on the trace."""
+    kept = []
+    loss(hf, prompt, answer, level, kept=kept)
+    return [o.detach() for o in kept]
+
+
+def directional_scores(hf, prompt, answer, level, directions, start=None):
+    """− ∂L/∂E of every edge when each destination reads E[s, d] V_s more, ``(source, destination)``, NaN without an edge."""
+    config = hf.config
+    sources, destinations = names(level, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
+    e = torch.zeros(len(sources), len(destinations), dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(hf, prompt, answer, level, added=(e, directions), start=start), e)
     edge = torch.tensor([[w < r for _, r in destinations] for _, w in sources])
     return torch.where(edge, -gradient, torch.nan).numpy()
