@@ -264,3 +264,31 @@ def test_rows_are_batched_with_rows_of_their_length():
     assert 1 < batches < 12
     assert _alike([10] * 50, 0, 8192) == 50 and _alike([10] * 50, 10, 35) == 3 and _alike([100], 0, 10) == 1
     assert _alike([9, 9, 5, 5], 0, 100, at_least=6) == 2
+
+
+def test_scores_are_those_of_transformer_lens(tmp_path):
+    """Its own edge attribution takes the gradient on its corrupted run, and scores each position apart."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
+
+    folder = str(save(tmp_path, "llama", num_key_value_heads=4))
+    bridge = TransformerBridge.boot_transformers(folder, device="cpu").eval()
+    ours, other = torch.tensor([[*PROMPT, *ANSWER]]), torch.tensor([[*OTHER, *ANSWER]])
+
+    def mean_nll(logits):
+        logp = torch.log_softmax(logits[0, len(PROMPT) - 1 :], -1)
+        return -logp[torch.arange(len(ANSWER)), torch.tensor(ANSWER)].mean()
+
+    found = attribution_patch(bridge, other[:, :-1], ours[:, :-1], mean_nll, EdgeAttributionConfig("edge"))
+    scores = rc.attribute(
+        rc.load_model(folder), one(), "head", intervention="corrupted", corrupted=[rc.Trace("c", OTHER, ANSWER)]
+    )
+    writers = {"embed": "input", "attn_head_out": "a{0}.h{1}", "mlp_out": "m{0}"}
+    readers = {"q_input": "a{0}.h{1}<q>", "k_input": "a{0}.kv{1}<k>", "v_input": "a{0}.kv{1}<v>", "mlp_in": "m{0}", "logits": "logits"}
+    theirs = scores[0].copy(data=np.where(np.isnan(scores[0]), np.nan, 0.0))
+    for (writer, reader), value in found.edge_scores.items():
+        source = writers[writer.kind].format(writer.layer, writer.head)
+        destination = readers[reader.kind].format(reader.layer, reader.head)
+        theirs.loc[source, destination] += value  # NaN where ours has no edge: the comparison would say so
+    assert len(found.edge_scores) == int(np.isfinite(scores[0]).sum()) * (len(PROMPT) + len(ANSWER) - 1)
+    close(theirs, scores[0], 1e-5)
