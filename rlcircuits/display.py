@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_PLOTLY = "application/vnd.plotly.v1+json"
+PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def show(fig: Figure, name: str, caption: str | None = None, alt: str | None = None) -> None:
@@ -41,10 +41,10 @@ def show(fig: Figure, name: str, caption: str | None = None, alt: str | None = N
 
     bundle: dict[str, Any] = {"text/plain": _description(fig, name, caption, alt)}
     bundle["text/html"] = figure_html(fig, name, caption, alt)
-    bundle[_PLOTLY] = json.loads(fig.to_json())
+    bundle[PLOTLY] = json.loads(fig.to_json())
     if caption:
         # JupyterLab draws the figure alone, so its caption follows as a line of its own.
-        bundle[_PLOTLY].setdefault("config", {"responsive": True})
+        bundle[PLOTLY].setdefault("config", {"responsive": True})
     display(bundle, raw=True)
 
 

@@ -14,6 +14,7 @@ escaped.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from rlcircuits import figures
+from rlcircuits.display import PLOTLY
 from rlcircuits.errors import InputError
 from rlcircuits.figures import NODE, node_of
 
@@ -192,7 +194,7 @@ class Explorer:
 
 
 class View:
-    """A place for a figure: a plotly ``FigureWidget``, or an ``Output`` where anywidget is not installed.
+    """A place for a figure: an ``Output`` that holds it in plotly's own form, drawn by JupyterLab and by the book.
 
     Attributes:
         widget: to put into the page.
@@ -203,33 +205,20 @@ class View:
         import ipywidgets
 
         self.figure: go.Figure | None = None
-        try:
-            self.widget = go.FigureWidget()
-            self.live = True
-        except ImportError:
-            self.widget = ipywidgets.Output()
-            self.live = False
-        self.clear()
+        self.widget = ipywidgets.Output()
 
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown by `figure`."""
-        if self.live:
-            with self.widget.batch_update():
-                self.widget.data = ()
-                self.widget.layout = figure.layout
-                self.widget.add_traces(figure.data)
-            self.figure = self.widget
-        else:
-            bundle = {
-                "application/vnd.plotly.v1+json": figure.to_plotly_json(),
-                "text/plain": figure.layout.title.text,
-            }
-            self.widget.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
-            self.figure = figure
+        # The place keeps its height while one figure goes and the next is drawn, so nothing below it jumps.
+        self.widget.layout.min_height = f"{figure.layout.height or 450}px"
+        bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": figure.layout.title.text or "Figure"}
+        self.widget.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
+        self.figure = figure
 
     def clear(self) -> None:
         """Show nothing."""
-        self.show(go.Figure(layout={"height": 40, "xaxis": {"visible": False}, "yaxis": {"visible": False}}))
+        self.widget.layout.min_height = None
+        self.widget.outputs = ()
         self.figure = None
 
 
