@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
 import json
 import multiprocessing
@@ -227,9 +228,8 @@ def _status(field: str) -> int:
 def levels(where: Where, shape: Shape = SMALL, tokens: int = 256, limits: dict[str, float] = TIME) -> list[Row]:
     """Every level, fast and lean, against the floor: time and peak memory."""
     hf, one = build(shape, where), trace(tokens, shape.vocabulary)
-    works = {case: (lambda case=case: run(case, hf, one)) for case in CASES}
-    rows = against(interleaved(works, where), "floor")
-    del hf, works
+    rows = against(interleaved(_passes(CASES, hf, one), where), "floor")
+    del hf
     _forget()
     bytes_of = {case: peak(case, shape, tokens, where) for case in CASES}
     for case, row in rows.items():
@@ -273,7 +273,7 @@ def growth(where: Where) -> list[Row]:
     for tokens, layers in sizes:
         shape = replace(narrow, layers=layers)
         hf, one = build(shape, where), trace(tokens, shape.vocabulary)
-        works = {c: (lambda c=c: run(c, hf, one)) for c in ("floor", "block", "qkv", "head", "block lean")}
+        works = _passes(("floor", "block", "qkv", "head", "block lean"), hf, one)
         found += _rows("growth", against(interleaved(works, replace(where, rounds=5)), "floor"), shape, tokens)
     return found
 
@@ -316,22 +316,33 @@ def transformer_lens(where: Where) -> list[Row]:
 
 def shapes(where: Where) -> list[Row]:
     """The shapes of published 7-billion-parameter models at 1,024 tokens, one trace of 32,768, and a hundred traces."""
-    import rlcircuits as rc
-
     found = []
     for shape in PUBLISHED:
         found += levels(where, shape, 1024, TIME_GPU)
-        hf = build(shape, where)
-        hundred = [trace(512 + 4 * i, shape.vocabulary, f"t{i}", i) for i in range(100)]
-        for level in ("block", "qkv", "head"):
-            taken = seconds(lambda level=level: rc.attribute(hf, hundred, level, progress=False), where.device)
-            found += _rows("hundred", {level: {"seconds": taken}}, shape, round(sum(512 + 4 * i for i in range(100)) / 100))
-        del hf
+        found += _hundred(shape, where)
         _forget()
         for case in ("block lean", "qkv lean"):
             used = peak(case, shape, 32768, where)
             found += _rows("long", {case: {"peak_mib": used / 2**20, "peak_target": 80 * 1024.0}}, shape, 32768)
     return found
+
+
+def _hundred(shape: Shape, where: Where) -> list[Row]:
+    import rlcircuits as rc
+
+    hf = build(shape, where)
+    sizes = [512 + 4 * i for i in range(100)]
+    traces = [trace(n, shape.vocabulary, f"t{i}", i) for i, n in enumerate(sizes)]
+
+    def work(level: str) -> Callable[[], Any]:
+        return lambda: rc.attribute(hf, traces, level, progress=False)
+
+    rows = {level: {"seconds": seconds(work(level), where.device)} for level in ("block", "qkv", "head")}
+    return _rows("hundred", rows, shape, round(sum(sizes) / len(sizes)))
+
+
+def _passes(cases: Sequence[str], hf: Any, one: Any) -> dict[str, Callable[[], Any]]:
+    return {case: functools.partial(run, case, hf, one) for case in cases}
 
 
 def _rows(suite: str, rows: dict[str, Row], shape: Shape, tokens: int) -> list[Row]:
