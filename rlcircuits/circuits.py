@@ -93,7 +93,8 @@ def faithfulness(
     Args:
         model: as for `rlcircuits.attribute`.
         traces: what the circuits are run on; those the scores are of, or held-out ones.
-        scores: of every edge of the model's graph at any level; circuits follow their mean over samples.
+        scores: of every edge of the model's graph at any level, however they were made; circuits follow their mean over
+            samples. What is outside a circuit is always removed, whatever intervention the scores estimate.
         shares: of edges kept, rising, in [0, 1]; MIB's ten by default. The areas reach from the first to the last.
         seeds: how many random rankings (seeds 0, 1, …) are measured beside; 0 for none.
         cut: score only so many answer tokens; ``"auto"``: as many as the scores did.

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -55,8 +56,10 @@ class Journal:
             StoreError: the disk is full or the file cannot be written; what was added before stays.
         """
         content = np.ascontiguousarray(rows, self.rows.dtype).tobytes()
+        block = _BLOCK.pack(len(rows), zlib.crc32(content)) + content
         with _explained(self.path):
-            self._stream.write(_BLOCK.pack(len(rows), zlib.crc32(content)) + content)
+            if self._stream.write(block) < len(block):  # a full disk takes a part of it without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
 
@@ -101,7 +104,8 @@ def journal(
             try:
                 yield opened
             finally:
-                opened.flush()
+                with _explained(path):
+                    opened.flush()
 
 
 def _read(path: Path, stream: BinaryIO, header: bytes, dtype: np.dtype) -> np.ndarray:

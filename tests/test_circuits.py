@@ -418,6 +418,26 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         rc.ablate(hf, traces(), resume=tmp_path / "file" / "below", progress=False)
 
 
+def test_a_full_disk_keeps_what_was_written(tmp_path, runs):
+    import resource
+
+    counted, _ = runs
+    hf, some = tiny("qwen2", torch.float32, layers=2), traces()
+    expected = rc.ablate(hf, some, **OPTIONS)
+    counted.clear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1800, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot write .*(No space left|File too large)"):
+            rc.ablate(hf, some, resume=tmp_path, **OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    before = sum(counted)
+    with pytest.warns(DamagedArtefact, match="damaged end"):
+        same_bits(rc.ablate(hf, some, resume=tmp_path, **OPTIONS), expected)
+    assert before < 72 and sum(counted) <= 72 + 4  # at most the batch that was cut short runs again
+
+
 def test_a_second_process_waits_for_the_first(tmp_path):
     from filelock import FileLock, Timeout
 
