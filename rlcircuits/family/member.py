@@ -31,10 +31,15 @@ _SOURCES = {
     "sft": ("sft.py", "trainer.py"),
     "sft-more": ("sft.py", "trainer.py"),
     "grpo": ("grpo.py", "trainer.py"),
+    "rft": ("rft.py", "sft.py", "trainer.py"),
     "ppo": ("ppo.py",),
     "dpo": ("dpo.py", "trainer.py"),
+    "online-dpo": ("online_dpo.py", "ppo.py"),
 }
-CANNOT_BE_USED = 2
+CANNOT_BE_USED, DIVERGED = 2, 3
+"""Exit statuses of a member's process: a message for the user; a loss that was not finite."""
+DIVERGENCES = "family-diverged"
+"""Kind of the artefact that a diverged training leaves: ``message.txt``, found by the member's inputs."""
 
 
 def member_inputs(member: str, seed: int, recipe: Recipe, base_key: str | None = None) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def train_member(
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from rlcircuits.family.curves import Recorder, greedy_accuracy
+    from rlcircuits.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
 
     choose("member", member, MEMBERS)
     torch.set_num_threads(1)
@@ -109,6 +114,7 @@ def train_member(
         points=recipe.points,
         max_new_tokens=recipe.max_new_tokens,
         progress=progress,
+        checkpoints=folder / CHECKPOINTS,
     )
     with tempfile.TemporaryDirectory() as scratch:
         if member == "sft":
@@ -121,9 +127,7 @@ def train_member(
     curve = recorder.curve(reference)
     test = word_problems("test", recipe.task.test, seed=0)
     accuracy = greedy_accuracy(model, tokenizer, test, recipe.max_new_tokens)
-    model.config.use_cache = True
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_checkpoint(model, tokenizer, folder)
     curve.to_parquet(folder / "curves.parquet", index=False)
     summary = {
         "member": member,
@@ -179,6 +183,14 @@ def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
         from rlcircuits.family.ppo import train_ppo
 
         return train_ppo(base, problems, recipe.ppo, recipe.max_new_tokens, seed, recorder)
+    if member == "online-dpo":
+        from rlcircuits.family.online_dpo import train_online_dpo
+
+        return train_online_dpo(base, problems, recipe.online_dpo, recipe.max_new_tokens, seed, recorder)
+    if member == "rft":
+        from rlcircuits.family.rft import train_rft
+
+        return train_rft(base, problems, recipe.rft, recipe.max_new_tokens, seed, recorder, scratch)
     from rlcircuits.family.dpo import train_dpo
 
     return train_dpo(base, problems, recipe.dpo, recipe.max_new_tokens, seed, recorder, scratch)
@@ -213,6 +225,8 @@ def main(order: dict[str, Any]) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     _quiet()
+    from rlcircuits.family.curves import TrainingDiverged
+
     recipe = recipe_from(order["recipe"])
     member, seed = order["member"], order["seed"]
     base = Path(order["base"]) if order["base"] else None
@@ -221,7 +235,18 @@ def main(order: dict[str, Any]) -> None:
     def build(folder: Path) -> None:
         train_member(member, seed, recipe, base, folder, lambda share: print(f"{share:.4f}", file=out))
 
-    Store(order["store"]).make("family", inputs, build, note=f"family member {member}, seed {seed}")
+    store, note = Store(order["store"]), f"family member {member}, seed {seed}"
+    try:
+        store.make("family", inputs, build, note=note)
+    except TrainingDiverged as error:
+        message = str(error)
+        store.make(
+            DIVERGENCES,
+            inputs,
+            lambda f: (f / "message.txt").write_text(message, "utf-8") and None,
+            note=note,
+        )
+        raise
 
 
 def _quiet() -> None:
@@ -238,4 +263,4 @@ if __name__ == "__main__":
         main(json.loads(sys.argv[1]))
     except InputError as error:
         print(error, file=sys.stderr)
-        sys.exit(CANNOT_BE_USED)
+        sys.exit(DIVERGED if type(error).__name__ == "TrainingDiverged" else CANNOT_BE_USED)
