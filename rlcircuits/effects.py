@@ -211,7 +211,7 @@ def equal_loss(
 
 
 def contrast_of(cells: Sequence[SeedCell], contrast: str, logarithm: bool) -> tuple[np.ndarray, np.ndarray]:
-    """D ``(seed, metric)`` and D of the resamples ``(seed, metric, resample)`` of one contrast, or of its logarithms."""
+    """D ``(cell, metric)`` and D of the resamples ``(cell, metric, resample)`` of one contrast, or of its logarithms."""
     observed, boot = [], []
     for cell in cells:
         weights = contrast_weights(contrast, cell.corners)
@@ -225,7 +225,7 @@ def contrast_of(cells: Sequence[SeedCell], contrast: str, logarithm: bool) -> tu
 
 
 def equal_loss_of(cells: Sequence[SeedCell], model_corner: str = "tt") -> tuple[np.ndarray, np.ndarray]:
-    """`EQUAL_LOSS` as D ``(seed, 1)`` and ``(seed, 1, resample)``; a log ratio."""
+    """`EQUAL_LOSS` as D ``(cell, 1)`` and ``(cell, 1, resample)``; a log ratio."""
     observed, boot = [], []
     for cell in cells:
         at = {name: cell.metrics.index(name) for name in ("activation_intensity", "loss")}
@@ -244,26 +244,42 @@ def equal_loss_of(cells: Sequence[SeedCell], model_corner: str = "tt") -> tuple[
     return np.stack(observed), np.stack(boot)
 
 
+def by_seed(values: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    """Means over the rows of `values` that are of the same seed (several draws of a null), ``(seed, …)``."""
+    distinct = list(dict.fromkeys(seeds))
+    return np.stack([values[[s == one for s in seeds]].mean(axis=0) for one in distinct])
+
+
 def cell_effects(cells: Sequence[SeedCell], contrast: str, tests: bool = True) -> dict[str, np.ndarray]:
-    """All columns of one cell and contrast, arrays ``(metric,)``, over the seeds given.
+    """All columns of one cell and contrast, arrays ``(metric,)``, over the seeds given; draws of one seed are averaged.
+
+    `EQUAL_LOSS` comes last for own tokens; it is a log ratio in ``effect``, too.
 
     Returns:
         ``metric``; ``before``, ``after``: the two sides' means over seeds, the sides being the sums of the contrast's negative and
         positive corners; ``effect``, ``low``, ``high``; ``log_ratio``, ``log_low``, ``log_high`` (NaN for metrics not above 0);
         ``p``, ``p_seed``; ``n_seeds``, ``n_problems`` (mean over seeds).
     """
-    observed, boot = contrast_of(cells, contrast, logarithm=False)
-    effect, low, high = hierarchical_interval(observed, boot)
-    log_observed, log_boot = contrast_of(cells, contrast, logarithm=True)
-    log_ratio, log_low, log_high = hierarchical_interval(log_observed, log_boot)
+    seeds = [cell.seed for cell in cells]
+    metrics = list(cells[0].metrics)
     weights = contrast_weights(contrast, cells[0].corners)
     values = np.stack([cell.observed() for cell in cells]).mean(axis=0)
     before, after = (np.tensordot(np.clip(sign * weights, 0, None), values, axes=1) for sign in (-1, 1))
-    p = np.full(len(effect), np.nan)
+    plain, logs = (list(contrast_of(cells, contrast, logarithm=which)) for which in (False, True))
+    p = np.full(len(metrics), np.nan)
     if tests:
-        p = permutation_p(observed, np.stack([cell.swapped(contrast) for cell in cells]))
+        p = permutation_p(plain[0], np.stack([cell.swapped(contrast) for cell in cells]))
+    if contrast == "own":
+        metrics.append(EQUAL_LOSS)
+        extra = equal_loss_of(cells)
+        for pair in (plain, logs):
+            pair[:] = [np.concatenate([old, new], axis=1) for old, new in zip(pair, extra)]
+        before, after, p = (np.append(column, np.nan) for column in (before, after, p))
+    (observed, boot), (log_observed, log_boot) = ([by_seed(part, seeds) for part in pair] for pair in (plain, logs))
+    effect, low, high = hierarchical_interval(observed, boot)
+    log_ratio, log_low, log_high = hierarchical_interval(log_observed, log_boot)
     return {
-        "metric": np.array(cells[0].metrics, dtype=object),
+        "metric": np.array(metrics, dtype=object),
         "before": before,
         "after": after,
         "effect": effect,
@@ -274,6 +290,6 @@ def cell_effects(cells: Sequence[SeedCell], contrast: str, tests: bool = True) -
         "log_high": log_high,
         "p": p,
         "p_seed": seed_p(observed),
-        "n_seeds": np.full(len(effect), len(cells)),
+        "n_seeds": np.full(len(effect), len(observed)),
         "n_problems": np.full(len(effect), float(np.mean([cell.n for cell in cells]))),
     }

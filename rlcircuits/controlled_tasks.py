@@ -1,0 +1,467 @@
+"""The steps of the controlled study that load models, each an artefact of the store, each in one process with one thread.
+
+| kind | of | what is kept |
+|---|---|---|
+| `answers` | one model | its greedy answers to the test problems |
+| `pair` | two models | what `rlcircuits.measurement` measures, for every α and level |
+| `exactness` | two models | EAP and EAP-IG beside exact ablation of every block edge, CPR and CMD, metrics from each |
+| `dynamics` | a member and its base | the metrics at every checkpoint, on its own answers |
+| `sensitivity` | two models | the metrics under other settings |
+| `push` | a base | accuracy, loss and metrics after pushing its intensity (`rlcircuits.interventions`) |
+
+1. A `ModelSpec` says which model: a checkpoint, possibly with weight noise or scaled logits.
+2. A `Task` is found by the fingerprints of its models, its options and the code; `perform` makes its artefact or finds it.
+3. What cannot be measured (a model with no right answer, say) leaves an artefact with ``failed.json``: the reason, for the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rlcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from rlcircuits.answers import Answer
+    from rlcircuits.models import Model
+    from rlcircuits.store import Store
+
+_CODE = (
+    "measurement", "metrics", "inference", "resampling", "attribution", "ablation", "circuits", "architecture", "graph",
+    "answers", "problems", "traces", "nulls", "interventions", "controlled_tasks",
+)  # fmt: skip
+FAILED = "failed.json"
+REFERENCE_ALPHA = 0.3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how finely.
+
+    Args:
+        alphas, levels: the grid of the main comparison.
+        problems: test problems every model answers.
+        n, keep: of `rlcircuits.select`.
+        noise_draws: draws of weight noise per member and seed.
+        exact_problems, exact_alphas, ig_steps, random_circuits: of the exactness; steps of EAP-IG, random rankings of edges.
+        cause_seeds: seeds of the first base whose sampling temperature and intensity are changed.
+        temperatures, factors: sampling temperatures of GRPO's training beside 1; factors of the base's logits.
+        push_demonstrations: how many demonstrations a pushed base goes on with.
+        max_new_tokens: longest answer.
+    """
+
+    alphas: tuple[float, ...] = (0.03, 0.1, 0.3, 0.5, 1.0)
+    levels: tuple[str, ...] = ("block", "head")
+    problems: int = 500
+    n: int = 100
+    keep: str = "both-correct"
+    noise_draws: int = 2
+    exact_problems: int = 20
+    exact_alphas: tuple[float, ...] = (0.3, 1.0)
+    ig_steps: int = 8
+    random_circuits: int = 2
+    cause_seeds: int = 3
+    temperatures: tuple[float, ...] = (0.7, 1.3)
+    factors: tuple[float, ...] = (0.5, 0.8, 1.25, 2.0)
+    push_demonstrations: int = 960
+    max_new_tokens: int = 24
+
+    def __post_init__(self) -> None:
+        if REFERENCE_ALPHA not in self.alphas or "block" not in self.levels:
+            raise InputError(f"settings: alphas must hold {REFERENCE_ALPHA} and levels 'block', on which the verdicts rest")
+        if min(self.problems, self.n, self.exact_problems) < 2 or self.noise_draws < 1:
+            raise InputError("settings: at least two problems everywhere, and one draw of weight noise, are needed")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model: a checkpoint's folder, with weight noise as large as another's update, or with its logits scaled."""
+
+    folder: str
+    noise_like: str | None = None
+    draw: int = 0
+    factor: float = 1.0
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies it, wherever its files lie."""
+        like = None if self.noise_like is None else _fingerprint(self.noise_like)
+        return {"model": _fingerprint(self.folder), "noise": like, "draw": self.draw, "factor": float(self.factor)}
+
+    def load(self) -> Model:
+        """The model in float32."""
+        from rlcircuits.interventions import scale_logits
+        from rlcircuits.models import load_model
+        from rlcircuits.nulls import add_noise
+
+        model = load_model(self.folder, device="cpu", dtype="float32")
+        if self.noise_like is not None:
+            add_noise(model.hf, load_model(self.noise_like, device="cpu", dtype="float32").hf, self.draw)
+        if self.factor != 1:
+            scale_logits(model.hf, self.factor)
+        return model
+
+
+@lru_cache(maxsize=None)
+def _fingerprint(folder: str) -> str:
+    from rlcircuits.models import fingerprint
+
+    return fingerprint(Path(folder))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step.
+
+    Args:
+        kind: see the table above.
+        base, seed, label, draw: where its result belongs in the tables; `label` is a paradigm or a null.
+        models: one or two.
+        options: JSON values on which the result depends.
+        seconds: about how long it takes, for the estimate.
+    """
+
+    kind: str
+    base: str
+    seed: int
+    label: str
+    models: tuple[ModelSpec, ...]
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    draw: int = 0
+    seconds: float = 1.0
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the artefact is found by."""
+        from rlcircuits.pipeline import source_digest
+
+        return {"models": [m.key for m in self.models], "options": self.options, "seed": self.seed, "code": source_digest(*_CODE)}
+
+
+def perform(root: str, settings: Settings, task: Task) -> str:
+    """Make or find a task's artefact; returns its folder."""
+    from rlcircuits.store import Store
+
+    store = Store(root)
+    work: Callable[[Store, Settings, Task, Path], None] = {
+        "answers": _answers,
+        "pair": _pair,
+        "exactness": _exactness,
+        "dynamics": _dynamics,
+        "sensitivity": _sensitivity,
+        "push": _push,
+    }[task.kind]
+
+    def build(folder: Path) -> None:
+        try:
+            work(store, settings, task, folder)
+        except InputError as error:
+            for file in folder.iterdir():
+                file.unlink()
+            (folder / FAILED).write_text(json.dumps({"failed": str(error)}) + "\n", "utf-8")
+
+    note = f"{task.kind} of {task.label}, {task.base}, seed {task.seed}"
+    return str(store.make(f"study-{task.kind}", task.inputs, build, note=note))
+
+
+def failure(folder: str | Path) -> str | None:
+    """Why a task could not be done; None when it was."""
+    file = Path(folder) / FAILED
+    return json.loads(file.read_text("utf-8"))["failed"] if file.is_file() else None
+
+
+# --- answers and pairs ----------------------------------------------------------------------------
+
+
+def _problems(settings: Settings):
+    from rlcircuits.family import family_problems
+
+    return family_problems("test", settings.problems)
+
+
+def _answers(_store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from rlcircuits.answers import generate, save_answers
+
+    found = generate(task.models[0].load(), _problems(settings), max_new_tokens=settings.max_new_tokens)
+    save_answers(found, folder / "answers.parquet")
+
+
+def answers_of(store: Store, settings: Settings, spec: ModelSpec) -> list[Answer]:
+    """A model's answers, from the store or made now."""
+    from rlcircuits.answers import load_answers
+
+    options = {"problems": settings.problems, "max_new_tokens": settings.max_new_tokens}
+    folder = perform(str(store.root), settings, Task("answers", "", 0, Path(spec.folder).name, (spec,), options))
+    return load_answers(Path(folder) / "answers.parquet")
+
+
+def _loaded(store: Store, settings: Settings, task: Task) -> tuple[list[Model], list[list[Answer]]]:
+    answers = [answers_of(store, settings, spec) for spec in task.models]
+    models = [spec.load() for spec in task.models]
+    for model in models:
+        model.hf.double()
+    return models, answers
+
+
+def _pair(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from rlcircuits.measurement import measure, save
+
+    models, answers = _loaded(store, settings, task)
+    measured = measure(tuple(models), tuple(answers), seed=task.seed, **task.options)
+    save(measured, folder / "measurement.npz")
+
+
+# --- exactness ------------------------------------------------------------------------------------
+
+
+def _exactness(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from rlcircuits.answers import select
+
+    models, answers = _loaded(store, settings, task)
+    rows: list[dict[str, Any]] = []
+    for alpha in task.options["alphas"]:
+        chosen = select(*answers, alpha=alpha, n=task.options["n"], keep=task.options["keep"])
+        for side, model, traces in zip(("base", "tuned"), models, (chosen.base_traces, chosen.tuned_traces)):
+            for row in judged(model, traces, chosen.t_cut, task.options["ig_steps"], task.options["random_circuits"]):
+                rows.append({"side": side, "alpha": float(alpha), "n_problems": len(traces), **row})
+    pd.DataFrame(rows).to_parquet(folder / "exactness.parquet")
+
+
+def judged(model: Model, traces: Sequence[Any], cut: int, ig_steps: int, random_circuits: int) -> list[dict[str, Any]]:
+    """EAP, EAP-IG and exact ablation of every block edge on the same traces: rows of method, quantity and value.
+
+    Quantities of an estimate against exact ablation: ``rank correlation`` (Spearman over edges, mean over samples; signed),
+    ``rank correlation of sizes``, ``slope`` (exact on estimate through the origin, over all edges and samples), ``CPR``, ``CMD``
+    and those of random circuits; and of all three methods every metric.
+    """
+    from scipy import stats
+
+    from rlcircuits.ablation import ablate
+    from rlcircuits.attribution import attribute
+    from rlcircuits.circuits import faithfulness
+    from rlcircuits.metrics import edge_values, summary
+
+    exact = ablate(model, traces, cut=cut, progress=False)
+    scores = {
+        "EAP": attribute(model, traces, cut=cut, progress=False),
+        "EAP-IG": attribute(model, traces, cut=cut, ig_steps=ig_steps, progress=False),
+    }
+    truth = edge_values(exact)
+    rows: list[tuple[str, str, float]] = []
+    for method, found in scores.items():
+        values = edge_values(found)
+        for name, change in (("rank correlation", np.asarray), ("rank correlation of sizes", np.abs)):
+            each = [stats.spearmanr(change(a), change(b)).statistic for a, b in zip(values, truth)]
+            rows.append((method, name, float(np.mean(each))))
+        rows.append((method, "slope", float((values * truth).sum() / (values**2).sum())))
+        faith = faithfulness(model, traces, found, seeds=random_circuits, cut=cut, progress=False)
+        rows += [(method, name, float(faith[name])) for name in ("CPR", "CMD")]
+        if random_circuits and method == "EAP":
+            rows += [("random", name, float(faith[f"random_{name}"].mean())) for name in ("CPR", "CMD")]
+    for method, found in {"exact": exact, **scores}.items():
+        rows += [(method, metric, float(value)) for metric, value in summary(found).items()]
+    return [{"method": method, "quantity": quantity, "value": value} for method, quantity, value in rows]
+
+
+# --- dynamics -------------------------------------------------------------------------------------
+
+
+def _dynamics(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    from rlcircuits.answers import generate, select
+    from rlcircuits.attribution import attribute
+    from rlcircuits.family import checkpoints
+    from rlcircuits.metrics import summary
+    from rlcircuits.problems import ProblemSet
+
+    answers = [answers_of(store, settings, spec) for spec in task.models]
+    kept = {
+        alpha: select(*answers, alpha=alpha, n=task.options["n"], keep=task.options["keep"]) for alpha in task.options["alphas"]
+    }
+    wanted = set(next(iter(kept.values())).problems)
+    whole = _problems(settings)
+    asked = ProblemSet(name=whole.name, problems=tuple(p for p in whole.problems if p.id in wanted), grader=whole.grader)
+    model = task.models[1].load()
+    rows = []
+    for update, checkpoint in checkpoints(task.models[1].folder).items():
+        model.hf.float().load_state_dict(load_file(checkpoint / "model.safetensors"))
+        found = generate(model, asked, max_new_tokens=settings.max_new_tokens)
+        traces = [a.trace for a in found if a.answer]
+        model.hf.double()
+        for alpha, chosen in kept.items():
+            row = {"update": update, "alpha": float(alpha), "n_problems": len(traces)}
+            row["accuracy_here"] = float(np.mean([a.correct for a in found]))
+            if len(traces) > 1:
+                scores = attribute(model, traces, cut=chosen.t_cut, progress=False)
+                row |= {"loss": float(scores.loss.mean()), **summary(scores).to_dict()}
+            rows.append(row)
+    pd.DataFrame(rows).to_parquet(folder / "dynamics.parquet")
+
+
+# --- sensitivity ----------------------------------------------------------------------------------
+
+BINS = (20, 50, 100, 200, 500)
+EPSILONS = (1e-12, 1e-6, 1e-3)
+SIZES = (50, 200)
+
+
+def _sensitivity(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from rlcircuits.answers import select
+    from rlcircuits.measurement import attributed, measure, save
+
+    models, answers = _loaded(store, settings, task)
+    n, keep, alpha = task.options["n"], task.options["keep"], task.options["alpha"]
+    variants = {"reference": {}, "T̄ as in the published code": {"mean": "code"}, "all answers, right or wrong": {"keep": "all"}}
+    variants |= {f"n = {size}": {"n": size} for size in SIZES}
+    for number, (name, changed) in enumerate(variants.items()):
+        given = {"n": n, "keep": keep, **changed}
+        measured = measure(tuple(models), tuple(answers), (alpha,), ("block",), crossed=False, tests=False, seed=task.seed, **given)
+        measured.facts["variant"] = name
+        save(measured, folder / f"variant-{number}.npz")
+    chosen = select(*answers, alpha=alpha, n=n, keep=keep)
+    scores = [attributed(m, t, "block", chosen.t_cut) for m, t in zip(models, (chosen.base_traces, chosen.tuned_traces))]
+    np.savez(folder / "histograms.npz", **_histogram_variants(scores))
+
+
+def _histogram_variants(scores: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Paper's metrics under other bins, ε, and structural zeros: "variant|metric" -> ``(corner, 1 + resample)``, observed first."""
+    from rlcircuits.measurement import complexity_statistic, diversity_statistic
+    from rlcircuits.metrics import edge_values, sample_intensity, sample_kurtosis
+    from rlcircuits.resampling import problem_counts
+
+    n = scores[0].sizes["sample"]
+    counts = np.concatenate([np.ones((1, n)), problem_counts(n)])
+    rows = {f"{bins} bins": (bins, 1e-12, False) for bins in BINS}
+    rows |= {f"ε = {epsilon:g}": (100, epsilon, False) for epsilon in EPSILONS} | {"structural zeros": (100, 1e-12, True)}
+    found = {}
+    for name, (bins, epsilon, zeros) in rows.items():
+        values = [complexity_statistic(edge_values(s, zeros), counts, bins, epsilon) for s in scores]
+        found[f"{name}|information_complexity"] = np.stack(values)
+    zero = "structural zeros|"
+    found[f"{zero}inter_sample_diversity"] = np.stack([diversity_statistic(edge_values(s, True), counts) for s in scores])
+    for metric, per_sample in (("activation_intensity", sample_intensity), ("distribution_kurtosis", sample_kurtosis)):
+        found[zero + metric] = np.stack([counts @ per_sample(s, True).values / n for s in scores])
+    return found
+
+
+# --- pushing the base's intensity -----------------------------------------------------------------
+
+
+def _push(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlcircuits.answers import generate
+    from rlcircuits.attribution import attribute
+    from rlcircuits.family.recipe import BASES
+    from rlcircuits.interventions import PUSHES, push_intensity
+    from rlcircuits.metrics import summary
+    from rlcircuits.models import Model
+
+    spec = task.models[0]
+    tokenizer = spec.load().tokenizer
+    own = [a.trace for a in answers_of(store, settings, spec) if a.correct and a.answer]
+    if len(own) < 2:
+        raise InputError("the base answers fewer than two problems right: there is nothing to push the intensity of")
+    size = task.options["demonstrations"]
+    seen = BASES[task.base].task.demonstrations + BASES[task.base].prompts if task.base in BASES else 0
+    shown, held = _demonstrations(tokenizer, seen, size, task)
+    rows = []
+    for arm, factor in PUSHES.items():
+        torch.manual_seed(task.seed)
+        hf = AutoModelForCausalLM.from_pretrained(spec.folder, attn_implementation="eager", dtype=torch.float32).eval()
+        push_intensity(hf, shown, own, factor)
+        model = Model(hf, tokenizer, spec.folder)
+        found = generate(model, _problems(settings), max_new_tokens=settings.max_new_tokens)
+        hf.double()
+        row = {"arm": arm, "accuracy": float(np.mean([a.correct for a in found]))}
+        row["supervised_loss"] = float(attribute(hf, held, progress=False).loss.mean())
+        scores = attribute(hf, own[: settings.n], progress=False)
+        rows.append(row | {"loss": float(scores.loss.mean()), **summary(scores).to_dict()})
+    pd.DataFrame(rows).to_parquet(folder / "push.parquet")
+
+
+def _demonstrations(tokenizer: Any, seen: int, size: int, task: Task) -> tuple[list[Any], list[Any]]:
+    """Demonstrations that no member has seen, to train on and held out, as traces (the end token belongs to the answer)."""
+    from rlcircuits.family.recipe import BASES
+    from rlcircuits.family.task import demonstrations, word_problems
+    from rlcircuits.traces import Trace
+
+    held = max(32, size // 4)
+    problems = word_problems("train", seen + size + held, task.seed)[seen:]
+    wrong = BASES[task.base].task.wrong_share if task.base in BASES else 0.65
+    traces = [
+        Trace(str(i), tuple(tokenizer(question)["input_ids"]), (*tokenizer(f" {worked}")["input_ids"], tokenizer.eos_token_id))
+        for i, (question, worked) in enumerate(demonstrations(problems, wrong, task.seed))
+    ]
+    return traces[:size], traces[size:]
+
+
+# --- the list of tasks ----------------------------------------------------------------------------
+
+
+def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
+    """Every task of a study, the longest first.
+
+    Args:
+        trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where training failed); a member that is not one of the
+            family's is named like ``"grpo, temperature 0.7"``.
+    """
+    from rlcircuits.family import MEMBERS
+    from rlcircuits.nulls import ANOTHER_BASE, NOISE, TWO_SEEDS, neighbours
+
+    main = {"alphas": list(settings.alphas), "levels": list(settings.levels), "n": settings.n, "keep": settings.keep}
+    null = {**main, "levels": ["block"], "crossed": False, "tests": False}
+    short = {"n": settings.n, "keep": settings.keep}
+    tasks: list[Task] = []
+    for base, group in trained[trained["folder"].notna()].groupby("base", sort=False):
+        folders = {(row.seed, row.member): str(row.folder) for row in group.itertuples()}
+        seeds = [seed for seed, member in folders if member == "sft"]
+        for (seed, member), folder in folders.items():
+            if (seed, "sft") not in folders:
+                continue
+            root, spec = ModelSpec(folders[seed, "sft"]), ModelSpec(folder)
+            here = {"base": base, "seed": int(seed), "label": member}
+            if member != "sft":
+                own = member in MEMBERS
+                tasks.append(Task("pair", **here, models=(root, spec), options={**main, "crossed": own, "tests": own}, seconds=9))
+            if member not in MEMBERS:
+                continue
+            along = {**short, "alphas": [REFERENCE_ALPHA, max(settings.alphas)]}
+            tasks.append(Task("dynamics", **here, models=(root, spec), options=along, seconds=9))
+            if member == "sft":
+                continue
+            exact = {
+                "alphas": list(settings.exact_alphas), "n": settings.exact_problems, "keep": settings.keep,
+                "ig_steps": settings.ig_steps, "random_circuits": settings.random_circuits,
+            }  # fmt: skip
+            tasks.append(Task("exactness", **here, models=(root, spec), options=exact, seconds=12))
+            tasks.append(Task("sensitivity", **here, models=(root, spec), options={**short, "alpha": REFERENCE_ALPHA}, seconds=3))
+            for draw in range(settings.noise_draws):
+                noisy = ModelSpec(root.folder, noise_like=folder, draw=draw)
+                tasks.append(Task("pair", base, int(seed), NOISE + member, (root, noisy), null, draw=draw, seconds=3))
+        for one, other in neighbours(seeds):
+            for member in MEMBERS:
+                if (one, member) in folders and (other, member) in folders:
+                    label = ANOTHER_BASE if member == "sft" else TWO_SEEDS + member
+                    both = (ModelSpec(folders[one, member]), ModelSpec(folders[other, member]))
+                    tasks.append(Task("pair", base, int(one), label, both, null, seconds=3))
+        for seed in seeds:
+            root = ModelSpec(folders[seed, "sft"])
+            for factor in settings.factors:
+                scaled = ModelSpec(root.folder, factor=factor)
+                tasks.append(Task("pair", base, int(seed), f"logits × {factor:g}", (root, scaled), null, seconds=3))
+        if base == trained["base"].iloc[0]:
+            for seed in seeds[: settings.cause_seeds]:
+                options = {"demonstrations": settings.push_demonstrations}
+                tasks.append(Task("push", base, int(seed), "push", (ModelSpec(folders[seed, "sft"]),), options, seconds=20))
+    return sorted(tasks, key=lambda task: -task.seconds)
+
