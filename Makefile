@@ -12,11 +12,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family book test lab bench bench-gpu lint lock clean distclean
+.PHONY: help venv family study book test lab bench bench-gpu lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (15 min at first, 2 min again)"
 	@echo "make test    all tests, on the same artefacts (10 min at first)"
+	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
 	@echo "make venv    only the virtual environment in $(VENV) (2 to 5 min, about 3 GB)"
@@ -40,6 +41,10 @@ book: family
 test: $(READY)
 	@echo "==> tests (about 10 min on 2 cores at first; the family they need is trained meanwhile)"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+study: $(READY)
+	@echo "==> the controlled study: 8 seeds of one base, 4 of another (about 2 hours on 2 cores; an interrupted one goes on)"
+	@$(BIN)/rlcircuits study
 
 lab: $(READY)
 	@echo "==> JupyterLab; stop it with Ctrl-C twice"

@@ -365,5 +365,24 @@ def _share(text: str) -> float:
     return value
 
 
+def _study(options: argparse.Namespace) -> None:
+    from rlcircuits import controlled
+
+    found = controlled.run(
+        seeds=controlled.SEEDS if options.seeds is None else options.seeds,
+        second_seeds=controlled.SECOND_SEEDS if options.second_seeds is None else options.second_seeds,
+        members=options.members,
+        out=options.out,
+        store=options.store,
+        processes=options.processes,
+    )
+    shown = found.verdicts[found.verdicts["scope"] == "PPO and GRPO"]
+    print(shown[["base", "claim", "verdict", "effect", "low", "high", "spread", "null"]].to_string(index=False, float_format="{:.3g}".format))
+    failed = found.members[found.members["status"] != "done"]
+    for row in failed.itertuples():
+        print(f"{row.base}, seed {row.seed}, {row.paradigm}: {row.status}")
+    print(f"\nwritten: the tables in {options.out}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -97,7 +97,10 @@ def corrected(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_effect(claim: Claim, measured: Mapping[str, Mapping[int, Measurement]]) -> tuple[float, float, float, int, bool]:
-    """Effect, low and high of a claim over seeds and problems, the number of seeds, and whether it is of log ratios."""
+    """Effect, low and high of a claim over seeds and problems, the number of seeds, and whether it is of log ratios.
+
+    A single seed gives no interval: one over problems alone would say nothing about the paradigm.
+    """
     paradigms = list(claim.paradigms)
     if any(p not in measured for p in paradigms):
         return np.nan, np.nan, np.nan, 0, True
@@ -114,6 +117,8 @@ def claim_effect(claim: Claim, measured: Mapping[str, Mapping[int, Measurement]]
                 observed = observed + share * values[0][:, at : at + 1]
                 boot = boot + share * values[1][:, at : at + 1]
         found = dict(zip(("effect", "low", "high"), (float(v[0]) for v in hierarchical_interval(observed, boot))))
+        if len(seeds) < 2:
+            found |= {"low": np.nan, "high": np.nan}
         if np.isfinite(found["effect"]):
             return found["effect"], found["low"], found["high"], len(seeds), logarithm
     return np.nan, np.nan, np.nan, len(seeds), False

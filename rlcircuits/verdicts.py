@@ -106,7 +106,7 @@ def judge(effect: float, low: float, high: float, direction: int, spreads: Mappi
     if not math.isfinite(effect):
         return verdict("not resolved", "not measured")
     if not (math.isfinite(low) and math.isfinite(high)):
-        return verdict("not resolved", "no interval")
+        return verdict("not resolved", "fewer than two seeds give no interval over seeds")
     if low <= 0 <= high:
         return verdict("not resolved", "the interval includes 0")
     if not known:
