@@ -130,7 +130,8 @@ def make_families(
             )
             status = f"{failure.kind}: {failure.message}" if failure else "done"
             rows.append((seed, member, None if failure else str(folder), status, accuracy))
-    return pd.DataFrame(rows, columns=["seed", "member", "folder", "status", "accuracy"])
+    table = pd.DataFrame(rows, columns=["seed", "member", "folder", "status", "accuracy"])
+    return table.assign(folder=pd.Series([row[2] for row in rows], dtype=object))
 
 
 def family_pairs(
