@@ -99,19 +99,17 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pairs_are_right_with_wrong_of_one_prompt_and_every_answer_is_used(seed):
+def test_pairs_are_right_with_wrong_of_one_prompt_each_answer_once(seed):
     rng = random.Random(seed)
-    rewards = [float(rng.random() < 0.3) for _ in range(8 * 5)]
+    rewards = [float(rng.random() < 0.4) for _ in range(6 * 5)]
     pairs = online_dpo.matched_pairs(rewards, 5, random.Random(seed))
     for chosen, rejected in pairs:
         assert rewards[chosen] == 1 and rewards[rejected] == 0
         assert chosen // 5 == rejected // 5
-    assert len(set(pairs)) == len(pairs)
-    groups = [rewards[i : i + 5] for i in range(0, 40, 5)]
-    mixed = [i for i, group in enumerate(groups) if 0 < sum(group) < 5]
-    assert mixed
-    assert {row for pair in pairs for row in pair} == {5 * i + j for i in mixed for j in range(5)}
-    assert len(pairs) == sum(max(groups[i].count(1.0), groups[i].count(0.0)) for i in mixed)
+    used = [row for pair in pairs for row in pair]
+    assert len(used) == len(set(used))
+    groups = [rewards[i : i + 5] for i in range(0, 30, 5)]
+    assert len(pairs) == sum(min(g.count(1.0), g.count(0.0)) for g in groups) > 0
 
 
 def test_no_pair_where_all_is_right_or_all_wrong():

@@ -2,8 +2,8 @@
 
 1. A round: sample a group of answers to each of its prompts from the *current* policy.
 2. Of a prompt's answers, right ones (ended by themselves with the right result) are chosen and the others rejected:
-   both are shuffled and matched in turn, the fewer of the two used again until every answer is in a pair. A prompt whose
-   answers are all right or all wrong gives no pair.
+   both are shuffled and matched one to one, until the fewer of the two are used up. A prompt whose answers are all
+   right or all wrong gives no pair.
 3. In minibatches over the round's pairs, minimise
    −mean ln σ(β [ln π(chosen)/π_ref(chosen) − ln π(rejected)/π_ref(rejected)]); π_ref is the base and stays as it is.
 
@@ -45,9 +45,7 @@ def matched_pairs(rewards: Sequence[float], group: int, rng: random.Random) -> l
         right, wrong = [r for r in rows if rewards[r]], [r for r in rows if not rewards[r]]
         rng.shuffle(right)
         rng.shuffle(wrong)
-        if right and wrong:
-            n = max(len(right), len(wrong))
-            pairs += [(right[i % len(right)], wrong[i % len(wrong)]) for i in range(n)]
+        pairs += zip(right, wrong, strict=False)
     return pairs
 
 
