@@ -149,7 +149,9 @@ def test_log_probs_at_a_temperature(tokenizer, temperature):
         logits = policy(answers.tokens).logits[0].double() / temperature
     width = answers.mask.shape[1]
     picked = answers.tokens[0, -width:]
-    expected = torch.stack([row[t] - row.logsumexp(0) for row, t in zip(logits[-width - 1 :], picked, strict=False)])
+    expected = torch.stack(
+        [row[t] - row.logsumexp(0) for row, t in zip(logits[-width - 1 :], picked, strict=False)]
+    )
     assert torch.allclose(ours.double(), expected, atol=1e-4)
 
 

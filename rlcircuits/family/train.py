@@ -45,13 +45,13 @@ METHODS = {
     "online-dpo": "online DPO",
 }
 _SECONDS_PER_UPDATE = {
-    "sft": 0.07,
-    "sft-more": 0.07,
-    "rft": 0.1,
-    "grpo": 0.35,
-    "ppo": 1.2,
+    "sft": 0.1,
+    "sft-more": 0.4,
+    "rft": 0.3,
+    "grpo": 0.3,
+    "ppo": 2.5,
     "dpo": 0.3,
-    "online-dpo": 0.4,
+    "online-dpo": 0.5,
 }
 _GRACE = 3.0
 #: seconds between lines of progress where they go to a log instead of a terminal
@@ -130,7 +130,8 @@ def make_families(
             )
             status = f"{failure.kind}: {failure.message}" if failure else "done"
             rows.append((seed, member, None if failure else str(folder), status, accuracy))
-    return pd.DataFrame(rows, columns=["seed", "member", "folder", "status", "accuracy"])
+    table = pd.DataFrame(rows, columns=["seed", "member", "folder", "status", "accuracy"])
+    return table.assign(folder=pd.Series([row[2] for row in rows], dtype=object))
 
 
 def family_pairs(
