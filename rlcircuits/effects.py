@@ -9,9 +9,11 @@ base on tuned answers, ``tb``: tuned on the base's).
 2. **Hierarchical bootstrap**: draw seeds with replacement, and in each drawn seed problems with replacement, the same ones at every
    corner. Each seed has a pool of problem resamples (`rlcircuits.resampling`); a draw takes one of the pool at random.
 3. **Interval**: the distances of the bootstrap's quantiles from its median, laid off from the effect, so that the bootstrap's bias
-   does not move it. With S seeds these distances are too short, as S seeds are resampled and few: they are stretched by
-   √(S/(S−1)) · t(S−1)/z, which for problems alike gives Student's interval over seeds (after Hesterberg 2015). One seed: none of
-   this, problems alone, and the interval is about these trained models only.
+   does not move it. Their shape is the bootstrap's, their width is not: drawing at both levels counts the problems' part of the
+   variance twice, and few seeds vary too little. So they are scaled to  t(S−1)/z · √(max(s², w)/S),  s² the variance of D over
+   seeds (which holds the problems' part already), w the mean variance of D over problem resamples, below which s² falls by
+   chance only. For a symmetric bootstrap that is Student's interval over seeds. One seed: problems alone, unscaled, and the
+   interval is about these trained models only.
 4. **p** swaps base and tuned within problems at random, in every seed: for models that agree in distribution, D has mean 0. It says
    whether *these* models differ. **p_seed** swaps whole seeds, all 2^S ways, and says whether models of *another* seed would; its
    smallest value is 2^(1−S).
@@ -115,18 +117,20 @@ def logarithms(values: np.ndarray) -> np.ndarray:
     return np.log(values, out=np.full(values.shape, np.nan), where=values > 0)
 
 
-def expansion(n_seeds: int, confidence: float = 0.95) -> float:
-    """By what the bootstrap's distances are stretched for `n_seeds` seeds (step 3).
+def scale_of(observed: np.ndarray, boot: np.ndarray, drawn: np.ndarray, confidence: float = 0.95) -> float:
+    """By what the bootstrap's distances are multiplied (step 3).
 
-    >>> expansion(1)
-    1.0
+    Args:
+        observed: D ``(seed,)``. boot: D of problem resamples ``(seed, resample)``. drawn: the bootstrap's means ``(draw,)``.
     """
     from scipy import stats
 
-    if n_seeds < 2:
+    n_seeds, width = len(observed), drawn.std()
+    if n_seeds < 2 or not width:
         return 1.0
     level = (1 + confidence) / 2
-    return math.sqrt(n_seeds / (n_seeds - 1)) * float(stats.t.ppf(level, n_seeds - 1) / stats.norm.ppf(level))
+    variance = max(observed.var(ddof=1), float(np.nanvar(boot, axis=1).mean()))
+    return math.sqrt(variance / n_seeds) / width * float(stats.t.ppf(level, n_seeds - 1) / stats.norm.ppf(level))
 
 
 def hierarchical_interval(
@@ -151,12 +155,12 @@ def hierarchical_interval(
     effect = observed.mean(axis=0)
     tail = (1 - confidence) / 2
     low, high = np.full_like(effect, np.nan), np.full_like(effect, np.nan)
-    stretch = expansion(n_seeds, confidence)
     for q in range(len(effect)):
         values = boot[:, q, :][which, resample].mean(axis=1)
         values = values[np.isfinite(values)]
         if np.isfinite(effect[q]) and len(values) >= draws // 2:
             left, middle, right = np.quantile(values, [tail, 0.5, 1 - tail])
+            stretch = scale_of(observed[:, q], boot[:, q], values, confidence)
             low[q], high[q] = effect[q] - stretch * (middle - left), effect[q] + stretch * (right - middle)
     return effect, low, high
 

@@ -72,7 +72,7 @@ def test_hierarchical_interval_covers_the_truth(n_seeds, between, within) -> Non
         _, low, high = hierarchical_interval(data.mean(axis=1, keepdims=True), boot, draws=600, seed=1)
         covered += low[0] <= 0.5 <= high[0]
     assert covered / worlds >= 0.92, f"a 95 % interval covers {covered / worlds:.1%}"
-    assert n_seeds < 4 or between < within or covered / worlds <= 0.995  # nor is it absurdly wide where seeds are what varies
+    assert n_seeds < 4 or between < within or covered / worlds <= 0.985, f"a 95 % interval covers {covered / worlds:.1%}: it is too wide"
 
 
 def test_one_seed_gives_the_interval_over_problems() -> None:
