@@ -36,7 +36,7 @@ _SAMPLED_AT_ONCE = 512
 
 
 class TrainingDiverged(InputError):
-    """A loss was not finite; the message names the member, the seed and the step."""
+    """A loss or a policy's probabilities were not finite; the message names the member, the seed and the step."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ class Recorder:
         max_new_tokens: longest answer.
         progress: called with the share of the training that is done, 0 to 1.
         checkpoints: a folder; each point's policy is saved in it, under the step as five digits.
+        reached: the step seen last.
     """
 
     member: str
@@ -185,6 +186,7 @@ class Recorder:
     max_new_tokens: int
     progress: Callable[[float], None] = lambda share: None
     checkpoints: Path | None = None
+    reached: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     _visited: list[tuple[Answers, torch.Tensor]] = field(default_factory=list)
     _losses: list[float] = field(default_factory=list)
@@ -200,13 +202,18 @@ class Recorder:
         Raises:
             TrainingDiverged: the loss is not finite.
         """
+        self.reached = step
         if loss is not None and not isfinite(loss):
-            raise TrainingDiverged(
-                f"training {self.member} with seed {self.seed} diverged at step {step}: its loss is {loss}; "
-                "lower its learning rate in the recipe, or take another seed"
-            )
+            raise self.diverged(f"its loss is {loss}")
         self._losses.append(nan if loss is None else loss)
         self._rewards.append(reward)
+
+    def diverged(self, how: str) -> TrainingDiverged:
+        """The error that says so, at the step that was seen last."""
+        return TrainingDiverged(
+            f"training {self.member} with seed {self.seed} diverged at step {self.reached}: {how}; "
+            "lower its learning rate in the recipe, or take another seed"
+        )
 
     def measure(self, step: int, model: PreTrainedModel) -> None:
         """Add the curve's point at `step` if one is due, and report progress."""

@@ -10,21 +10,25 @@ its first argument and writes its progress, one number from 0 to 1 a line, to st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.family import recipe as recipes
 from rlcircuits.family.recipe import MEMBERS, Recipe
 from rlcircuits.family.task import build_tokenizer, demonstrations, word_problems
+
+if TYPE_CHECKING:
+    from rlcircuits.family.curves import Recorder
 
 _SHARED_SOURCES = ("task.py", "curves.py", "member.py")
 _SOURCES = {
@@ -37,7 +41,7 @@ _SOURCES = {
     "online-dpo": ("online_dpo.py", "ppo.py"),
 }
 CANNOT_BE_USED, DIVERGED = 2, 3
-"""Exit statuses of a member's process: a message for the user; a loss that was not finite."""
+"""Exit statuses of a member's process: a message for the user; a training that diverged."""
 DIVERGENCES = "family-diverged"
 """Kind of the artefact that a diverged training leaves: ``message.txt``, found by the member's inputs."""
 
@@ -89,7 +93,7 @@ def train_member(
         progress: called with the share that is done, 0 to 1.
 
     Raises:
-        TrainingDiverged: a loss was not finite.
+        TrainingDiverged: a loss or the policy's probabilities were not finite.
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -116,7 +120,7 @@ def train_member(
         progress=progress,
         checkpoints=folder / CHECKPOINTS,
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _sampling_from_a_distribution(recorder):
         if member == "sft":
             model = _train_base(recipe, problems[:n_base], tokenizer, seed, recorder, scratch)
         else:
@@ -140,6 +144,17 @@ def train_member(
         "recipe": asdict(recipe),
     }
     (folder / "member.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _sampling_from_a_distribution(recorder: Recorder) -> Iterator[None]:
+    """Weights too large for their logits to be finite show first where the policy, or TRL with it, samples."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" in str(error):  # torch.multinomial's
+            raise recorder.diverged("its probabilities are not finite") from error
+        raise
 
 
 def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):

@@ -16,8 +16,8 @@ Three members use a prompt more than once: `rft` and `dpo` go over what they sam
 nothing update nothing; `ppo` first fits its values (never its policy) to one further answer of the base to each prompt.
 The number of sampled answers is not held equal: 15,360 for `rft`, `grpo`, `dpo` and `online-dpo`, 7,680 + 1,920 for `ppo`.
 Nor was the effort of tuning: on seeds 0 and 1 the step sizes of `grpo` and `ppo` were chosen so that they learn at all; on
-seed 0 `dpo` had four tries of step size, batch and β, `online-dpo` N, and `rft` and all of `SECOND` the first that came
-to mind. `sft-more` was not tuned.
+seed 0 `dpo` had four further tries of step size, schedule, batch and β, and `online-dpo` six of β, step size, prompts a round
+and how answers are matched (two of them undid the base); `rft` and all of `SECOND` are first tries; `sft-more` was not tuned.
 `SECOND` is another base, a Llama of another depth, width and head count, under the same task, prompts and budgets.
 """
 
@@ -140,9 +140,9 @@ class DPO:
 class OnlineDPO:
     """Direct preference optimisation, ours, on pairs that the policy gives while it trains."""
 
-    prompts_per_round: int = 16
+    prompts_per_round: int = 8
     group: int = 8
-    minibatch: int = 16
+    minibatch: int = 64
     learning_rate: float = 1e-4
     beta: float = 0.1
     max_grad_norm: float = 1.0

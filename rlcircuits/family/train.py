@@ -51,7 +51,7 @@ _SECONDS_PER_UPDATE = {
     "grpo": 0.3,
     "ppo": 2.5,
     "dpo": 0.3,
-    "online-dpo": 0.5,
+    "online-dpo": 0.35,
 }
 _GRACE = 3.0
 #: seconds between lines of progress where they go to a log instead of a terminal
