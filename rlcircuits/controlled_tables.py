@@ -64,7 +64,7 @@ def pair_tables(members: Sequence[tuple[Task, Path]]) -> tuple[pd.DataFrame, pd.
     Returns:
         effects: ``base``, ``paradigm``, ``kind``, ``level``, ``alpha``, ``tokens`` and the columns of `effects.cell_effects`.
         values: one row per seed, draw, level, α and metric: the corners ``bb``, ``tt``, ``tb``, ``bt`` (NaN where not measured),
-            ``t_cut``, ``n_problems``.
+            ``t_cut``, ``n_problems``, ``accuracy_before``, ``accuracy_after`` (greedy, on the study's test problems).
     """
     tasks = [task for task, _ in members]
     measured = [load(folder / "measurement.npz") for _, folder in members]
@@ -79,6 +79,7 @@ def pair_tables(members: Sequence[tuple[Task, Path]]) -> tuple[pd.DataFrame, pd.
         for task, one, cell in zip(tasks, measured, cells):
             corners = pd.DataFrame(dict(zip(cell.corners, cell.observed())))
             facts = {"n_problems": cell.n, "t_cut": one.facts["t_cut"][f"{alpha:g}"]}
+            facts |= {"accuracy_before": one.facts["base_accuracy"], "accuracy_after": one.facts["accuracy"]}
             where = {**about, "seed": task.seed, "draw": task.draw, "level": level, "alpha": alpha, "metric": cell.metrics}
             values.append(pd.DataFrame({**where, **corners, **facts}))
     return pd.concat(effects, ignore_index=True), pd.concat(values, ignore_index=True)
@@ -239,13 +240,15 @@ def cause_table(done: Done, effects: pd.DataFrame, values: pd.DataFrame, members
         elif label.startswith("logits × "):
             named[label] = ("logits scaled", label.removeprefix("logits × "))
     for label, (intervention, setting) in named.items():
-        if intervention == "sampling temperature" and len({s for i, s in named.values() if i == intervention}) < 2:
-            continue
-        for row in own[own["paradigm"] == label].itertuples():
+        bases = set(own["base"])
+        if intervention == "sampling temperature":  # the ordinary temperature only where there are others to compare with
+            bases = set(own.loc[own["paradigm"].str.startswith("grpo, temperature "), "base"])
+        for row in own[(own["paradigm"] == label) & own["base"].isin(bases)].itertuples():
             logs = np.isfinite(row.log_ratio)
             found = (row.log_ratio, row.log_low, row.log_high) if logs else (row.effect, row.low, row.high)
             rows.append(_cause(row.base, intervention, setting, row.metric, row.alpha, found, row.n_seeds, "log ratio" if logs else "difference"))
-        rows += _final_differences(members, label, intervention, setting)
+        here = values[values["base"].isin(bases)], members[members["base"].isin(bases)]
+        rows += _final_differences(*here, label, intervention, setting)
     rows += _temperature_contrast(values, members, sorted(s for i, s in named.values() if i == "sampling temperature"))
     rows += _pushed(done)
     return pd.DataFrame(rows)
@@ -256,14 +259,18 @@ def _cause(base: str, intervention: str, setting: str, quantity: str, alpha: flo
     return dict(zip(names, (base, intervention, setting, quantity, alpha, *found[:3], scale, n)))
 
 
-def _final_differences(members: pd.DataFrame, label: str, intervention: str, setting: str) -> Iterable[dict[str, Any]]:
-    """Accuracy and policy entropy of a label's models less their base's, over seeds; accuracy on the study's own answers."""
+def _final_differences(values: pd.DataFrame, members: pd.DataFrame, label: str, intervention: str, setting: str) -> Iterable[dict[str, Any]]:
+    """Accuracy (of the answers that were measured) and, of trained models, the policy's entropy, less their base's; over seeds."""
+    for base, group in values[values["paradigm"] == label].groupby("base"):
+        each = group.groupby("seed")[["accuracy_before", "accuracy_after"]].first()
+        mean, low, high, n = student_interval((each["accuracy_after"] - each["accuracy_before"]).to_numpy(float))
+        yield _cause(base, intervention, setting, "accuracy", np.nan, (mean, low, high), n, "difference")
     for base, group in members.groupby("base"):
         root = group[group["paradigm"] == "sft"].set_index("seed")
         tuned = group[group["paradigm"] == label].set_index("seed")
-        for quantity in ("accuracy", "entropy") if len(tuned) else ():
-            mean, low, high, n = student_interval((tuned[quantity] - root[quantity].reindex(tuned.index)).to_numpy(float))
-            yield _cause(base, intervention, setting, f"policy {quantity}" if quantity == "entropy" else quantity, np.nan, (mean, low, high), n, "difference")
+        if len(tuned):
+            mean, low, high, n = student_interval((tuned["entropy"] - root["entropy"].reindex(tuned.index)).to_numpy(float))
+            yield _cause(base, intervention, setting, "policy entropy", np.nan, (mean, low, high), n, "difference")
 
 
 def _temperature_contrast(values: pd.DataFrame, members: pd.DataFrame, settings: Sequence[str]) -> Iterable[dict[str, Any]]:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,14 @@ class Task:
         """What the artefact is found by."""
         from rlcircuits.pipeline import source_digest
 
-        return {"models": [m.key for m in self.models], "options": self.options, "seed": self.seed, "code": source_digest(*_CODE)}
+        found = {"models": [m.key for m in self.models], "options": self.options, "seed": self.seed, "code": source_digest(*_CODE)}
+        if self.kind == "dynamics":  # two runs may end with the same weights, and have come there by other ways
+            from rlcircuits.family import checkpoints
+
+            with contextlib.suppress(InputError):
+                steps = checkpoints(self.models[-1].folder)
+                found["checkpoints"] = {str(update): _fingerprint(str(folder)) for update, folder in steps.items()}
+        return found
 
 
 def perform(root: str, settings: Settings, task: Task) -> str:
@@ -165,7 +173,10 @@ def perform(root: str, settings: Settings, task: Task) -> str:
         except InputError as error:
             for file in folder.iterdir():
                 file.unlink()
-            (folder / FAILED).write_text(json.dumps({"failed": str(error)}) + "\n", "utf-8")
+            reason = str(error)
+            for spec in task.models:  # the tables hold no paths of the machine they were made on
+                reason = reason.replace(spec.folder, f"the checkpoint {Path(spec.folder).name}")
+            (folder / FAILED).write_text(json.dumps({"failed": reason}) + "\n", "utf-8")
 
     note = f"{task.kind} of {task.label}, {task.base}, seed {task.seed}"
     return str(store.make(f"study-{task.kind}", task.inputs, build, note=note))

@@ -103,7 +103,7 @@ def lead_sentences(lags: pd.DataFrame, metric: str = "activation_intensity", alp
     if not len(lags):
         return "No checkpoints were measured."
     rows = lags[(lags["lag"] == "lead") & (lags["metric"] == metric) & (lags["alpha"] == alpha)]
-    groups: dict[str, list[str]] = {"leads": [], "follows": [], "neither leads nor follows, as far as this can tell": []}
+    groups: dict[str, list[str]] = {"leads": [], "follows": [], "neither measurably leads nor follows": []}
     for row in rows.itertuples():
         word = list(groups)[2]
         if math.isfinite(row.low):
@@ -141,10 +141,10 @@ def cause_sentences(cause: pd.DataFrame) -> str:
     said = []
     scaled = cause[(cause["intervention"] == "logits scaled")] if len(cause) else cause
     if len(scaled):
-        moved = scaled[scaled["quantity"] == "accuracy"]["effect"].abs().max() if "accuracy" in set(scaled["quantity"]) else 0.0
+        moved = scaled[scaled["quantity"] == "accuracy"]["effect"].abs().max()
         intensity = np.exp(scaled[scaled["quantity"] == "activation_intensity"]["effect"])
         said.append(
-            f"- Logits scaled: intensity went from × {intensity.min():.2f} to × {intensity.max():.2f} while accuracy moved by at most {moved:.3f}; "
+            f"- Logits scaled: intensity went from × {intensity.min():.3g} to × {intensity.max():.3g} while accuracy moved by at most {moved:.3f}; "
             "it cannot move, as the arg max of every logit stays. So intensity by itself is no cause of accuracy, and a difference in "
             "intensity alone says nothing about what a model can do."
         )

@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 
 import rlcircuits as rc
-from rlcircuits import controlled, measurement, study_figures, verdicts
+from rlcircuits import controlled, measurement, study_figures, study_words, verdicts
 from rlcircuits.controlled_tables import NULLS, null_of, null_spreads
 from rlcircuits.controlled_tasks import Settings, Task, perform
 from rlcircuits.dynamics import lagged_correlation, lead_and_lag, student_interval
@@ -351,6 +351,28 @@ def test_slope_weights_are_least_squares() -> None:
     assert found == pytest.approx(np.polyfit(alphas, values, 1)[0])
 
 
+@pytest.mark.parametrize("verdict", verdicts.VERDICTS)
+def test_words_follow_the_verdict(verdict) -> None:
+    row = {"claim": "intensity up", "verdict": verdict, "effect": np.log(2), "low": np.log(1.5), "high": np.log(3), "scale": "log ratio"}
+    row |= {"reason": "because", "null": "weight noise", "spread": 0.25, "base": "qwen2", "scope": "PPO and GRPO"}
+    said = study_words.verdict_sentence(pd.Series(row))
+    assert said.lower().startswith(f"**{verdict}**")
+    assert "× 2.00 [1.50, 3.00]" in said and "because" in said and "0.25 (weight noise)" in said
+    overall = study_words.overall(pd.DataFrame([row]))
+    counts = {v: int(v == verdict) for v in verdicts.VERDICTS}
+    assert f"{counts['holds']} hold" in overall and f"{counts['contradicted']} are contradicted" in overall
+
+
+def test_words_say_who_leads() -> None:
+    rows = [("ppo", 0.1, 0.3, "leads"), ("grpo", -0.3, -0.1, "follows"), ("dpo", -0.2, 0.2, "neither measurably leads nor follows")]
+    table = pd.DataFrame(
+        [{"base": "b", "paradigm": p, "metric": "activation_intensity", "alpha": 0.3, "lag": "lead", "correlation": (lo + hi) / 2, "low": lo, "high": hi} for p, lo, hi, _ in rows]
+    )
+    lines = study_words.lead_sentences(table).splitlines()
+    for paradigm, _, _, word in rows:
+        assert any(f"**{word}**" in line and f"{paradigm} (b;" in line for line in lines)
+
+
 # --- a tiny study, killed and resumed -------------------------------------------------------------
 
 TINY_SETTINGS = Settings(
@@ -426,6 +448,12 @@ def test_the_tables_of_a_study(studies, trained) -> None:
     assert set(found.verdicts["verdict"]) <= set(verdicts.VERDICTS)
     scaled = found.cause[(found.cause["intervention"] == "logits scaled") & (found.cause["quantity"] == "loss")]
     assert len(scaled) and (scaled["effect"] != 0).all()
+    kept = found.cause[(found.cause["intervention"] == "logits scaled") & (found.cause["quantity"] == "accuracy")]
+    assert len(kept) and (kept["effect"] == 0).all()
+    words = [study_words.overall(found.verdicts), study_words.token_sentences(found.effects), study_words.lead_sentences(found.lags)]
+    words += [study_words.exactness_sentences(found.exactness, found.exact_effects), study_words.cause_sentences(found.cause)]
+    words += [study_words.sensitivity_sentences(found.sensitivity), study_words.member_grid(found).to_string()]
+    assert all(words) and "nan" not in words[0]
 
 
 @pytest.mark.slow
