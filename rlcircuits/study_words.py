@@ -108,7 +108,9 @@ def lead_sentences(lags: pd.DataFrame, metric: str = "activation_intensity", alp
         word = list(groups)[2]
         if math.isfinite(row.low):
             word = "leads" if row.low > 0 else "follows" if row.high < 0 else word
-        groups[word].append(f"{row.paradigm} ({row.base}; {row.correlation:+.2f} [{row.low:+.2f}, {row.high:+.2f}])")
+        ends = f" [{row.low:+.2f}, {row.high:+.2f}]" if math.isfinite(row.low) else ", no interval"
+        found = f"{row.correlation:+.2f}{ends}" if math.isfinite(row.correlation) else "too few changes"
+        groups[word].append(f"{row.paradigm} ({row.base}; {found})")
     return "\n".join(f"- {METRICS[metric].label.capitalize()} **{word}** accuracy in: {listed(names)}." for word, names in groups.items())
 
 
@@ -178,7 +180,8 @@ def sensitivity_sentences(table: pd.DataFrame) -> str:
     for metric, one in rows.groupby("metric", sort=False):
         share = one.groupby("variant", sort=False)["survives"].mean()
         fragile = [f"{variant} ({value:.0%} survive)" for variant, value in share.items() if value < 1]
-        said.append(f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive; not all under {listed(fragile)}.")
+        where = f"; not all under {listed(fragile)}" if fragile else ""
+        said.append(f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}.")
     return "\n".join(said)
 
 
