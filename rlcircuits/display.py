@@ -72,7 +72,7 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
 
 
 def digits(table: pd.DataFrame, n: int = 3) -> pd.DataFrame:
-    """The table as text with `n` significant digits: 0.0000812 stays 8.12e-05 and 25600.0 becomes 25,600.
+    """The table as text with `n` significant digits: 0.0000812 becomes 8.12e−05 and 25600.0 becomes 25,600.
 
     Whole numbers, text and truth values stay as they are; a missing number leaves its cell empty.
     """
@@ -83,7 +83,7 @@ def digits(table: pd.DataFrame, n: int = 3) -> pd.DataFrame:
             return value
         if value != value:
             return ""
-        return f"{value:,.0f}" if 10 ** (n + 1) > abs(value) >= 10**n or value == round(value) else f"{value:.{n}g}"
+        return _number(value, n)
 
     return table.apply(lambda column: column.map(text).astype(object))
 
@@ -102,15 +102,22 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
 
     found = digits(table[["base", "tuned", "difference"]])
     level = table.attrs.get("confidence", 0.95)
-    found[f"{100 * level:g} % interval"] = [f"[{a:.2g}, {b:.2g}]" for a, b in zip(table["low"], table["high"], strict=True)]
+    found[f"{100 * level:g} % interval"] = [
+        f"[{_number(low, 2)},\u00a0{_number(high, 2)}]" for low, high in zip(table["low"], table["high"], strict=True)
+    ]
     for column, title in (("p", "p"), ("p_holm", "p (Holm)")):
         if column in table:
-            found[title] = [f"{p:.2g}" for p in table[column]]
+            found[title] = [_number(p, 2) for p in table[column]]
     if "note" in table and table["note"].fillna("").astype(str).str.strip().any():
         found["note"] = table["note"].fillna("")
-    labels = {name: metric.label for name, metric in METRICS.items()}
-    found = found.rename(index=labels, level="metric" if found.index.nlevels > 1 else None)
-    return found.rename(index=lambda pair: str(pair).removeprefix("family/"), level="pair") if found.index.nlevels > 1 else found
+    found = found.rename(index={name: metric.label for name, metric in METRICS.items()})
+    return found.rename(index=lambda name: name.removeprefix("family/"))
+
+
+def _number(value: float, n: int) -> str:
+    """`n` significant digits, in which a page breaks no line (a hyphen would allow it)."""
+    whole = 10**n <= abs(value) < 10 ** (n + 3) or value == 0
+    return (f"{value:,.0f}" if whole else f"{value:.{n}g}").replace("-", "−")
 
 
 def _description(fig: Figure, name: str, caption: str | None, alt: str | None) -> str:

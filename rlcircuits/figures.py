@@ -127,11 +127,12 @@ def adjacency(
     if len(panels) == 3:
         _signed_colours(figure, "coloraxis2", list(panels.values())[2:], "Δ nats", x=1.0)
         # The difference has colours of its own, so the bar of the first two stands before it and needs room.
-        starts = (0.0, 0.27, 0.73)
+        starts = (0.0, 0.28, 0.74)
         for axis, above, start in zip(("", "2", "3"), figure.layout.annotations, starts, strict=True):
-            figure.layout[f"xaxis{axis}"].domain = (start, start + 0.25)
-            above.x = start + 0.125
+            figure.layout[f"xaxis{axis}"].domain = (start, start + 0.24)
+            above.x = start + 0.12
         figure.layout.coloraxis.colorbar.update(x=0.53)
+        figure.update_xaxes(tickfont_size=12)
     question = (
         "Which edges carry the loss?" if tuned is None else "Which edges carry the loss, and which changed?"
     )
