@@ -207,7 +207,8 @@ def residual_graph(
     _dress(
         figure,
         title or f"Through which edges does the answer come? The {drawn} strongest",
-        f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge",
+        f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge"
+        + ("; dots to each panel's scale" if len(panels) > 1 else ""),
         f"The residual graph with its {drawn} strongest edges, {what}: "
         + _strongest(panels, sources, destinations),
         height=max(
