@@ -25,8 +25,8 @@ from rlcircuits.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
-import build as machinery
-import reference
+import build as machinery  # noqa: E402, I001  (found by the line above)
+import reference  # noqa: E402
 
 PAGES = machinery.pages(ROOT / "book" / "_toc.yml")
 SAYS = {
