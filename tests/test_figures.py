@@ -295,10 +295,28 @@ def test_ablation_scatter_states_scipys_rank_correlation_and_the_slope():
     x, y = w.values[both], exact.values[both]
     rank, slope = stats.spearmanr(x, y).statistic, np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]
     said = figure.layout.title.subtitle.text
-    assert said == f"{both.sum()} edges; rank correlation {rank:.3f}, slope {slope:.3f}"
-    np.testing.assert_allclose(np.sort(figure.data[-1].x), np.sort(x))
+    assert said.startswith(f"{both.sum()} edges; rank correlation {rank:.3f}, slope {slope:.3f};")
+    drawn = figure.data[-1]
+    np.testing.assert_allclose(np.sort(np.array(drawn.customdata)[:, 0]), np.sort(x))
+    np.testing.assert_array_equal(np.argsort(drawn.x), np.argsort(np.array(drawn.customdata)[:, 0]))
     few = figures.ablation_scatter(w, exact, max_points=20)
     assert len(few.data[-1].x) == 20 and f"rank correlation {rank:.3f}" in few.layout.title.subtitle.text
+
+
+def test_ablation_scatter_puts_each_value_at_its_tick_on_both_axes():
+    w = graph_scores(0)
+    w[:] = np.where(np.isfinite(w), 1e-6, np.nan)
+    w[0, 0, 1:5] = [-1e-2, -1e-4, 1e-4, 1e-2]
+    figure = figures.ablation_scatter(w, 100 * w)
+    dots = figure.data[-1]
+    for axis, values, side in (("xaxis", dots.x, 0), ("yaxis", dots.y, 1)):
+        ticks = dict(zip(figure.layout[axis].ticktext, figure.layout[axis].tickvals, strict=True))
+        at = {round(v, 9): place for v, place in zip(np.array(dots.customdata)[:, side], values, strict=True)}
+        power = -2 if side == 0 else 0
+        assert at[10.0**power] == pytest.approx(ticks[f"10<sup>{power}</sup>"])
+        assert at[-(10.0**power)] == pytest.approx(ticks[f"−10<sup>{power}</sup>"]) and ticks["0"] == 0
+    equal = figure.data[0]  # the dashed line joins equal values
+    np.testing.assert_allclose(equal.x, equal.y)
 
 
 def test_answer_tokens_shows_every_token_with_its_loss():
