@@ -133,13 +133,14 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
 
 
 def key(path: Path) -> str:
-    """The hash of what an executed notebook depends on: its cells, the package's source, the lock."""
+    """The hash of what an executed notebook depends on: its cells, the package's source, committed results, the lock."""
     digest = hashlib.sha256()
     for cell in notebook.read(path).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     package = ROOT / "rlcircuits"
     sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".yaml"))
-    for source in [*sources, ROOT / "requirements.lock"]:
+    results = sorted(p for p in (ROOT / "results").rglob("*") if p.is_file())
+    for source in [*sources, *results, ROOT / "requirements.lock"]:
         digest.update(str(source.relative_to(ROOT)).encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()

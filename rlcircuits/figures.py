@@ -876,6 +876,53 @@ def weight_change(changes: pd.DataFrame, title: str | None = None) -> go.Figure:
 
 
 
+def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
+    """Time of each case against tokens and against layers, on log axes.
+
+    Args:
+        table: rows of the benchmark's suite ``growth``: columns case, tokens, layers, seconds.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: a table without its columns, or without rows.
+    """
+    missing = {"case", "tokens", "layers", "seconds"} - set(table.columns)
+    if missing or table.empty:
+        raise InputError(f"the table lacks {', '.join(sorted(missing)) or 'rows'}: expected the benchmark's suite growth")
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    for column, (size, other) in enumerate((("tokens", "layers"), ("layers", "tokens")), start=1):
+        usual = table.groupby(other)[size].nunique().idxmax()
+        rows = table[table[other] == usual].groupby(["case", size], sort=False)["seconds"].median()
+        for i, case in enumerate(dict.fromkeys(table["case"])):
+            one = rows[case].sort_index()
+            trace = go.Scatter(
+                x=one.index,
+                y=one.values,
+                mode="lines+markers",
+                line=_line(i),
+                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+                name=as_text(case),
+                legendgroup=str(i),
+                showlegend=column == 1,
+                hovertemplate=f"%{{x}} {size}: %{{y:.3g}} s<extra>%{{fullData.name}}</extra>",
+            )
+            figure.add_trace(trace, row=1, col=column)
+        values = sorted(rows.index.get_level_values(size).unique())
+        figure.update_xaxes(
+            type="log", tickvals=values, ticktext=[f"{v:,}" for v in values], title_text=f"{size} ({usual} {other})", col=column
+        )
+        figure.update_yaxes(type="log", title_text="seconds" if column == 1 else None, col=column)
+    largest = table.loc[table["tokens"] == table["tokens"].max()].groupby("case")["seconds"].median()
+    ends = "; ".join(f"{case} {seconds:.3g} s" for case, seconds in largest.items())
+    return _dress(
+        figure,
+        title or "Does the cost grow as that of a plain pass?",
+        "One pass, median",
+        f"Time against tokens and layers. At {table['tokens'].max():,} tokens: {ends}.",
+        height=420,
+    )
+
+
 def ablation_scatter(
     scores: xr.DataArray, exact: xr.DataArray, max_points: int = 4000, title: str | None = None
 ) -> go.Figure:
