@@ -923,6 +923,60 @@ def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     )
 
 
+def faithfulness_curves(circuits: Mapping[str, xr.Dataset], title: str | None = None) -> go.Figure:
+    """Faithfulness of circuits against the share of edges they keep, beside random edges.
+
+    Args:
+        circuits: name of a ranking -> what `rlcircuits.faithfulness` returns; the random edges are those of the first.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: nothing given.
+    """
+    if not circuits:
+        raise InputError("no circuits given: expected names with datasets of rlcircuits.faithfulness")
+    figure = go.Figure()
+    baseline = next(iter(circuits.values()))
+    share = 100 * baseline["share"].values
+    if baseline.sizes.get("seed", 0) > 1:
+        low, high = baseline["random_faithfulness_interval"].transpose("bound", "share").values
+        band = go.Scatter(
+            x=[*share, *share[::-1]],
+            y=[*high, *low[::-1]],
+            fill="toself",
+            fillcolor="rgba(127,127,127,0.25)",
+            line={"width": 0},
+            hoverinfo="skip",
+            name="random edges, interval over draws",
+        )
+        figure.add_trace(band)
+    for i, (name, one) in enumerate(circuits.items()):
+        curve = one["faithfulness"].sel(ranking="signed").values
+        trace = go.Scatter(
+            x=100 * one["share"].values,
+            y=curve,
+            mode="lines+markers",
+            line=_line(i),
+            marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+            name=as_text(name),
+            customdata=one["edges"].values,
+            hovertemplate="%{x:.3g} % of edges (%{customdata}): %{y:.3f}<extra>%{fullData.name}</extra>",
+        )
+        figure.add_trace(trace)
+    for level in (0, 1):
+        figure.add_hline(y=level, line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    figure.update_xaxes(type="log", title_text="edges kept, %")
+    figure.update_yaxes(title_text="faithfulness")
+    areas = "; ".join(f"{name} {float(one['CPR']):.2f}" for name, one in circuits.items())
+    return _dress(
+        figure,
+        title or "Do the strongest edges do the work of all?",
+        "1 is the whole model, 0 the model without edges; strongest helpful edges first",
+        f"Faithfulness against the share of edges kept. Areas under the curves (CPR): {areas}.",
+        height=440,
+    )
+
+
 def ablation_scatter(
     scores: xr.DataArray, exact: xr.DataArray, max_points: int = 4000, title: str | None = None
 ) -> go.Figure:

@@ -374,3 +374,33 @@ def test_weight_change_shows_each_module_at_its_layer():
     assert 9.0 not in shown.values
     with pytest.raises(InputError, match="lack relative"):
         figures.weight_change(table.drop(columns="relative"))
+
+
+def test_cost_curves_show_each_case_against_tokens_and_layers():
+    rows = [("floor", t, 4, t / 100) for t in (64, 256)] + [("block", t, 4, t / 50) for t in (64, 256)]
+    rows += [(case, 256, n, n * cost) for case, cost in (("floor", 1), ("block", 2)) for n in (8, 16)]
+    figure = figures.cost_curves(pd.DataFrame(rows, columns=["case", "tokens", "layers", "seconds"]))
+    curves = {(t.name, t.xaxis): (list(t.x), list(t.y)) for t in figure.data}
+    assert curves["block", "x"] == ([64, 256], [64 / 50, 256 / 50])
+    assert curves["block", "x2"] == ([4, 8, 16], [256 / 50, 16, 32])
+    with pytest.raises(InputError, match="lacks seconds"):
+        figures.cost_curves(pd.DataFrame({"case": ["a"], "tokens": [1], "layers": [1]}))
+
+
+def test_faithfulness_curves_show_the_signed_ranking_and_random_edges():
+    share = [0.1, 0.5, 1.0]
+    circuits = xr.Dataset(
+        {
+            "faithfulness": (("ranking", "share"), [[0.2, 0.7, 1.0], [0.1, 0.6, 1.0]]),
+            "CPR": 0.65,
+            "random_faithfulness_interval": (("bound", "share"), [[0.0, 0.2, 1.0], [0.3, 0.5, 1.0]]),
+        },
+        coords={"share": share, "ranking": ["signed", "absolute"], "seed": [0, 1], "edges": ("share", [3, 15, 30])},
+    )
+    figure = figures.faithfulness_curves({"EAP": circuits})
+    band, curve = figure.data
+    assert list(curve.x) == [10, 50, 100] and list(curve.y) == [0.2, 0.7, 1.0]
+    assert list(band.y) == [0.3, 0.5, 1.0, 1.0, 0.2, 0.0]
+    assert "EAP 0.65" in figure.layout.meta["alt"]
+    with pytest.raises(InputError, match="no circuits"):
+        figures.faithfulness_curves({})
