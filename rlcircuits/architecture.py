@@ -628,7 +628,7 @@ def _with_parts_at_zero(
             if name in found:
                 leaf[row, :, found[name].heads(parts[name][1])[h]] = 0
         leaves[module] = leaf.to(stream).requires_grad_()
-    args, kwargs = given(stream.expand(len(own), -1, -1), args, kwargs)
+    args, kwargs = given(stream.expand(len(own), -1, -1).contiguous(), args, kwargs)
     handles = [module.register_forward_hook(lambda module, _args, _output: leaves[module]) for module in leaves]
     handles.append(layer.o.module.register_forward_pre_hook(lambda _module, args: mixed.append(args[0])))
     try:
