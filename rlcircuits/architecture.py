@@ -186,7 +186,7 @@ class Layer:
 
         A head adds  z[h] W_O[h] + b / H.  With a norm after the attention (x̂ = r · P o with o the sum over heads) it adds
 
-            w ∘ r · P(z[h] W_O[h]) + b_norm / H,   r being the clean run's,
+            w ∘ r · P(z[h] W_O[h]) + b_norm / H,   with r as it is in that run,
 
         which sums to exactly what is written and can be taken away exactly. The norm's Jacobian at o would not do: a
         norm does not see its input's length, so Jacobian · o is 0 and the heads' shares would cancel. r goes with z:
@@ -387,6 +387,8 @@ def _read(hf: nn.Module) -> Architecture:
     def layer(index: int, block: nn.Module) -> Layer:
         parts = {part: module(f"blocks.{index}.{part}") for part in ("ln1", "ln2", "ln1_post", "ln2_post", "attn.o")}
         attention, mlp = (module(f"blocks.{index}.{branch}", required=True) for branch in ("attn", "mlp"))
+        if parts["ln1"] is not None and parts["ln2"] is None:
+            raise InputError(f"{name} is not supported: its MLP has no norm of its own: attention and MLP read one norm")
         written = parts["ln1_post"]
         q, k, v = (projection(f"blocks.{index}.attn.{x}") for x in "qkv")
         if None in (q, k, v):
@@ -406,12 +408,13 @@ def _read(hf: nn.Module) -> Architecture:
             o=projection(f"blocks.{index}.attn.o"),
         )
 
+    groups = getattr(config, "n_key_value_heads", None) or config.n_heads
     return Architecture(
         name=name,
         layers=tuple(layer(index, block) for index, block in enumerate(module("blocks", required=True))),
         norm_final=Norm.of(module("ln_final", required=True)),
         n_heads=config.n_heads,
-        n_kv_heads=getattr(config, "n_key_value_heads", None) or config.n_heads,
+        n_kv_heads=config.n_heads if config.n_heads % groups else groups,  # latent attention may state any number
         d_model=config.d_model,
         d_head=config.d_head,
     )

@@ -132,3 +132,26 @@ def _register():
 
     AttentionInterface.register("float64", attention)
     AttentionMaskInterface.register("float64", eager_mask)
+
+
+#: models that do not fit, or not at every level
+REFUSED = {
+    "gpt-j": ("GPTJForCausalLM", "GPTJConfig", {"rotary_dim": 4}),
+    "bloom": ("BloomForCausalLM", "BloomConfig", {}),
+    "granite, scaled branches": ("GraniteForCausalLM", "GraniteConfig", {"residual_multiplier": 0.5}),
+    "gemma3, bidirectional": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"head_dim": 8, "use_bidirectional_attention": True}),
+    "mamba": ("MambaForCausalLM", "MambaConfig", {}),
+    "gemma2, attention bias": ("Gemma2ForCausalLM", "Gemma2Config", {"head_dim": 8, "attention_bias": True}),
+    "olmo": ("OlmoForCausalLM", "OlmoConfig", {}),
+}
+
+
+def refused(kind: str):
+    """A random model of `REFUSED`."""
+    import transformers
+
+    model, configuration, differs = REFUSED[kind]
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=61)
+    torch.manual_seed(0)
+    config = getattr(transformers, configuration)(**sizes, pad_token_id=0, bos_token_id=2, eos_token_id=1, **differs)
+    return getattr(transformers, model)(config).eval()
