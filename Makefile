@@ -1,4 +1,4 @@
-# make book | test | lab | bench | lock | clean; each builds the virtual environment first if it is not there.
+# make book | test | lab | bench | bench-gpu | lock | clean; each builds the virtual environment first if it is not there.
 
 SHELL       := /bin/bash
 VENV        := .venv
@@ -12,13 +12,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family book test lab bench lint lock clean distclean
+.PHONY: help venv family book test lab bench bench-gpu lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (15 min at first, 2 min again)"
 	@echo "make test    all tests, on the same artefacts (10 min at first)"
 	@echo "make lab     open the notebooks in JupyterLab"
-	@echo "make bench   what attribution costs against one forward and backward pass (3 min)"
+	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
 	@echo "make venv    only the virtual environment in $(VENV) (2 to 5 min, about 3 GB)"
 	@echo "make clean   remove the built book; what was trained stays in runs/"
 
@@ -46,8 +46,12 @@ lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
 
 bench: $(READY)
-	@echo "==> benchmark: attribution against a plain forward and backward pass (about 3 min)"
-	@$(BIN)/python benchmarks/attribution.py
+	@echo "==> benchmark: attribution against a plain forward and backward pass (about 8 min)"
+	@$(BIN)/python benchmarks/attribution.py --out results/benchmarks
+
+bench-gpu: $(READY)
+	@echo "==> benchmark on a CUDA device, with random weights in the shapes of published models"
+	@$(BIN)/python benchmarks/attribution.py --device cuda --out results/benchmarks
 
 lint: $(READY)
 	@$(BIN)/ruff check .

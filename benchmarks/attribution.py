@@ -2,12 +2,15 @@
 
 1. The floor is an activation-only forward and backward pass (frozen weights, only the input embedding requires a gradient)
    of the same model with its fastest attention on the same tokens and the same loss.
-2. Floor and levels are interleaved round by round in one run; each ratio is the median over rounds, with the range beside it,
-   because the machine's speed drifts.
+2. Floor and cases are interleaved round by round in one run; each ratio is the median over rounds, with the range beside it,
+   because a machine's speed drifts.
 3. CPU: one thread, CPU seconds of the process. CUDA: events around each pass. Peak memory is measured on its own, one
    process per case, above what the loaded model takes.
 
-Run with ``make bench``; `--out` writes the table as parquet with a JSON note of device, date and versions.
+Five suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
+``growth`` (tokens and layers), ``transformer_lens`` (its own edge attribution on a model that it supports) and, with a CUDA
+device, ``shapes`` (random bfloat16 weights in the shapes of published 7-billion-parameter models). ``make bench`` runs what
+fits a CPU, ``make bench-gpu`` the rest; both write a table and a note of date, device and versions to results/benchmarks.
 """
 
 from __future__ import annotations
@@ -15,99 +18,201 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
 import json
 import multiprocessing
+import os
 import platform
 import statistics
+import sys
 import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-CASES = ("floor", "block", "qkv", "head")
-TARGETS = {"block": 1.15, "qkv": 1.25, "head": 1.90}
+Row = dict[str, Any]
 
 
-def build(arguments: argparse.Namespace):
-    """A random grouped-query Qwen2 of the size asked for, and one trace of `tokens` tokens (half prompt, half answer)."""
+@dataclass(frozen=True)
+class Shape:
+    """A random model's sizes; `family` is "Qwen2" or "Llama"."""
+
+    name: str
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocabulary: int
+
+
+SMALL = Shape("12 x 512", "Qwen2", 12, 512, 8, 2, 1408, 1024)
+PUBLISHED = (
+    Shape("DeepSeek-Math 7B", "Llama", 30, 4096, 32, 32, 11008, 102400),
+    Shape("Qwen2.5 7B", "Qwen2", 28, 3584, 28, 4, 18944, 152064),
+)
+CASES = ("floor", "block", "qkv", "head", "block lean", "qkv lean", "head lean")
+TIME = {"block": 1.08, "qkv": 1.15, "head": 1.65}
+TIME_GPU = {"block": 1.05, "qkv": 1.10, "head": 1.50}
+PEAK = {"block": 1.3, "qkv": 1.3, "head": 2.0}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Device and dtype of a run, and how many rounds it takes."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    rounds: int = 9
+
+
+# --- models and passes ----------------------------------------------------------------------------
+
+
+def build(shape: Shape, where: Where) -> Any:
+    """A random model of that shape, frozen, in evaluation mode."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
+
+    config = getattr(transformers, f"{shape.family}Config")(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=65536,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, where.dtype))
+    try:
+        with torch.device(where.device):
+            hf = getattr(transformers, f"{shape.family}ForCausalLM")(config)
+    finally:
+        torch.set_default_dtype(kept)
+    return hf.eval().requires_grad_(False)
+
+
+def trace(tokens: int, vocabulary: int, name: str = "bench", seed: int = 0) -> Any:
+    """A random trace of `tokens` tokens read, half prompt, half answer."""
+    import numpy as np
 
     import rlcircuits as rc
 
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=arguments.width,
-        intermediate_size=int(arguments.width * 2.75) // 64 * 64,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        num_key_value_heads=max(1, arguments.heads // 4),
-        vocab_size=1024,
-        max_position_embeddings=8192,
-    )
-    hf = Qwen2ForCausalLM(config).eval().requires_grad_(False).to(arguments.device, getattr(torch, arguments.dtype))
-    ids = torch.randint(0, 1024, (arguments.tokens + 1,)).tolist()
-    half = arguments.tokens // 2
-    return hf, rc.Trace("bench", ids[:half], ids[half:])
+    ids = np.random.default_rng(seed).integers(0, vocabulary, tokens + 1).tolist()
+    return rc.Trace(name, ids[: (tokens + 1) // 2], ids[(tokens + 1) // 2 :])
 
 
-def floor(hf, trace) -> None:
+def floor(hf: Any, one: Any) -> None:
     """One plain activation-only forward and backward pass on the trace's tokens."""
     import torch
     from torch.nn import functional as F
 
     device = hf.get_input_embeddings().weight.device
-    ids = torch.tensor([[*trace.prompt, *trace.answer]], device=device)
+    ids = torch.tensor([[*one.prompt, *one.answer]], device=device)
     embedded = hf.get_input_embeddings()(ids[:, :-1]).detach().requires_grad_()
-    logits = hf(inputs_embeds=embedded, use_cache=False, logits_to_keep=len(trace.answer)).logits.float()
-    F.cross_entropy(logits[0], ids[0, -len(trace.answer) :]).backward()
+    logits = hf(inputs_embeds=embedded, use_cache=False, logits_to_keep=len(one.answer)).logits.float()
+    F.cross_entropy(logits[0], ids[0, -len(one.answer) :]).backward()
 
 
-def run(case: str, hf, trace) -> None:
-    """One pass of a case."""
+def run(case: str, hf: Any, one: Any) -> None:
+    """One pass of a case: ``"floor"``, or a level with or without ``" lean"``."""
     import rlcircuits as rc
 
     if case == "floor":
-        floor(hf, trace)
+        floor(hf, one)
     else:
-        rc.attribute(hf, [trace], case, progress=False)
+        level, _, lean = case.partition(" ")
+        rc.attribute(hf, [one], level, batch_size=1, memory=lean or "fast", progress=False)
 
 
-def seconds(case: str, hf, trace) -> float:
-    """CPU seconds, or device seconds on CUDA, of one pass."""
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """CPU seconds of the process, or device seconds on CUDA."""
     import torch
 
-    if hf.device.type == "cuda":
+    if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        run(case, hf, trace)
+        work()
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1e3
     begin = time.process_time()
-    run(case, hf, trace)
+    work()
     return time.process_time() - begin
 
 
-def peak(case: str, arguments: argparse.Namespace, answer) -> None:
-    """Peak bytes above the loaded model of one pass; sent through the pipe `answer`."""
+def interleaved(works: dict[str, Callable[[], Any]], where: Where, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of every work in every round, after `warm` rounds that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(where.rounds + warm):
+        for name, work in works.items():
+            taken = seconds(work, where.device)
+            if number >= warm:
+                times[name].append(taken)
+    return times
+
+
+def against(times: dict[str, list[float]], reference: str) -> dict[str, Row]:
+    """Median seconds and the median, least and largest ratio to the reference's of the same round."""
+    rows = {}
+    for name, taken in times.items():
+        ratios = [a / b for a, b in zip(taken, times[reference])]
+        rows[name] = {
+            "seconds": statistics.median(taken),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return rows
+
+
+# --- peak memory ----------------------------------------------------------------------------------
+
+
+def peak(case: str, shape: Shape, tokens: int, where: Where) -> int:
+    """Peak bytes above the loaded model of one pass, in a process of its own; 0 where it cannot be measured."""
+    if where.device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        return 0
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peak, args=(case, shape, tokens, where, send))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        print(f"    {case}: out of memory")
+        return 0
+    finally:
+        process.join()
+
+
+def _peak(case: str, shape: Shape, tokens: int, where: Where, answer: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    hf, trace = build(arguments)
-    import rlcircuits as rc
-
-    rc.attribute(hf, [rc.Trace("warm", trace.prompt[:2], trace.answer[:2])])  # imports and the check of the architecture
-    if arguments.device == "cuda":
+    hf, one = build(shape, where), trace(tokens, shape.vocabulary)
+    run(case, hf, trace(4, shape.vocabulary))  # imports and the check of the architecture
+    if where.device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run(case, hf, trace)
+        run(case, hf, one)
         answer.send(torch.cuda.max_memory_allocated() - before)
     else:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew
         before = _status("VmRSS")
-        run(case, hf, trace)
+        run(case, hf, one)
         answer.send(_status("VmHWM") - before)
 
 
@@ -117,80 +222,220 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main() -> None:
+# --- suites ---------------------------------------------------------------------------------------
+
+
+def levels(where: Where, shape: Shape = SMALL, tokens: int = 256, limits: dict[str, float] = TIME) -> list[Row]:
+    """Every level, fast and lean, against the floor: time and peak memory."""
+    hf, one = build(shape, where), trace(tokens, shape.vocabulary)
+    rows = against(interleaved(_passes(CASES, hf, one), where), "floor")
+    del hf
+    _forget()
+    bytes_of = {case: peak(case, shape, tokens, where) for case in CASES}
+    for case, row in rows.items():
+        row["target"] = limits.get(case, float("nan"))
+        row["peak_mib"] = bytes_of[case] / 2**20
+        row["peak_ratio"] = bytes_of[case] / bytes_of["floor"] if bytes_of["floor"] else float("nan")
+        row["peak_target"] = PEAK.get(case, float("nan"))
+    return _rows("levels", rows, shape, tokens)
+
+
+def lengths(where: Where, shape: Shape = SMALL) -> list[Row]:
+    """32 traces of 40 to 400 tokens in one call against as many of equal length with about as many tokens in all."""
+    import numpy as np
+
+    import rlcircuits as rc
+
+    hf = build(shape, where)
+    sizes = np.random.default_rng(0).integers(40, 401, 32).tolist()
+    mean = round(sum(sizes) / 32)
+    groups = {
+        "equal": [trace(mean, shape.vocabulary, f"t{i}", i) for i in range(32)],
+        "unequal": [trace(n, shape.vocabulary, f"t{i}", i) for i, n in enumerate(sizes)],
+    }
+    works = {n: (lambda g=g: rc.attribute(hf, g, progress=False)) for n, g in groups.items()}
+    rows = against(interleaved(works, replace(where, rounds=5), warm=1), "equal")
+    tokens = {"equal": 32 * mean, "unequal": sum(sizes)}
+    for name, row in rows.items():
+        row["tokens_per_second"] = tokens[name] / row["seconds"]
+    rows["unequal"]["ratio"] = rows["unequal"]["tokens_per_second"] / rows["equal"]["tokens_per_second"]
+    rows["unequal"]["target"] = 0.8
+    for name in ("ratio_min", "ratio_max"):
+        rows["unequal"].pop(name)
+    return _rows("lengths", rows, shape, mean)
+
+
+def growth(where: Where) -> list[Row]:
+    """Cost against tokens (64 to 4,096) and layers (4 to 32), floor and block level side by side."""
+    narrow = replace(SMALL, name="128 wide", width=128, heads=4, kv_heads=1, mlp=352)
+    sizes = [(n, 4) for n in (64, 256, 1024, 4096)] + [(256, n) for n in (4, 8, 16, 32)]
+    found = []
+    for tokens, layers in sizes:
+        shape = replace(narrow, layers=layers)
+        hf, one = build(shape, where), trace(tokens, shape.vocabulary)
+        works = _passes(("floor", "block", "qkv", "head", "block lean"), hf, one)
+        found += _rows("growth", against(interleaved(works, replace(where, rounds=5)), "floor"), shape, tokens)
+    return found
+
+
+def transformer_lens(where: Where) -> list[Row]:
+    """TransformerLens' own edge attribution against `attribute` at head level with the same, corrupted, intervention.
+
+    It scores every position apart, one Python object each, and needs as many key/value as query heads.
+    """
+    import tempfile
+
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
+
+    import rlcircuits as rc
+
+    shape = Shape("4 x 128", "Llama", 4, 128, 4, 4, 352, 1024)
+    hf, clean, other = build(shape, where), trace(32, 1024), trace(32, 1024, seed=1)
+    other = rc.Trace("other", other.prompt, clean.answer)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hf.save_pretrained(folder)
+        _tokenizer().save_pretrained(folder)
+        bridge = TransformerBridge.boot_transformers(folder, device=where.device).eval()
+    ids, others = (torch.tensor([[*t.prompt, *t.answer]], device=where.device) for t in (clean, other))
+
+    def mean_nll(logits: Any) -> Any:
+        begin, n = len(clean.prompt), len(clean.answer)
+        return torch.nn.functional.cross_entropy(logits[0, begin - 1 :], ids[0, begin : begin + n])
+
+    edges = EdgeAttributionConfig("edge")
+    works = {
+        "rlcircuits": lambda: rc.attribute(hf, [clean], "head", intervention="corrupted", corrupted=[other], progress=False),
+        "TransformerLens": lambda: attribution_patch(bridge, others[:, :-1], ids[:, :-1], mean_nll, edges),
+    }
+    rows = against(interleaved(works, replace(where, rounds=5), warm=1), "rlcircuits")
+    return _rows("transformer_lens", rows, shape, 32)
+
+
+def shapes(where: Where) -> list[Row]:
+    """The shapes of published 7-billion-parameter models at 1,024 tokens, one trace of 32,768, and a hundred traces."""
+    found = []
+    for shape in PUBLISHED:
+        found += levels(where, shape, 1024, TIME_GPU)
+        found += _hundred(shape, where)
+        _forget()
+        for case in ("block lean", "qkv lean"):
+            used = peak(case, shape, 32768, where)
+            found += _rows("long", {case: {"peak_mib": used / 2**20, "peak_target": 80 * 1024.0}}, shape, 32768)
+    return found
+
+
+def _hundred(shape: Shape, where: Where) -> list[Row]:
+    import rlcircuits as rc
+
+    hf = build(shape, where)
+    sizes = [512 + 4 * i for i in range(100)]
+    traces = [trace(n, shape.vocabulary, f"t{i}", i) for i, n in enumerate(sizes)]
+
+    def work(level: str) -> Callable[[], Any]:
+        return lambda: rc.attribute(hf, traces, level, progress=False)
+
+    rows = {level: {"seconds": seconds(work(level), where.device)} for level in ("block", "qkv", "head")}
+    return _rows("hundred", rows, shape, round(sum(sizes) / len(sizes)))
+
+
+def _passes(cases: Sequence[str], hf: Any, one: Any) -> dict[str, Callable[[], Any]]:
+    return {case: functools.partial(run, case, hf, one) for case in cases}
+
+
+def _rows(suite: str, rows: dict[str, Row], shape: Shape, tokens: int) -> list[Row]:
+    return [{"suite": suite, "case": name, "shape": shape.name, "layers": shape.layers, "tokens": tokens, **row} for name, row in rows.items()]
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(WordLevel({f"w{i}": i for i in range(1024)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0", pad_token="w1", eos_token="w2")
+
+
+def _forget() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+SUITES = {"levels": levels, "lengths": lengths, "growth": growth, "transformer_lens": transformer_lens, "shapes": shapes}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and, with --out, keep the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all that fit the device)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--out", type=Path, default=None, help="folder for attribution.parquet and attribution.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32, on CUDA bfloat16")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="folder for <device>.parquet and <device>.json")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.suites) - set(SUITES))
+    if unknown:
+        parser.error(f"unknown suite {unknown[0]!r}: expected {', '.join(SUITES)}")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import pandas
     import torch
     import transformers
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("benchmark skipped: PyTorch sees no CUDA device here")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("benchmark skipped: PyTorch sees no CUDA device here")
+        return 0
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    hf, trace = build(arguments)
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else _processor()
-    print(f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; {arguments.layers} layers of width "
-          f"{arguments.width}, {arguments.heads} heads, {arguments.tokens} tokens, {arguments.dtype}; {arguments.rounds} rounds")
-    times: dict[str, list[float]] = {case: [] for case in CASES}
-    for number in range(arguments.rounds + 2):
-        for case in CASES:
-            taken = seconds(case, hf, trace)
-            if number >= 2:  # two rounds to warm up
-                times[case].append(taken)
-    memory = {}
-    for case in CASES:
-        receive, send = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=peak, args=(case, arguments, send))
-        process.start()
-        send.close()
-        memory[case] = receive.recv()
-        process.join()
-    rows = []
-    for case in CASES:
-        ratios = [a / b for a, b in zip(times[case], times["floor"])]
-        rows.append(
-            {
-                "case": case,
-                "seconds": statistics.median(times[case]),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "target": TARGETS.get(case, 1.0),
-                "peak_mib": memory[case] / 2**20,
-                "peak_ratio": memory[case] / memory["floor"],
-            }
-        )
-    table = pandas.DataFrame(rows).set_index("case")
-    print(table.round(3).to_string())
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        table.reset_index().to_parquet(arguments.out / "attribution.parquet")
-        note = {
-            "date": datetime.date.today().isoformat(),
-            "device": device,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "arguments": {k: v for k, v in vars(arguments).items() if k != "out"},
-        }
-        (arguments.out / "attribution.json").write_text(json.dumps(note, indent=2) + "\n")
+    where = Where(options.device, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"), options.rounds)
+    chosen = options.suites or (["shapes", "lengths"] if where.device == "cuda" else [s for s in SUITES if s != "shapes"])
+    device = torch.cuda.get_device_name() if where.device == "cuda" else _processor()
+    print(f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; {where.dtype}; medians of {where.rounds} rounds")
+    rows: list[Row] = []
+    for suite in chosen:
+        print(f"==> {suite}: {SUITES[suite].__doc__.splitlines()[0]}", flush=True)
+        new = SUITES[suite](where)
+        print(pandas.DataFrame(new).drop(columns="suite").round(3).to_string(index=False), flush=True)
+        rows += new
+    if options.out:
+        _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
+    return 0
+
+
+def _keep(table: Any, path: Path, device: str, where: Where) -> None:
+    """Write the table as parquet and, beside it, what it was measured on."""
+    import torch
+    import transformers
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path.with_suffix(".parquet"), index=False)
+    note = {
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "dtype": where.dtype,
+        "rounds": where.rounds,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+    print(f"==> written: {path.with_suffix('.parquet')}, {path.with_suffix('.json')}")
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return f"{line.split(':')[1].strip()}, one thread"
     return f"{platform.processor() or platform.machine()}, one thread"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

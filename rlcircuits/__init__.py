@@ -18,6 +18,7 @@ _HOME = {
     "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs", "weight_change"),
     "attribution": ("attribute", "token_losses"),
     "ablation": ("ablate",),
+    "circuits": ("circuit", "faithfulness"),
     "metrics": (
         "METRICS",
         "activation_intensity",

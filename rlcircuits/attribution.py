@@ -70,7 +70,7 @@ def attribute(
         batch_size: samples per pass, or ``"auto"``: traces of similar length together, as many as fit a token budget
             derived from the free memory. Running out of memory halves the batch. Scores depend on it only by rounding.
         memory: ``"fast"`` keeps what the backward pass needs; ``"lean"`` keeps the sources alone and recomputes one
-            layer at a time, for about a third more time; ``"auto"`` is fast, and lean for traces that would not fit
+            layer at a time, for about half more time; ``"auto"`` is fast, and lean for traces that would not fit
             (`bytes_per_token` is the estimate; running out of memory with a single trace has the same effect, with a
             warning).
         intervention: what takes the place of a source's output O: ``"zero"`` nothing; ``"mean"`` its mean over all

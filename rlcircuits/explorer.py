@@ -14,6 +14,7 @@ escaped.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from rlcircuits import figures
+from rlcircuits.display import PLOTLY
 from rlcircuits.errors import InputError
 from rlcircuits.figures import NODE, node_of
 
@@ -75,7 +77,7 @@ class Explorer:
         wide = {"description_width": "90px"}
         self.pair = w.Dropdown(options=list(self.pairs), description="pair", style=wide)
         self.problem = w.Dropdown(
-            options=[MEAN], description="problem", style=wide, layout={"width": "520px"}
+            options=[MEAN], description="problem", style=wide, layout={"width": "460px"}
         )
         self.level = w.Dropdown(options=["block"], description="level", style=wide)
         self.k = w.IntSlider(25, 1, 200, description="edges drawn", style=wide, continuous_update=False)
@@ -87,13 +89,9 @@ class Explorer:
         self.destinations = w.Dropdown(options=["all", *kinds[2:]], description="into", style=wide)
         self.message, self.answers, self.largest = w.HTML(), w.HTML(), w.HTML()
         self.graph, self.heatmap = View(), View()
-        controls = w.VBox(
-            [
-                w.HBox([self.pair, self.problem]),
-                w.HBox([self.level, self.k]),
-                w.HBox([self.layers, self.sources, self.destinations]),
-            ]
-        )
+        rows = [self.pair, self.problem], [self.level, self.k], [self.layers, self.sources, self.destinations]
+        # A row that is too wide for its page goes on below, so no control is out of sight.
+        controls = w.VBox([w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows])
         views = [self.answers, self.graph.widget, self.heatmap.widget, self.largest]
         self.box = w.VBox([controls, self.message, *views] if self.pairs else [self.message])
         self.box.explorer = self
@@ -192,7 +190,7 @@ class Explorer:
 
 
 class View:
-    """A place for a figure: a plotly ``FigureWidget``, or an ``Output`` where anywidget is not installed.
+    """A place for a figure: an ``Output`` that holds it in plotly's own form, drawn by JupyterLab and by the book.
 
     Attributes:
         widget: to put into the page.
@@ -203,33 +201,20 @@ class View:
         import ipywidgets
 
         self.figure: go.Figure | None = None
-        try:
-            self.widget = go.FigureWidget()
-            self.live = True
-        except ImportError:
-            self.widget = ipywidgets.Output()
-            self.live = False
-        self.clear()
+        self.widget = ipywidgets.Output()
 
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown by `figure`."""
-        if self.live:
-            with self.widget.batch_update():
-                self.widget.data = ()
-                self.widget.layout = figure.layout
-                self.widget.add_traces(figure.data)
-            self.figure = self.widget
-        else:
-            bundle = {
-                "application/vnd.plotly.v1+json": figure.to_plotly_json(),
-                "text/plain": figure.layout.title.text,
-            }
-            self.widget.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
-            self.figure = figure
+        # The place keeps its height while one figure goes and the next is drawn, so nothing below it jumps.
+        self.widget.layout.min_height = f"{figure.layout.height or 450}px"
+        bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": figure.layout.title.text or "Figure"}
+        self.widget.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
+        self.figure = figure
 
     def clear(self) -> None:
         """Show nothing."""
-        self.show(go.Figure(layout={"height": 40, "xaxis": {"visible": False}, "yaxis": {"visible": False}}))
+        self.widget.layout.min_height = None
+        self.widget.outputs = ()
         self.figure = None
 
 
@@ -383,7 +368,7 @@ def _answer_html(
 ) -> str:
     verdict = "correct" if answer.correct else "wrong"
     if tokenizer is None:
-        return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text)}</p>"
+        return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
     ids = list(answer.answer)
     spans = []
     for position, token in enumerate(ids):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from types import SimpleNamespace
 
@@ -284,18 +286,31 @@ def test_one_pair_is_a_study_too():
     assert explorer.pair.options == ("family/ppo",) and len(panels(explorer)) == 3
 
 
-def test_without_anywidget_an_output_shows_the_figures(monkeypatch):
-    import plotly.graph_objects as go
+def message(value: object) -> str:
+    """What a widget sends to the browser: JSON, which has no NaN."""
+    return json.dumps(value, allow_nan=False)
 
-    def missing(*args, **kwargs):
-        raise ImportError("Please install anywidget to use the FigureWidget class")
 
-    monkeypatch.setattr(go, "FigureWidget", missing)
+def test_the_figures_shown_are_valid_json_in_an_output():
     explorer = explore(study()).explorer
     explorer.problem.value = "p/1"
-    bundle = explorer.heatmap.widget.outputs[0]["data"]["application/vnd.plotly.v1+json"]
-    assert bundle["layout"]["title"]["text"] == explorer.heatmap.figure.layout.title.text
-    assert len(panels(explorer)) == 3
+    for view in (explorer.graph, explorer.heatmap):
+        (output,) = json.loads(message(view.widget.outputs))
+        bundle = output["data"]["application/vnd.plotly.v1+json"]
+        assert output["output_type"] == "display_data" and output["data"]["text/plain"]
+        assert bundle["layout"]["title"]["text"] == view.figure.layout.title.text
+    cells = bundle["data"][0]["z"]
+    shown = np.frombuffer(base64.b64decode(cells["bdata"]), cells["dtype"])
+    shown = shown.reshape([int(n) for n in cells["shape"].split(",")])
+    np.testing.assert_array_equal(shown, study().pairs["ppo"].base_scores.sel(sample="p/1"))
+    assert np.isnan(shown).any()
+
+
+def test_nothing_to_show_takes_no_room():
+    explorer = explore(study()).explorer
+    assert explorer.graph.widget.layout.min_height == f"{explorer.graph.figure.layout.height}px"
+    explorer.problem.value = "p/3"
+    assert explorer.graph.widget.outputs == () and explorer.graph.widget.layout.min_height is None
 
 
 def test_a_choice_is_answered_at_once():

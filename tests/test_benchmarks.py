@@ -1,0 +1,47 @@
+"""The benchmark runs as written, on sizes that take a moment; how fast it is, is not tested."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attribution as bench
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_case_is_timed_and_weighed_against_the_floor(monkeypatch):
+    shape = bench.Shape("tiny", "Qwen2", 2, 32, 4, 2, 48, 64)
+    monkeypatch.setattr(bench, "peak", lambda case, *_: {"floor": 100}.get(case, 150))
+    rows = {row["case"]: row for row in bench.levels(bench.Where(rounds=2), shape, 16)}
+    assert list(rows) == list(bench.CASES)
+    assert rows["floor"]["ratio"] == 1
+    assert all(row["seconds"] > 0 and row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in rows.values())
+    assert rows["block"]["peak_ratio"] == 1.5
+    assert rows["head"]["target"] == 1.65 and math.isnan(rows["head lean"]["target"])
+
+
+def test_peak_memory_is_that_of_the_pass_alone():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux' /proc")
+    shape = bench.Shape("small", "Qwen2", 4, 256, 4, 2, 704, 64)
+    short, long = (bench.peak("block", shape, tokens, bench.Where()) for tokens in (64, 1024))
+    assert 10e6 < long < 500e6 and short < long / 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_without_a_cuda_device_it_says_so_and_succeeds():
+    command = [sys.executable, str(ROOT / "benchmarks" / "attribution.py"), "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and "skipped" in done.stdout
+
+
+def test_an_unknown_suite_is_named():
+    command = [sys.executable, str(ROOT / "benchmarks" / "attribution.py"), "speed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "unknown suite 'speed'" in done.stderr

@@ -1,0 +1,249 @@
+"""`rlcircuits attribute` as a user runs it: from checkpoints and a file of problems to scores and a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import rlcircuits as rc
+from rlcircuits.cli import main
+from tests.checkpoints import save, tokenizer
+from tests.models import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+# Every word is a mark and an answer, so that whatever a model says last is what it states.
+WORDS = tuple(f"#w{i}" for i in range(50))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A base, a tuned model little apart from it, one with other words, and problems that both answer correctly."""
+    root = tmp_path_factory.mktemp("world")
+    hf = tiny("qwen2", torch.float32, layers=2)
+    for name, change in (("base", 0.0), ("tuned", 0.004)):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for p in hf.parameters():
+                p.add_(torch.randn_like(p) * change)
+        hf.save_pretrained(root / name)
+        tokenizer(WORDS).save_pretrained(root / name)
+    save(root / "other", layers=2, words=WORDS[::-1])
+    asked = tuple(rc.Problem(f"q{i}", " ".join(WORDS[i : i + 3]), "unknown") for i in range(30))
+    said = rc.generate(rc.load_model(root / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6)
+    stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
+    lines = [json.dumps({"name": p.id, "question": p.question, "right": stated[p.id]}) + "\n" for p in asked if stated[p.id]]
+    (root / "problems.jsonl").write_text("".join(lines))
+    return root
+
+
+def options(root: Path, **changes) -> list[str]:
+    """The arguments of an ordinary run; None leaves one out."""
+    given = {
+        "base": root / "base",
+        "tuned": root / "tuned",
+        "problems": root / "problems.jsonl",
+        "answer": "right",
+        "grader": "final",
+        "max-new-tokens": 6,
+        "alpha": 1,
+        "samples": 5,
+        "device": "cpu",
+        "store": root / "runs",
+        "out": root / "out",
+    } | changes
+    return ["attribute", *(str(x) for name, value in given.items() if value is not None for x in (f"--{name}", value))]
+
+
+def shell(arguments: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rlcircuits.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_pair_of_checkpoints_from_the_shell(world):
+    done = shell(options(world, id="name"))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    out = world / "out"
+    for file in ("base.nc", "tuned.nc", "metrics.parquet", "settings.json"):
+        assert str(out / file) in done.stdout
+    found = json.loads((out / "settings.json").read_text())
+    assert found["accuracy"]["base"] == 1.0 and 0 < found["accuracy"]["tuned"]
+    assert len(found["kept"]) == 5 and all(name.startswith("q") for name in found["kept"])
+
+    # The scores are what the library gives for each model's own answers, cut as the settings say.
+    problems = rc.load_problems(world / "problems.jsonl", answer="right", grader="final", id="name")
+    for side in ("base", "tuned"):
+        scores = rc.load_scores(out / f"{side}.nc")
+        assert list(scores.sample.values) == found["kept"]
+        model = rc.load_model(world / side, device="cpu")
+        answers = {a.problem: a for a in rc.generate(model, problems, max_new_tokens=6)}
+        assert all(answers[name].correct for name in found["kept"])
+        expected = rc.attribute(model, [answers[name].trace for name in found["kept"]], cut=found["t_cut"])
+        edges = ~np.isnan(expected.values)
+        np.testing.assert_allclose(scores.values[edges], expected.values[edges], rtol=1e-3, atol=1e-6)
+
+    table = pd.read_parquet(out / "metrics.parquet").set_index("metric")
+    sides = {side: rc.load_scores(out / f"{side}.nc") for side in ("base", "tuned")}
+    for metric in ("activation_intensity", "gini"):
+        row = table.loc[metric]
+        for side, scores in sides.items():
+            assert row[side] == pytest.approx(rc.summary(scores)[metric])
+        assert row.low <= row.difference <= row.high and 0 < row.p <= row.p_holm <= 1
+        assert metric in done.stdout and f"{row.difference:.4g}" in done.stdout
+
+
+def test_again_computes_nothing_and_changes_nothing(world, capsys, monkeypatch):
+    assert main(options(world, out=world / "twice")) == 0
+    first = capsys.readouterr().out
+    before = {file.name: file.read_bytes() for file in (world / "twice").iterdir() if file.suffix != ".nc"}
+    monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
+    assert main(options(world, out=world / "twice")) == 0
+    assert capsys.readouterr().out == first
+    assert before == {file.name: file.read_bytes() for file in (world / "twice").iterdir() if file.suffix != ".nc"}
+
+
+def test_results_of_other_settings_are_not_written_over(world, capsys):
+    assert main(options(world, out=world / "kept")) == 0
+    before = {file: file.stat().st_mtime_ns for file in (world / "kept").iterdir()}
+    capsys.readouterr()
+    assert main(options(world, out=world / "kept", level="head")) == 2
+    assert "holds results of other settings (level is 'block' there, 'head' here)" in capsys.readouterr().err
+    assert before == {file: file.stat().st_mtime_ns for file in (world / "kept").iterdir()}
+
+
+@pytest.mark.parametrize("level", ["qkv", "head"])
+def test_levels_and_the_default_folder(world, capsys, monkeypatch, tmp_path, level):
+    monkeypatch.chdir(tmp_path)
+    assert main(options(world, out=None, level=level, alpha=0.5)) == 0
+    scores = rc.load_scores(tmp_path / f"attribution/tuned-{level}-0.5" / "base.nc")
+    assert scores.attrs["level"] == level and int(scores.attrs["cut"]) >= 1
+    assert f"attribution/tuned-{level}-0.5/base.nc" in capsys.readouterr().out
+
+
+def test_one_model_alone(world, capsys):
+    assert main(options(world, tuned=None, out=world / "alone")) == 0
+    said = capsys.readouterr().out
+    assert "100.0% right;" in said and "intervals and tests come with a pair" in said
+    assert sorted(file.name for file in (world / "alone").iterdir()) == ["base.nc", "metrics.parquet", "settings.json"]
+    table = pd.read_parquet(world / "alone" / "metrics.parquet").set_index("metric")
+    assert table.columns.tolist() == ["value"]
+    scores = rc.load_scores(world / "alone" / "base.nc")
+    assert table.value["activation_intensity"] == pytest.approx(np.nanmean(np.abs(scores.values.astype(float))))
+    assert json.loads((world / "alone" / "settings.json").read_text())["asked"]["tuned"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pair": "famly/grpo", "base": None, "tuned": None, "problems": None}, "unknown pair 'famly/grpo'.*did you mean 'family/grpo'"),
+        ({"pair": "mistrl", "base": None, "tuned": None}, "unknown pair 'mistrl'.*did you mean 'mistral'"),
+        ({"pair": "mistral"}, "both --pair and --base"),
+        ({"pair": "mistral", "base": None, "tuned": None, "problems": None}, "no problems are given: expected --problems FILE"),
+        ({"base": None}, "only --tuned is given"),
+        ({"base": None, "tuned": None}, "no model is given"),
+        ({"base": "/nowhere/x"}, "no checkpoint at '/nowhere/x'"),
+        ({"problems": "{root}/problem.jsonl"}, "no such file; did you mean 'problems.jsonl'"),
+        ({"answer": "rihgt"}, r"problems.jsonl', line 1 has no field 'rihgt'.*did you mean 'right'"),
+        ({"tuned": "{root}/other"}, "different vocabularies"),
+        ({"level": "heads"}, "unknown level 'heads'.*did you mean 'head'"),
+        ({"keep": "both"}, "unknown keep 'both'"),
+        ({"grader": "finl"}, "unknown grader 'finl'.*did you mean 'final'"),
+        ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
+        ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
+        ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, changes, says):
+    import re
+
+    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    changes = {k: v.format(root=world) if isinstance(v, str) else v for k, v in changes.items()}
+    assert main(options(world, **{"out": world / "bad", **changes})) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and not (world / "bad").exists()
+    message = said.err.strip().splitlines()[-1]
+    assert message.startswith("rlcircuits: ") and re.search(says, message), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"alpha": "1.5"}, "argument --alpha: '1.5', expected a number above 0 and at most 1"),
+        ({"alpha": "much"}, "argument --alpha: 'much'"),
+        ({"samples": 0}, "argument --samples: '0', expected a whole number of at least 1"),
+        ({"batch-size": "big"}, "argument --batch-size: 'big'"),
+        ({"seed": -1}, "argument --seed"),
+        ({"levl": "head"}, "unrecognized arguments: --levl head"),
+    ],
+)
+def test_arguments_that_cannot_be_understood(world, capsys, changes, says):
+    with pytest.raises(SystemExit) as ended:
+        main(options(world, **changes))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and len(said.splitlines()) == 1
+    assert said.startswith("rlcircuits: ") and says in said and "--help`" in said
+
+
+def test_no_problem_left_says_by_which_rule_without_a_traceback(world, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "#w1 #w2", "right": "never"}) + "\n")
+    done = shell(options(world, problems=tmp_path / "p.jsonl", out=tmp_path / "out"))
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "no problem is left by the rule 'both answers correct'" in done.stderr.splitlines()[-1]
+
+
+_SLOW = """
+import sys, time
+import rlcircuits.attribution as attribution
+from rlcircuits.cli import main
+attribute = attribution.attribute
+def slow(*args, **kwargs):
+    print("attributing", flush=True)
+    time.sleep(60)
+    return attribute(*args, **kwargs)
+attribution.attribute = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypatch, capsys):
+    arguments = options(world, store=tmp_path / "runs", out=tmp_path / "out")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout.readline().strip() == "attributing"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "interrupted; all that was finished is kept" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("answered again"))
+    assert main(arguments) == 0
+    assert (tmp_path / "out" / "tuned.nc").is_file()
+
+
+def test_help_says_how(capsys):
+    for arguments, words in (([], ["attribute", "pairs", "family"]), (["attribute"], ["--pair", "--alpha", "examples:", "metrics.parquet"])):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--help"])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and all(word in said for word in words)
