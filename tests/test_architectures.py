@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import rlcircuits as rc
+from rlcircuits.ablation import rerun
+from rlcircuits.architecture import Architecture
+from rlcircuits.attribution import padded
 from tests.architectures import PAGE, page
 from tests.checkpoints import save
 from tests.models import KINDS, REFUSED, in_float64, refused, tiny
@@ -54,6 +57,20 @@ def test_ablation_is_the_edge_by_edge_model_with_one_coefficient_zero(kind, leve
         coefficients[s, d] = 0
         expected = float(loss(hf, PROMPT, ANSWER, level, coefficients) - clean)
         assert float(exact[0, s, d]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_edges_removed_at_once(kind, level):
+    """A circuit's run: shares of 0.1, 0.5 and 0.9 of all edges are gone, each row of the batch its own."""
+    hf = in_float64(tiny(kind, layers=2))
+    architecture, graph = Architecture.of(hf), rc.Graph.of(hf, level)
+    removed = np.random.default_rng(1).random((3, *graph.mask.shape)) < np.array([0.1, 0.5, 0.9])[:, None, None]
+    removed = torch.from_numpy((removed & graph.mask).astype(float))
+    batch = padded(TRACE * 3, torch.device("cpu"))
+    found = rerun(architecture, graph, hf, *batch, removed)
+    for loss_without, row in zip(found.tolist(), removed):
+        assert loss_without == pytest.approx(float(loss(hf, PROMPT, ANSWER, level, 1 - row)), rel=1e-5)
 
 
 @pytest.mark.parametrize("memory", ["fast", "lean"])
