@@ -103,7 +103,7 @@ def refusal(hf, level: str) -> str | None:
     except rc.InputError as error:
         reason = str(error).partition(": ")[2].partition("; use level=")[0]
         assert type(hf).__name__ in str(error) and reason
-        return reason.partition(" (relative difference")[0]
+        return reason.partition(" (off by")[0]
     return None
 
 

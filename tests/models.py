@@ -146,12 +146,12 @@ REFUSED = {
 }
 
 
-def refused(kind: str):
+def refused(kind: str, **options):
     """A random model of `REFUSED`."""
     import transformers
 
     model, configuration, differs = REFUSED[kind]
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=61)
     torch.manual_seed(0)
-    config = getattr(transformers, configuration)(**sizes, pad_token_id=0, bos_token_id=2, eos_token_id=1, **differs)
+    config = getattr(transformers, configuration)(**sizes, pad_token_id=0, bos_token_id=2, eos_token_id=1, **{**differs, **options})
     return getattr(transformers, model)(config).eval()

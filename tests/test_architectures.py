@@ -221,6 +221,25 @@ def test_what_does_not_fit_is_refused_by_name(kind):
     assert finest is None or "use level='qkv'" in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_scaled_branch_is_noticed_and_rounding_is_not(dtype):
+    """bfloat16 keeps three digits: the check must tell a branch that counts 0.9-fold from a sum that was rounded 80 times."""
+    with pytest.raises(rc.InputError, match="is not the sum of what was written"):
+        rc.Graph.of(refused("granite, scaled branches", residual_multiplier=0.9).to(dtype))
+    for kind in ("llama", "gemma2", "gpt2", "gpt-neox"):
+        assert rc.Graph.of(tiny(kind, dtype, layers=40), "head").parallel == (kind == "gpt-neox")
+
+
+def test_parallel_branches_are_seen_on_the_model(monkeypatch):
+    """Whatever the configuration is taken to say."""
+    from transformer_lens.config import TransformerBridgeConfig
+
+    monkeypatch.setattr(TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: True, lambda *_: None), raising=False)
+    assert not rc.Graph.of(tiny("gpt-neox, sequential")).parallel and not rc.Graph.of(tiny("llama")).parallel
+    monkeypatch.setattr(TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: False, lambda *_: None), raising=False)
+    assert rc.Graph.of(tiny("gpt-neox")).parallel
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
