@@ -259,7 +259,7 @@ class _Run:
             "traces": _digest([trace.cut(cut) for trace in traces]),
             "level": self.level,
             "cut": cut,
-            "code": source_digest("attribution", "architecture", "graph"),
+            "code": source_digest("attribution", "lean", "architecture", "graph"),
         }
 
         def build(folder: Path) -> None:
