@@ -293,18 +293,18 @@ def decoder(hf):
 def names(level, layers, heads, kv_heads, parallel=False):
     """Sources and destinations, each with the time at which it writes or reads."""
     sources, destinations = [("input", 0)], []
-    for l in range(layers):
-        t = 2 * l + 1
-        sources += [(f"a{l}.h{h}", t) for h in range(heads)] if level == "head" else [(f"a{l}", t)]
-        sources.append((f"m{l}", t + 1))
+    for layer in range(layers):
+        t = 2 * layer + 1
+        sources += [(f"a{layer}.h{h}", t) for h in range(heads)] if level == "head" else [(f"a{layer}", t)]
+        sources.append((f"m{layer}", t + 1))
         if level == "block":
-            destinations.append((f"a{l}", t))
+            destinations.append((f"a{layer}", t))
         elif level == "qkv":
-            destinations += [(f"a{l}<{x}>", t) for x in "qkv"]
+            destinations += [(f"a{layer}<{x}>", t) for x in "qkv"]
         else:
-            destinations += [(f"a{l}.h{h}<q>", t) for h in range(heads)]
-            destinations += [(f"a{l}.kv{h}<{x}>", t) for x in "kv" for h in range(kv_heads)]
-        destinations.append((f"m{l}", t if parallel else t + 1))
+            destinations += [(f"a{layer}.h{h}<q>", t) for h in range(heads)]
+            destinations += [(f"a{layer}.kv{h}<{x}>", t) for x in "kv" for h in range(kv_heads)]
+        destinations.append((f"m{layer}", t if parallel else t + 1))
     return sources, destinations + [("logits", 2 * layers + 1)]
 
 
@@ -334,31 +334,31 @@ def loss(hf, prompt, answer, level, coefficients=None, added=None, start=None, k
             read = read + sum(added[0][s, column[name]] * v for s, v in enumerate(added[1]) if sources[s][1] < time)
         return read
 
-    def reader(l, x, h):
-        return {"block": f"a{l}", "qkv": f"a{l}<{x}>", "head": f"a{l}.h{h}<q>" if x == "q" else f"a{l}.kv{h}<{x}>"}[level]
+    def reader(layer, x, h):
+        return {"block": f"a{layer}", "qkv": f"a{layer}<{x}>", "head": f"a{layer}.h{h}<q>" if x == "q" else f"a{layer}.kv{h}<{x}>"}[level]
 
     apart = positions[:, None] - positions[None, :]
-    for l in range(layers):
+    for layer in range(layers):
         hidden = apart < 0
-        if model.window(l) is not None:
-            hidden = hidden | (apart >= model.window(l))
+        if model.window(layer) is not None:
+            hidden = hidden | (apart >= model.window(layer))
         mask = torch.zeros_like(apart).masked_fill(hidden, -torch.inf)
 
         def project(x, h):
-            return model.project(l, x, h, model.before_attention(l, stream(reader(l, x, h))))
+            return model.project(layer, x, h, model.before_attention(layer, stream(reader(layer, x, h))))
 
-        queries = model.normed_heads(l, "q", [project("q", h) for h in range(heads)])
-        keys = model.normed_heads(l, "k", [project("k", h) for h in range(kv_heads)])
+        queries = model.normed_heads(layer, "q", [project("q", h) for h in range(heads)])
+        keys = model.normed_heads(layer, "k", [project("k", h) for h in range(kv_heads)])
         values = [project("v", h) for h in range(kv_heads)]
-        keys = [model.turned(l, key, positions) for key in keys]
+        keys = [model.turned(layer, key, positions) for key in keys]
         heads_out = []
         for h in range(heads):
             group = h // (heads // kv_heads)
-            pattern = torch.softmax(model.scores(l, model.turned(l, queries[h], positions), keys[group]) + mask, -1)
-            heads_out.append(model.head_out(l, h, pattern @ values[group]))
-        heads_out = model.heads_written(l, heads_out)
+            pattern = torch.softmax(model.scores(layer, model.turned(layer, queries[h], positions), keys[group]) + mask, -1)
+            heads_out.append(model.head_out(layer, h, pattern @ values[group]))
+        heads_out = model.heads_written(layer, heads_out)
         outputs += heads_out if level == "head" else [sum(heads_out)]
-        outputs.append(model.mlp_written(l, model.mlp(l, model.before_mlp(l, stream(f"m{l}")))))
+        outputs.append(model.mlp_written(layer, model.mlp(layer, model.before_mlp(layer, stream(f"m{layer}")))))
     logp = torch.log_softmax(model.logits(stream("logits")), -1)
     if kept is not None:
         kept += outputs
