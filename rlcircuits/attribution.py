@@ -258,7 +258,8 @@ def in_batches(
 ) -> Iterator[tuple[list[int], Any]]:
     """Run `work` on batches of rows of similar length, longest first, and yield (indices, result).
 
-    Longest first, so that a batch that does not fit fails at once. On running out of memory the batch is halved; a single
+    Longest first, so that a batch that does not fit fails at once. Rows that a model would treat otherwise beside longer ones
+    (LongRoPE) are kept apart from those. On running out of memory the batch is halved; a single
     row that does not fit, or is not expected to, goes to the next plan, if there is one. `traces` may be any objects with
     ``prompt`` and ``answer``.
     """
@@ -272,6 +273,7 @@ def in_batches(
     if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}: expected 'auto' or a whole number of at least 1")
     budgets = [token_budget(hf, plan.bytes_per_token) for plan in plans]
+    turning = _turning_length(hf)
     halvings, first_plan = 0, 0
     with tqdm(total=len(order), desc=title, unit="sample", delay=3, disable=not progress) as bar:
         start = 0
@@ -285,6 +287,8 @@ def in_batches(
                 at_least = 1 if number == first_plan else budgets[number - 1] + 1  # shorter rows have a better plan
                 size = _alike(ordered, start, budgets[number], at_least)
             size = max(1, size >> halvings)
+            if longest > turning:
+                size = max(1, sum(length > turning for length in ordered[start : start + size]))
             indices = order[start : start + size]
             try:
                 result = plans[number].work([traces[i] for i in indices])
@@ -321,6 +325,16 @@ def _alike(lengths: Sequence[int], start: int, budget: int, at_least: int = 1) -
             break
         end += 1
     return end - start
+
+
+def _turning_length(hf: nn.Module) -> float:
+    """The length beyond which the model turns queries and keys of the whole batch otherwise (LongRoPE), else infinity."""
+    config = hf.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    changes = [one for one in kinds if one.get("rope_type") == "longrope"]
+    lengths = [one.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) for one in changes]
+    return min((length for length in lengths if length), default=float("inf"))
 
 
 def _out_of_memory(error: BaseException) -> bool:

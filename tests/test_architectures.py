@@ -293,3 +293,24 @@ def test_a_model_in_training_mode_is_looked_at_without_dropout():
     modes = [m.training for m in hf.modules()]
     assert rc.Graph.of(hf, "head").n_edges > 0
     assert modes == [m.training for m in hf.modules()]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 4])
+def test_long_rows_do_not_change_the_rotation_of_short_ones(batch_size):
+    """LongRoPE turns the whole batch by the frequencies of its longest row."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 16,
+    }
+    hf = tiny("phi3", torch.float32, rope_parameters=rope, original_max_position_embeddings=16)
+    rows = [rc.Trace(f"p{n}", [5, 9, 33] * n, [7, 11]) for n in (2, 8, 3, 9)]
+    together = rc.attribute(hf, rows, batch_size=batch_size)
+    for row, trace in zip(together, rows):
+        alone = rc.attribute(hf, [trace])[0]
+        assert float(abs(row - alone).max()) <= 2e-5 * float(abs(alone).max())
+    long, _ = hf.model.rotary_emb(torch.zeros(1, 20, 32), torch.arange(20)[None])
+    short, _ = hf.model.rotary_emb(torch.zeros(1, 10, 32), torch.arange(10)[None])
+    assert not torch.allclose(long[:, :10], short)  # else this test could not fail
