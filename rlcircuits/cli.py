@@ -78,11 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 
     family = commands.add_parser(
         "family",
-        help="train the family: one base and its sft-more, grpo, ppo and dpo descendants",
+        help="train the family: one base and its descendants, sft-more, rft, grpo, ppo, dpo and online-dpo",
         description="Train what is missing of the family; finished members are kept, so an interrupted run goes on.",
     )
     family.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds of the whole chain (default: 0)")
-    family.add_argument("--members", nargs="+", metavar="NAME", help="only these members, besides the base (default: all)")
+    family.add_argument(
+        "--members", nargs="+", metavar="NAME", help="these members, besides the base (default: sft-more grpo ppo dpo)"
+    )
+    family.add_argument("--base", default="qwen2", metavar="NAME", help="which base: qwen2 or llama (default: qwen2)")
     family.add_argument("--processes", type=int, default=2, metavar="N", help="members trained at a time (default: 2)")
     family.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
     family.set_defaults(run=_family)
@@ -144,14 +147,20 @@ def _pairs(_options: argparse.Namespace) -> None:
 
 
 def _family(options: argparse.Namespace) -> None:
-    from rlcircuits.family import MEMBERS, make_family
-    from rlcircuits.store import Store
+    from rlcircuits.errors import choose
+    from rlcircuits.family import BASES, CORE, make_families
 
-    store = Store(options.store)
-    members = MEMBERS if options.members is None else tuple(options.members)
-    for seed in options.seeds:
-        for member, folder in make_family(seed=seed, members=members, store=store, processes=options.processes).items():
-            print(f"seed {seed}  {member:<9} {folder}")
+    recipe = BASES[choose("base", options.base, BASES)]
+    members = CORE if options.members is None else ("sft", *options.members)
+    table = make_families(options.seeds, members, recipe, options.store, options.processes)
+    for row in table.itertuples():
+        print(f"seed {row.seed}  {row.member:<10} {f'{row.accuracy:.3f}  {row.folder}' if row.folder else row.status}")
+    missing = table[table["folder"].isna()]
+    if len(missing):
+        raise InputError(
+            f"{len(missing)} of {len(table)} members could not be trained, as said above: "
+            "the others are kept, and the same command tries again what did not diverge"
+        )
 
 
 def _attribute(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-METHODS = ("PPO", "GRPO", "DPO", "SFT", "other")
+METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class ModelPair:
         name: how the pair is called, e.g. ``"deepseek-math"`` or ``"family/ppo"``.
         base: path or hub id of the model before.
         tuned: path or hub id of the model after.
-        method: how it was tuned, one of ``PPO``, ``GRPO``, ``DPO``, ``SFT``, ``other``.
+        method: how it was tuned, one of ``PPO``, ``GRPO``, ``DPO``, ``online DPO``, ``RFT``, ``SFT``, ``other``.
         prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's own chat template.
         max_new_tokens: longest answer allowed.
         trust_remote_code: run code that comes with the checkpoint; off unless set for this pair.

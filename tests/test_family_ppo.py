@@ -112,6 +112,71 @@ def test_one_step_answers_of_one_prompt_have_grpos_advantages():
     assert torch.allclose(advantages.squeeze(1), group, atol=1e-5)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
+    """One prompt's answers, all of one length, no values, no KL, λ = 1: TRL's GRPO has the same gradient but for a scale.
+
+    The scale is the standard deviation's: PPO whitens by the population's over tokens, GRPO by the sample's over answers.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from rlcircuits.family import TINY
+    from rlcircuits.family.curves import Answers
+    from rlcircuits.family.sft import new_model
+    from rlcircuits.family.task import build_tokenizer
+    from rlcircuits.family.trainer import settings
+
+    tokenizer = build_tokenizer()
+    policy = new_model(TINY.shape, tokenizer, 0).eval()
+    question, texts = "dan has 29 buys 1 ?", [f" {n} + 1 = 30 # 3" for n in (29, 2, 3, 4)]
+    scores = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    prompt = torch.tensor([tokenizer(question)["input_ids"]] * 4)
+    completion = torch.tensor([tokenizer(text)["input_ids"] for text in texts])
+    mask = torch.ones_like(completion, dtype=torch.bool)
+    tokens = torch.cat([prompt, completion], 1)
+    answers = Answers(tokens, torch.ones_like(tokens), mask, tuple(texts), (True,) * 4)
+    rows = torch.arange(4)
+    old = ppo.answer_log_prob(policy, answers, rows).detach()
+    if moved:  # so that ratios differ from 1 and some are clipped
+        old = old + 0.3 * torch.randn(old.shape, generator=torch.Generator().manual_seed(0))
+
+    zeros = torch.zeros_like(old)
+    rewards = ppo.token_rewards(scores, zeros, zeros, mask, beta=0.0)
+    advantages = ppo.whiten(ppo.gae(rewards, zeros, mask, gamma=1.0, lam=1.0)[0], mask)
+    ppo.clipped_loss(ppo.answer_log_prob(policy, answers, rows), old, advantages, mask, 0.2).backward()
+    ours = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+
+    trainer = GRPOTrainer(
+        model=policy,
+        args=GRPOConfig(
+            **settings(str(tmp_path), 0),
+            per_device_train_batch_size=4,
+            num_generations=4,
+            beta=0.0,
+            epsilon=0.2,
+            loss_type="grpo",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": question}]),
+        processing_class=tokenizer,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = {
+        "prompt_ids": prompt,
+        "prompt_mask": torch.ones_like(prompt),
+        "completion_ids": completion,
+        "completion_mask": mask.long(),
+        "advantages": (scores - scores.mean()) / scores.std(),
+        "old_per_token_logps": old,
+    }
+    trainer.compute_loss(policy, inputs).backward()
+    assert max(float(g.abs().max()) for g in ours) > 1e-4
+    for weight, gradient in zip(policy.parameters(), ours, strict=True):
+        assert torch.allclose(weight.grad * math.sqrt(4 / 3), gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_value_loss_by_hand():
     loss = ppo.value_loss(
         torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 0.0]]), torch.tensor([[True, False]])

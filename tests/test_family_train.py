@@ -16,9 +16,23 @@ import pytest
 
 import rlcircuits
 from rlcircuits.errors import InputError
-from rlcircuits.family import TINY, family_pairs, load_curves, make_family
+from rlcircuits.family import TINY, checkpoints, family_pairs, load_curves, make_families, make_family
 from rlcircuits.family.member import member_inputs, recipe_from, source_hash
-from rlcircuits.family.recipe import DEFAULT, MEMBERS, PPO, SFT, Recipe
+from rlcircuits.family.recipe import (
+    BASES,
+    CORE,
+    DEFAULT,
+    GRPO,
+    MEMBERS,
+    PPO,
+    SECOND,
+    SFT,
+    Recipe,
+    SFTMore,
+    Shape,
+)
+from rlcircuits.family.sft import new_model
+from rlcircuits.family.task import build_tokenizer
 from rlcircuits.store import key_of
 
 
@@ -27,12 +41,23 @@ def family(tmp_path_factory):
     """All members, by a run that is interrupted as soon as the base is there, and a second one."""
     root = tmp_path_factory.mktemp("runs")
     base = root / "family" / key_of("family", member_inputs("sft", 0, TINY))
-    code = f"from rlcircuits.family import TINY, make_family\nmake_family(seed=0, recipe=TINY, store={str(root)!r})"
+    interrupted = interrupt(f"make_family(seed=0, members=MEMBERS, recipe=TINY, store={str(root)!r})", base)
+    written = (base / "model.safetensors").stat().st_mtime_ns
+    interrupted["finished"] = [
+        folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()
+    ]
+    paths = make_family(seed=0, members=MEMBERS, recipe=TINY, store=root)
+    return root, paths, base, written, interrupted
+
+
+def interrupt(call: str, base: Path) -> dict[str, object]:
+    """Run the call in a process of its own and interrupt it soon after the base is there."""
+    code = f"from rlcircuits.family import MEMBERS, TINY, make_families, make_family\n{call}"
     environment = {**os.environ, "PYTHONPATH": str(Path(rlcircuits.__file__).parents[1])}
     run = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (base / "manifest.json").exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
@@ -40,13 +65,9 @@ def family(tmp_path_factory):
         ["ps", "-o", "pid=", "--ppid", str(run.pid)], check=False, capture_output=True, text=True
     ).stdout.split()
     run.send_signal(signal.SIGINT)
-    output = b"".join(run.communicate(timeout=10)).decode()
-    written = (base / "model.safetensors").stat().st_mtime_ns
+    output = b"".join(run.communicate(timeout=20)).decode()
     left = [pid for pid in members if Path(f"/proc/{pid}").exists()]
-    finished = [folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()]
-    paths = make_family(seed=0, recipe=TINY, store=root)
-    interrupted = {"output": output, "members": members, "left": left, "finished": finished}
-    return root, paths, base, written, interrupted
+    return {"output": output, "members": members, "left": left}
 
 
 def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(family):
@@ -67,7 +88,8 @@ def test_all_members_are_there_and_the_base_was_not_trained_again(family):
 def test_a_second_call_trains_nothing(family, monkeypatch):
     root, paths, *_ = family
     monkeypatch.setattr("subprocess.Popen", None)
-    assert make_family(seed=0, recipe=TINY, store=root) == paths
+    assert make_family(seed=0, members=MEMBERS, recipe=TINY, store=root) == paths
+    assert make_family(seed=0, recipe=TINY, store=root) == {member: paths[member] for member in CORE}
 
 
 def test_checkpoints_are_complete_and_loadable(family):
@@ -88,6 +110,53 @@ def test_checkpoints_are_complete_and_loadable(family):
         assert json.loads((path / "member.json").read_text())["member"] == member
 
 
+def test_checkpoints_along_the_run_are_the_curves_points_and_the_last_is_the_end(family):
+    from safetensors.numpy import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, paths, base, *_ = family
+    start = (base / "model.safetensors").read_bytes()
+    for member, path in paths.items():
+        found = checkpoints(path)
+        assert list(found) == list(load_curves({member: path})["update"])
+        for update, folder in found.items():
+            assert folder == path / "checkpoints" / f"{update:05d}"
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+            assert model.config.use_cache
+            assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
+        first, *between, last = found.values()
+        assert (last / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+        assert (last / "config.json").read_text() == (path / "config.json").read_text()
+        assert ((first / "model.safetensors").read_bytes() == start) == (member != "sft")
+        weights = [load_file(folder / "model.safetensors") for folder in (first, *between, last)]
+        for before, after in zip(weights, weights[1:], strict=False):
+            moved = any((before[name] != after[name]).any() for name in before)
+            assert moved or member == "online-dpo"  # which stands still where there is no pair
+        assert sum(file.stat().st_size for file in path.rglob("*")) < 35e6
+
+
+def test_no_checkpoints(tmp_path):
+    with pytest.raises(InputError, match="checkpoints"):
+        checkpoints(tmp_path)
+
+
+def test_checkpoints_are_measured_as_the_curve_says(family):
+    """A saved checkpoint answers the validation problems as well as its point of the curve."""
+    from transformers import AutoModelForCausalLM
+
+    from rlcircuits.family.curves import greedy_accuracy
+    from rlcircuits.family.task import build_tokenizer, word_problems
+
+    _, paths, *_ = family
+    problems = word_problems("validation", TINY.task.validation, seed=0)
+    for member in ("sft", "grpo", "ppo"):
+        curve = load_curves({member: paths[member]}).set_index("update")["accuracy"]
+        for update, folder in checkpoints(paths[member]).items():
+            model = AutoModelForCausalLM.from_pretrained(folder).eval()
+            accuracy = greedy_accuracy(model, build_tokenizer(), problems, TINY.max_new_tokens)
+            assert accuracy == pytest.approx(curve[update])
+
+
 def test_each_descendant_has_moved_from_the_base(family):
     from safetensors.numpy import load_file
 
@@ -104,11 +173,12 @@ def test_curves(family):
     assert set(curves["member"]) == set(MEMBERS)
     for member, curve in curves.groupby("member"):
         assert len(curve) == TINY.points + 1
+        assert (curve["update"] == curve["step"]).all() and curve["update"].iloc[-1] == TINY.updates(member)
         assert list(curve["step"]) == sorted(set(curve["step"]))
         finite = curve[["prompts_seen", "accuracy", "kl", "entropy", "length"]].to_numpy()
         assert np.isfinite(finite).all()
-        assert np.isfinite(curve["loss"].iloc[1:]).all()
-        assert np.isfinite(curve["reward"].iloc[1:]).all() == (member in ("grpo", "ppo"))
+        assert np.isfinite(curve["loss"].iloc[1:]).all() or member == "online-dpo"  # no pair, no loss
+        assert np.isfinite(curve["reward"].iloc[1:]).all() == (member in ("grpo", "ppo", "online-dpo"))
         assert curve["accuracy"].between(0, 1).all()
         assert (curve["kl"] > -1e-6).all()
         prompts = TINY.sft.steps * TINY.sft.batch if member == "sft" else TINY.prompts
@@ -127,7 +197,14 @@ def test_pairs(family):
     _, paths, *_ = family
     pairs = family_pairs(paths)
     assert list(pairs) == [f"family/{member}" for member in MEMBERS[1:]]
-    assert pairs["family/ppo"].method == "PPO"
+    assert {name.removeprefix("family/"): pair.method for name, pair in pairs.items()} == {
+        "sft-more": "SFT",
+        "rft": "RFT",
+        "grpo": "GRPO",
+        "ppo": "PPO",
+        "dpo": "DPO",
+        "online-dpo": "online DPO",
+    }
     assert Path(pairs["family/ppo"].base) == paths["sft"]
     with pytest.raises(InputError, match="base"):
         family_pairs({"ppo": paths["ppo"]})
@@ -138,6 +215,124 @@ def test_a_diverged_training_is_an_error_that_names_member_seed_and_step(tmp_pat
     with pytest.raises(InputError, match=r"sft with seed 7 diverged at step \d+"):
         make_family(seed=7, members=["sft"], recipe=wild, store=tmp_path)
     assert not list(tmp_path.glob("family/[0-9a-f]*"))
+
+
+def test_several_families_interrupted_and_resumed(family):
+    root, paths, *_ = family
+    call = ([0, 1], ["sft", "rft"], TINY, root)
+    base = root / "family" / key_of("family", member_inputs("sft", 1, TINY))
+    code = f"make_families([0, 1], ['sft', 'rft'], TINY, {str(root)!r}, progress=False)"
+    interrupted = interrupt(code, base)
+    assert "run the same again" in interrupted["output"] and not interrupted["left"]
+    written = (base / "model.safetensors").stat().st_mtime_ns
+    table = make_families(*call)
+    assert list(table.columns) == ["seed", "member", "folder", "status", "accuracy"]
+    assert list(zip(table["seed"], table["member"], strict=True)) == [
+        (s, m) for s in (0, 1) for m in ("sft", "rft")
+    ]
+    assert (table["status"] == "done").all()
+    assert list(table["folder"])[:3] == [str(paths["sft"]), str(paths["rft"]), str(base)]
+    assert (base / "model.safetensors").stat().st_mtime_ns == written
+    for row in table.itertuples():
+        summary = json.loads((Path(row.folder) / "member.json").read_text())
+        assert (summary["seed"], summary["member"], summary["accuracy"]) == (
+            row.seed,
+            row.member,
+            row.accuracy,
+        )
+
+
+def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_again(family, monkeypatch):
+    root, paths, *_ = family
+    wild = replace(TINY, sft_more=SFTMore(batch=8, learning_rate=1e30), rft=replace(TINY.rft, steps=2))
+    call = ([0], ["rft", "sft-more", "sft"], wild, root)
+    table = make_families(*call, progress=False).set_index("member")
+    assert list(table.index) == ["sft", "sft-more", "rft"]
+    assert table["folder"]["sft"] == str(paths["sft"]) and table["status"]["rft"] == "done"
+    assert table["folder"]["sft-more"] is None and np.isnan(table["accuracy"]["sft-more"])
+    assert table["status"]["sft-more"].startswith("diverged: training sft-more with seed 0 diverged at step ")
+    with pytest.raises(InputError, match="sft-more with seed 0 diverged"):
+        make_family(0, ["sft-more"], wild, root)
+    monkeypatch.setattr("subprocess.Popen", None)
+    again = make_families(*call, progress=False).set_index("member")
+    assert again.equals(table)
+
+
+def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(family, monkeypatch):
+    """A stand-in for the members' process: for seed 5 it says what a diverged base's would, for seed 6 it crashes."""
+    from rlcircuits.family import train
+
+    root, paths, *_ = family
+    environment = train._environment
+    fake = root / "fake"
+    (fake / "rlcircuits").mkdir(parents=True)
+    (fake / "rlcircuits" / "family").mkdir()
+    (fake / "rlcircuits" / "family" / "__init__.py").touch()
+    (fake / "rlcircuits" / "family" / "member.py").write_text(
+        "import json, sys\n"
+        "order = json.loads(sys.argv[1])\n"
+        "sys.exit(f'a crash of {order[\"member\"]}') if order['seed'] == 6 else None\n"
+        "print(f'training {order[\"member\"]} diverged at step 3', file=sys.stderr)\n"
+        "sys.exit(3)\n"
+    )
+    (fake / "rlcircuits" / "__init__.py").touch()
+    monkeypatch.setattr(train, "_environment", lambda: {**environment(), "PYTHONPATH": str(fake)})
+    monkeypatch.chdir(fake)
+    table = make_families([5, 0, 6], ["sft", "ppo"], TINY, root, progress=False).set_index(["seed", "member"])
+    assert table["folder"][0, "ppo"] == str(paths["ppo"])
+    assert (
+        table["status"][5, "sft"] == table["status"][5, "ppo"] == "diverged: training sft diverged at step 3"
+    )
+    for member in ("sft", "ppo"):
+        assert table["status"][6, member].startswith(
+            "failed: training sft with seed 6 ended with exit status 1"
+        )
+        assert "a crash of sft" in table["status"][6, member]
+    with pytest.raises(RuntimeError, match="a crash of sft"):
+        make_family(6, ["sft"], TINY, root)
+
+
+def test_tasks_start_longest_first_one_base_ahead(tmp_path):
+    from rlcircuits.family.train import _Plan
+    from rlcircuits.store import Store
+
+    tasks = _Plan([3, 1], ["sft", "rft", "ppo"], DEFAULT, Store(tmp_path)).tasks
+    expected = [(3, "sft"), (1, "sft"), (3, "ppo"), (3, "rft"), (1, "ppo"), (1, "rft")]
+    assert [(task.seed, task.member) for task in tasks] == expected
+
+
+def test_bases():
+    assert BASES["qwen2"] == DEFAULT and BASES["llama"] == SECOND
+    assert SECOND == replace(DEFAULT, shape=SECOND.shape)
+    assert SECOND.shape.architecture == "llama" and SECOND.shape.kv_heads == SECOND.shape.heads
+    model = new_model(SECOND.shape, build_tokenizer(), seed=0)
+    layer = model.model.layers[0]
+    assert type(model).__name__ == "LlamaForCausalLM" and len(model.model.layers) == 6
+    assert layer.self_attn.k_proj.weight.shape == (80, 80)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert 11 * 4 * sum(p.numel() for p in model.parameters()) < 30e6
+    with pytest.raises(InputError, match="llama"):
+        Recipe(shape=Shape(architecture="lama"))
+
+
+def test_a_llama_family(tmp_path):
+    """Base and descendants of the other architecture, with its tokenizer found again beside it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shape = Shape(architecture="llama", width=40, layers=2, heads=5, kv_heads=5, mlp=96)
+    paths = make_family(0, ["sft", "ppo"], replace(TINY, shape=shape), tmp_path)
+    for path in paths.values():
+        for folder in (path, *checkpoints(path).values()):
+            assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
+            assert AutoTokenizer.from_pretrained(folder).get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_temperatures_are_part_of_the_key_and_above_0():
+    for member, section in (("grpo", GRPO(temperature=1.5)), ("ppo", PPO(temperature=1.5))):
+        other = replace(DEFAULT, **{member: section})
+        assert member_inputs(member, 0, other, "base") != member_inputs(member, 0, DEFAULT, "base")
+    with pytest.raises(InputError, match="temperature"):
+        Recipe(grpo=GRPO(temperature=0.0))
 
 
 def test_inputs_depend_on_what_matters_and_only_on_that():
@@ -155,6 +350,7 @@ def test_every_descendant_sees_the_same_number_of_prompts():
         assert recipe.updates("sft-more") * recipe.sft_more.batch == recipe.prompts
         assert recipe.updates("grpo") * recipe.grpo.prompts_per_update == recipe.prompts
         assert recipe.updates("ppo") * recipe.ppo.prompts_per_round == recipe.prompts
+        assert recipe.updates("online-dpo") * recipe.online_dpo.prompts_per_round == recipe.prompts
     with pytest.raises(InputError, match="same number of prompts"):
         Recipe(prompts=1000)
 
@@ -179,6 +375,15 @@ def test_recipe_survives_json():
 def test_bad_requests(arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
         make_family(store=tmp_path, recipe=TINY, **arguments)
+    seeds = [arguments.pop("seed", 0)]
+    with pytest.raises(InputError, match=message):
+        make_families(seeds, store=tmp_path, recipe=TINY, **arguments)
+
+
+@pytest.mark.parametrize("seeds", [[], 3, "01"])
+def test_bad_seeds(seeds, tmp_path):
+    with pytest.raises(InputError, match="seeds"):
+        make_families(seeds, recipe=TINY, store=tmp_path)
 
 
 def test_no_curves(tmp_path):

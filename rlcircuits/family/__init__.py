@@ -1,8 +1,8 @@
 """The model family: one supervised base and its descendants, trained on the spot on short word problems.
 
-1. `task`: the problems, their tokenizer and grader. 2. `recipe`: every hyper-parameter. 3. `sft`, `grpo`, `dpo` (TRL)
-and `ppo` (ours) each turn one checkpoint into another. 4. `curves` measures a policy while it trains. 5. `member`
-trains one member, `train` all of them through the store.
+1. `task`: the problems, their tokenizer and grader. 2. `recipe`: every hyper-parameter. 3. `sft`, `rft`, `grpo`, `dpo`
+(TRL), `ppo` and `online_dpo` (ours) each turn one checkpoint into another. 4. `curves` measures a policy while it trains.
+5. `member` trains one member, `train` all of them through the store.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 _HOME = {
     "task": ("family_problems",),
-    "recipe": ("DEFAULT", "MEMBERS", "TINY", "Recipe"),
-    "curves": ("load_curves",),
-    "train": ("family_pairs", "make_family"),
+    "recipe": ("BASES", "CORE", "DEFAULT", "MEMBERS", "SECOND", "TINY", "Recipe"),
+    "curves": ("checkpoints", "load_curves"),
+    "train": ("family_pairs", "make_families", "make_family"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -5,13 +5,14 @@
 2. Sampled answers (temperature 1) to the same problems visit states s_t; the policy's distribution there is kept.
 3. **entropy** = mean over those tokens of H(π(·|s_t)); **kl** = mean of KL(π(·|s_t) ‖ π_base(·|s_t)), both exact over the
    vocabulary, in nats a token. The base's own training is measured against the base it ends as.
-4. Training's own random numbers are left as they were, so a curve with more points is of the same training.
+4. At each point the policy is saved as a complete checkpoint, so that all else can be measured along the run later.
+5. Training's own random numbers are left as they were, so a curve with more points is of the same training.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
@@ -26,11 +27,16 @@ from rlcircuits.family.task import WordProblem, is_correct
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COLUMNS = ("step", "prompts_seen", "loss", "reward", "accuracy", "kl", "entropy", "length")
+COLUMNS = ("update", "step", "prompts_seen", "loss", "reward", "accuracy", "kl", "entropy", "length")
+"""``update``: updates done, optimiser steps or, for `ppo` and `online-dpo`, rounds; ``step`` is the same number."""
+CHECKPOINTS = "checkpoints"
+
+
+_SAMPLED_AT_ONCE = 512
 
 
 class TrainingDiverged(InputError):
-    """A loss was not finite; the message names the member, the seed and the step."""
+    """A loss or a policy's probabilities were not finite; the message names the member, the seed and the step."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ def answer(
     questions: Sequence[str],
     max_new_tokens: int,
     sample: bool,
+    temperature: float = 1.0,
 ) -> Answers:
-    """Answer the questions in one batch, greedily or sampled at temperature 1."""
+    """Answer the questions in one batch, greedily or sampled from softmax(logits / temperature)."""
     from transformers import GenerationConfig
 
     was_training = model.training
@@ -80,6 +87,7 @@ def answer(
         max_new_tokens=max_new_tokens,
         do_sample=sample,
         top_k=0 if sample else None,
+        temperature=temperature if sample else None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         disable_compile=True,
@@ -94,6 +102,25 @@ def answer(
         [row[keep] for row, keep in zip(produced, mask, strict=True)], skip_special_tokens=True
     )
     return Answers(tokens, attention, mask, tuple(texts), tuple(ended.any(1).tolist()))
+
+
+def sampled_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[WordProblem],
+    answers_per_prompt: int,
+    max_new_tokens: int,
+) -> Iterator[tuple[WordProblem, tuple[str, ...], list[float], tuple[bool, ...]]]:
+    """(problem, texts, rewards, finished) of several sampled answers to each problem, drawn in large batches."""
+    at_once = max(1, _SAMPLED_AT_ONCE // answers_per_prompt)
+    for first in range(0, len(problems), at_once):
+        part = problems[first : first + at_once]
+        asked = [p for p in part for _ in range(answers_per_prompt)]
+        answers = answer(model, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
+        rewards = answers.rewards([p.reference for p in asked]).tolist()
+        for i, problem in enumerate(part):
+            group = slice(i * answers_per_prompt, (i + 1) * answers_per_prompt)
+            yield problem, answers.texts[group], rewards[group], answers.finished[group]
 
 
 def positions(attention: torch.Tensor) -> torch.Tensor:
@@ -145,6 +172,8 @@ class Recorder:
         points: measurements after the first.
         max_new_tokens: longest answer.
         progress: called with the share of the training that is done, 0 to 1.
+        checkpoints: a folder; each point's policy is saved in it, under the step as five digits.
+        reached: the step seen last.
     """
 
     member: str
@@ -156,6 +185,8 @@ class Recorder:
     points: int
     max_new_tokens: int
     progress: Callable[[float], None] = lambda share: None
+    checkpoints: Path | None = None
+    reached: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     _visited: list[tuple[Answers, torch.Tensor]] = field(default_factory=list)
     _losses: list[float] = field(default_factory=list)
@@ -165,19 +196,24 @@ class Recorder:
         """Whether the curve has a point at this step."""
         return step in {round(i * self.updates / self.points) for i in range(self.points + 1)}
 
-    def saw(self, step: int, loss: float, reward: float = nan) -> None:
-        """Note one step's training loss and mean reward.
+    def saw(self, step: int, loss: float | None, reward: float = nan) -> None:
+        """Note one step's training loss (``None`` where there was nothing to learn from) and mean reward.
 
         Raises:
             TrainingDiverged: the loss is not finite.
         """
-        if not isfinite(loss):
-            raise TrainingDiverged(
-                f"training {self.member} with seed {self.seed} diverged at step {step}: its loss is {loss}; "
-                "lower its learning rate in the recipe, or take another seed"
-            )
-        self._losses.append(loss)
+        self.reached = step
+        if loss is not None and not isfinite(loss):
+            raise self.diverged(f"its loss is {loss}")
+        self._losses.append(nan if loss is None else loss)
         self._rewards.append(reward)
+
+    def diverged(self, how: str) -> TrainingDiverged:
+        """The error that says so, at the step that was seen last."""
+        return TrainingDiverged(
+            f"training {self.member} with seed {self.seed} diverged at step {self.reached}: {how}; "
+            "lower its learning rate in the recipe, or take another seed"
+        )
 
     def measure(self, step: int, model: PreTrainedModel) -> None:
         """Add the curve's point at `step` if one is due, and report progress."""
@@ -193,6 +229,7 @@ class Recorder:
         self._visited.append((sampled, log_probs))
         self.rows.append(
             {
+                "update": step,
                 "step": step,
                 "prompts_seen": round(self.prompts * step / self.updates),
                 "loss": _mean(self._losses),
@@ -203,12 +240,42 @@ class Recorder:
             }
         )
         self._losses, self._rewards = [], []
+        if self.checkpoints is not None:
+            save_checkpoint(model, self.tokenizer, self.checkpoints / f"{step:05d}")
 
     def curve(self, base: PreTrainedModel) -> pd.DataFrame:
         """The whole curve, columns `COLUMNS`, with the KL divergence from `base` at each point."""
         with torch.no_grad():
             kl = [mean_kl(lp, answer_log_probs(base, visited), visited.mask) for visited, lp in self._visited]
         return pd.DataFrame([{**row, "kl": k} for row, k in zip(self.rows, kl, strict=True)])[list(COLUMNS)]
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a complete checkpoint, as it is to be used: what training switches off in the configuration is on in it."""
+    cached, model.config.use_cache = model.config.use_cache, True
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.config.use_cache = cached
+
+
+def checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """The checkpoints kept along a member's training: updates done -> a complete checkpoint's folder, in rising order.
+
+    The first are the weights before training (for a descendant the base's), the last the final ones; each is a row of
+    the member's ``curves.parquet`` with the same ``update``.
+
+    Args:
+        folder: a member's, as `make_family` returns it.
+
+    Raises:
+        InputError: a folder without checkpoints.
+    """
+    found = {int(path.name): path for path in Path(folder).glob(f"{CHECKPOINTS}/[0-9]*") if path.is_dir()}
+    if not found:
+        raise InputError(
+            f"{os.fspath(folder)} holds no {CHECKPOINTS}/<update>: expected a member's folder from make_family"
+        )
+    return dict(sorted(found.items()))
 
 
 def load_curves(paths: Mapping[str, str | os.PathLike[str]]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcircuits.errors import InputError
-from rlcircuits.family.curves import answer
+from rlcircuits.family.curves import sampled_answers
 from rlcircuits.family.recipe import DPO
 from rlcircuits.family.task import WordProblem
 from rlcircuits.family.trainer import record, settings
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlcircuits.family.curves import Recorder
-
-_SAMPLED_AT_ONCE = 512
 
 
 def preference_pairs(
@@ -43,19 +41,14 @@ def preference_pairs(
     torch.manual_seed(seed)
     rng = random.Random(f"pairs/{seed}")
     pairs = []
-    at_once = max(1, _SAMPLED_AT_ONCE // answers_per_prompt)
-    for first in range(0, len(problems), at_once):
-        part = problems[first : first + at_once]
-        asked = [p for p in part for _ in range(answers_per_prompt)]
-        answers = answer(model, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
-        rewards = answers.rewards([p.reference for p in asked]).tolist()
-        for i, problem in enumerate(part):
-            group = range(i * answers_per_prompt, (i + 1) * answers_per_prompt)
-            right = [answers.texts[j] for j in group if rewards[j]]
-            wrong = [answers.texts[j] for j in group if not rewards[j] and answers.finished[j]]
-            if right and wrong:
-                chosen, rejected = rng.choice(right), rng.choice(wrong)
-                pairs.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected})
+    for problem, texts, rewards, finished in sampled_answers(
+        model, tokenizer, problems, answers_per_prompt, max_new_tokens
+    ):
+        right = [text for text, reward in zip(texts, rewards, strict=True) if reward]
+        wrong = [t for t, reward, done in zip(texts, rewards, finished, strict=True) if not reward and done]
+        if right and wrong:
+            chosen, rejected = rng.choice(right), rng.choice(wrong)
+            pairs.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected})
     return pairs
 
 
@@ -93,7 +86,8 @@ def train_dpo(
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.batch,
             learning_rate=recipe.learning_rate,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="linear",
+            warmup_steps=recipe.warmup,
             beta=recipe.beta,
             loss_type=["sigmoid"],
             precompute_ref_log_probs=True,

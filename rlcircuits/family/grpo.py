@@ -1,6 +1,6 @@
 """Group-relative policy optimisation (arXiv 2402.03300), by TRL's `GRPOTrainer`.
 
-1. For each of an update's prompts, sample a group of G answers from the policy.
+1. For each of an update's prompts, sample a group of G answers from the policy, π = softmax(logits / T).
 2. Reward r = 1 for an answer that ends by itself with the right result, else 0.
 3. Advantage = (r − mean of the group) / standard deviation of the group, the same for each token of an answer.
 4. Loss: clipped policy gradient, averaged over an answer's tokens and then over answers (``loss_type="grpo"``), plus
@@ -61,7 +61,7 @@ def train_grpo(
             num_generations=recipe.group,
             steps_per_generation=1,
             max_completion_length=max_new_tokens,
-            temperature=1.0,
+            temperature=recipe.temperature,
             top_p=1.0,
             top_k=0,
             learning_rate=recipe.learning_rate,

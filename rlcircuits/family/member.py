@@ -10,31 +10,40 @@ its first argument and writes its progress, one number from 0 to 1 a line, to st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.family import recipe as recipes
 from rlcircuits.family.recipe import MEMBERS, Recipe
 from rlcircuits.family.task import build_tokenizer, demonstrations, word_problems
 
+if TYPE_CHECKING:
+    from rlcircuits.family.curves import Recorder
+
 _SHARED_SOURCES = ("task.py", "curves.py", "member.py")
 _SOURCES = {
     "sft": ("sft.py", "trainer.py"),
     "sft-more": ("sft.py", "trainer.py"),
     "grpo": ("grpo.py", "trainer.py"),
+    "rft": ("rft.py", "sft.py", "trainer.py"),
     "ppo": ("ppo.py",),
     "dpo": ("dpo.py", "trainer.py"),
+    "online-dpo": ("online_dpo.py", "ppo.py"),
 }
-CANNOT_BE_USED = 2
+CANNOT_BE_USED, DIVERGED = 2, 3
+"""Exit statuses of a member's process: a message for the user; a training that diverged."""
+DIVERGENCES = "family-diverged"
+"""Kind of the artefact that a diverged training leaves: ``message.txt``, found by the member's inputs."""
 
 
 def member_inputs(member: str, seed: int, recipe: Recipe, base_key: str | None = None) -> dict[str, Any]:
@@ -84,12 +93,12 @@ def train_member(
         progress: called with the share that is done, 0 to 1.
 
     Raises:
-        TrainingDiverged: a loss was not finite.
+        TrainingDiverged: a loss or the policy's probabilities were not finite.
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from rlcircuits.family.curves import Recorder, greedy_accuracy
+    from rlcircuits.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
 
     choose("member", member, MEMBERS)
     torch.set_num_threads(1)
@@ -109,8 +118,9 @@ def train_member(
         points=recipe.points,
         max_new_tokens=recipe.max_new_tokens,
         progress=progress,
+        checkpoints=folder / CHECKPOINTS,
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _sampling_from_a_distribution(recorder):
         if member == "sft":
             model = _train_base(recipe, problems[:n_base], tokenizer, seed, recorder, scratch)
         else:
@@ -121,9 +131,7 @@ def train_member(
     curve = recorder.curve(reference)
     test = word_problems("test", recipe.task.test, seed=0)
     accuracy = greedy_accuracy(model, tokenizer, test, recipe.max_new_tokens)
-    model.config.use_cache = True
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_checkpoint(model, tokenizer, folder)
     curve.to_parquet(folder / "curves.parquet", index=False)
     summary = {
         "member": member,
@@ -136,6 +144,17 @@ def train_member(
         "recipe": asdict(recipe),
     }
     (folder / "member.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _sampling_from_a_distribution(recorder: Recorder) -> Iterator[None]:
+    """Weights too large for their logits to be finite show first where the policy, or TRL with it, samples."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" in str(error):  # torch.multinomial's
+            raise recorder.diverged("its probabilities are not finite") from error
+        raise
 
 
 def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
@@ -179,6 +198,14 @@ def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
         from rlcircuits.family.ppo import train_ppo
 
         return train_ppo(base, problems, recipe.ppo, recipe.max_new_tokens, seed, recorder)
+    if member == "online-dpo":
+        from rlcircuits.family.online_dpo import train_online_dpo
+
+        return train_online_dpo(base, problems, recipe.online_dpo, recipe.max_new_tokens, seed, recorder)
+    if member == "rft":
+        from rlcircuits.family.rft import train_rft
+
+        return train_rft(base, problems, recipe.rft, recipe.max_new_tokens, seed, recorder, scratch)
     from rlcircuits.family.dpo import train_dpo
 
     return train_dpo(base, problems, recipe.dpo, recipe.max_new_tokens, seed, recorder, scratch)
@@ -213,6 +240,8 @@ def main(order: dict[str, Any]) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     _quiet()
+    from rlcircuits.family.curves import TrainingDiverged
+
     recipe = recipe_from(order["recipe"])
     member, seed = order["member"], order["seed"]
     base = Path(order["base"]) if order["base"] else None
@@ -221,7 +250,18 @@ def main(order: dict[str, Any]) -> None:
     def build(folder: Path) -> None:
         train_member(member, seed, recipe, base, folder, lambda share: print(f"{share:.4f}", file=out))
 
-    Store(order["store"]).make("family", inputs, build, note=f"family member {member}, seed {seed}")
+    store, note = Store(order["store"]), f"family member {member}, seed {seed}"
+    try:
+        store.make("family", inputs, build, note=note)
+    except TrainingDiverged as error:
+        message = str(error)
+        store.make(
+            DIVERGENCES,
+            inputs,
+            lambda f: (f / "message.txt").write_text(message, "utf-8") and None,
+            note=note,
+        )
+        raise
 
 
 def _quiet() -> None:
@@ -238,4 +278,4 @@ if __name__ == "__main__":
         main(json.loads(sys.argv[1]))
     except InputError as error:
         print(error, file=sys.stderr)
-        sys.exit(CANNOT_BE_USED)
+        sys.exit(DIVERGED if type(error).__name__ == "TrainingDiverged" else CANNOT_BE_USED)

@@ -3,6 +3,7 @@
 0. Before the first round, fit V to the scores of the base's own answers to the prompts (arXiv 2503.01491): with a V that
    knows nothing, every token of an answer shares its advantage and noise undoes what the base can do.
 1. Roll out: sample answers to a round's prompts from the policy; keep ln π_old(a_t|s_t) and the value head's V(s_t).
+   Every π here is softmax(logits / T), the one that is sampled from at temperature T.
 2. Reward each token: r_t = −β (ln π_old(a_t|s_t) − ln π_ref(a_t|s_t)), plus the answer's score at its last token.
 3. Advantages by generalised advantage estimation (arXiv 1506.02438): δ_t = r_t + γ V_{t+1} − V_t,
    A_t = Σ_k (γλ)^k δ_{t+k}; returns R_t = A_t + V_t; A is then whitened over the round.
@@ -132,10 +133,13 @@ class Value(nn.Module):
         return self.head(_states(self.body, answers, rows)).squeeze(-1)
 
 
-def answer_log_prob(model: PreTrainedModel, answers: Answers, rows: Tensor) -> Tensor:
-    """(row, position) ln π(a_t|s_t) of the answers' tokens."""
+def answer_log_prob(
+    model: PreTrainedModel, answers: Answers, rows: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """(row, position) ln π(a_t|s_t) of the answers' tokens, π = softmax(logits / temperature)."""
     width = answers.mask.shape[1]
-    log_probs = model.lm_head(_states(model.model, answers, rows)).log_softmax(-1)
+    logits = model.lm_head(_states(model.model, answers, rows))
+    log_probs = (logits / temperature).log_softmax(-1)
     return log_probs.gather(-1, answers.tokens[rows, -width:].unsqueeze(-1)).squeeze(-1)
 
 
@@ -189,12 +193,13 @@ def train_ppo(
             for p in problems[first : first + recipe.prompts_per_round]
             for _ in range(recipe.answers_per_prompt)
         ]
-        answers = answer(policy, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
+        questions = [p.question for p in asked]
+        answers = answer(policy, tokenizer, questions, max_new_tokens, True, recipe.temperature)
         scores = answers.rewards([p.reference for p in asked])
         rollout = roll_out(policy, reference, value, answers, scores, recipe)
 
         def forward(rows: Tensor, answers: Answers = answers) -> tuple[Tensor, Tensor]:
-            return answer_log_prob(policy, answers, rows), value(answers, rows)
+            return answer_log_prob(policy, answers, rows, recipe.temperature), value(answers, rows)
 
         loss = ppo_updates(forward, optimizer, rollout, recipe, generator)
         recorder.saw(step, loss, float(scores.mean()))
@@ -213,7 +218,8 @@ def fit_value(
     generator: torch.Generator,
 ) -> None:
     """Step 0: V learns the score of one sampled answer to each problem, at each of its tokens; the policy stays."""
-    answers = answer(policy, tokenizer, [p.question for p in problems], max_new_tokens, sample=True)
+    questions = [p.question for p in problems]
+    answers = answer(policy, tokenizer, questions, max_new_tokens, True, recipe.temperature)
     scores = answers.rewards([p.reference for p in problems])
     returns = scores.unsqueeze(1).expand(answers.mask.shape)
     for _ in range(recipe.value_epochs):
@@ -236,8 +242,9 @@ def roll_out(
 ) -> Rollout:
     """Steps 1 to 3 for answers that the policy has just given; `scores` is (answer,)."""
     rows, mask = torch.arange(len(scores)), answers.mask
-    log_probs, values = answer_log_prob(policy, answers, rows), value(answers, rows)
-    ref_log_probs = answer_log_prob(reference, answers, rows)
+    log_probs = answer_log_prob(policy, answers, rows, recipe.temperature)
+    values = value(answers, rows)
+    ref_log_probs = answer_log_prob(reference, answers, rows, recipe.temperature)
     rewards = token_rewards(scores, log_probs, ref_log_probs, mask, recipe.beta)
     advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
     return Rollout(log_probs, whiten(advantages, mask), returns, mask)

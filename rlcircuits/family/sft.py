@@ -1,8 +1,9 @@
 """Supervised fine-tuning on worked demonstrations, by TRL's `SFTTrainer`.
 
-1. The base starts from random weights and sees the demonstrations several times (`train_base`).
-2. The control goes on from the base, on prompts the base has not seen, each once (`train_more`).
-3. The loss is the mean NLL of the demonstration's tokens given the question.
+1. The base starts from random weights and sees the demonstrations several times.
+2. The control goes on from the base, on prompts the base has not seen, each once.
+3. `rft` trains on the base's own right answers by the same function.
+4. The loss is the mean NLL of the demonstration's tokens given the question.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A Qwen2 model with random weights, fit to the tokenizer."""
+    """A model with random weights, of the shape's architecture, fit to the tokenizer."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        shape.architecture,
         vocab_size=len(tokenizer),
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
@@ -39,7 +41,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Pr
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def train_supervised(

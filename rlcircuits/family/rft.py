@@ -1,0 +1,85 @@
+"""Rejection-sampling fine-tuning (arXiv 2308.01825): supervised training on the base's own right answers.
+
+1. Sample several answers to each prompt from the base, once.
+2. Keep an answer if it ended by itself with the right result; of equal answers to a prompt keep one.
+3. Train the base on what was kept, several times over: the mean NLL of the answer's tokens given the question.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlcircuits.errors import InputError
+from rlcircuits.family.curves import sampled_answers
+from rlcircuits.family.recipe import RFT
+from rlcircuits.family.sft import train_supervised
+from rlcircuits.family.task import WordProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlcircuits.family.curves import Recorder
+
+
+def right_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[WordProblem],
+    answers_per_prompt: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[tuple[str, str]]:
+    """(question, right answer) of every different right answer among those sampled from `model`, in order."""
+    import torch
+
+    torch.manual_seed(seed)
+    kept: dict[tuple[str, str], None] = {}
+    for problem, texts, rewards, _ in sampled_answers(
+        model, tokenizer, problems, answers_per_prompt, max_new_tokens
+    ):
+        for text, reward in zip(texts, rewards, strict=True):
+            if reward:
+                kept.setdefault((problem.question, text.strip()))
+    return list(kept)
+
+
+def train_rft(
+    start: str | os.PathLike[str],
+    problems: Sequence[WordProblem],
+    recipe: RFT,
+    max_new_tokens: int,
+    seed: int,
+    recorder: Recorder,
+    scratch: str,
+) -> PreTrainedModel:
+    """Sample answers from the checkpoint at `start`, train it on the right ones and return the model.
+
+    Raises:
+        InputError: the base never gave a right answer.
+        TrainingDiverged: a loss was not finite.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    base = AutoModelForCausalLM.from_pretrained(start).eval()
+    kept = right_answers(base, tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    if not kept:
+        raise InputError(
+            f"rft with seed {seed}: the base gave no right answer to {len(problems)} prompts; "
+            "train the base to an accuracy above 0, or raise rft.answers_per_prompt"
+        )
+    return train_supervised(
+        start,
+        kept,
+        recipe.steps,
+        recipe.batch,
+        recipe.learning_rate,
+        recipe.beta2,
+        recipe.warmup,
+        True,
+        seed,
+        recorder,
+        scratch,
+    )
