@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from importlib import metadata
 from multiprocessing import get_context
@@ -133,13 +133,14 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
 
 
 def key(path: Path) -> str:
-    """The hash of what an executed notebook depends on: its cells, the package's source, the lock."""
+    """The hash of what an executed notebook depends on: its cells, the package's source, committed results, the lock."""
     digest = hashlib.sha256()
     for cell in notebook.read(path).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     package = ROOT / "rlcircuits"
     sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".yaml"))
-    for source in [*sources, ROOT / "requirements.lock"]:
+    results = sorted(p for p in (ROOT / "results").rglob("*") if p.is_file())
+    for source in [*sources, *results, ROOT / "requirements.lock"]:
         digest.update(str(source.relative_to(ROOT)).encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()
@@ -160,10 +161,9 @@ def _run(path: str, out: str) -> tuple[float, str | None]:
 
 
 def _quiet() -> None:
-    """In a process that runs notebooks: Ctrl-C is the parent's to handle, and pages show no progress bars."""
+    """In a process that runs notebooks: Ctrl-C is the parent's to handle."""
     import signal
 
-    os.environ["TQDM_DISABLE"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -236,8 +236,10 @@ def frame(source: Path) -> str:
 
 
 def for_pages(path: Path) -> str:
-    """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages."""
+    """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages, progress."""
     content = notebook.read(path)
+    saved = content.metadata.get("widgets", {}).values()
+    widgets = {model: entry for one in saved for model, entry in one["state"].items()}
     for number, cell in enumerate(content.cells, 1):
         for output in cell.get("outputs", []):
             if LAB_ONLY in output.get("data", {}) and "text/html" not in output["data"]:
@@ -246,19 +248,19 @@ def for_pages(path: Path) -> str:
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    for saved in content.metadata.get("widgets", {}).values():
-        saved["state"] = {model: for_widget(entry) for model, entry in saved["state"].items()}
+            cell.outputs = [
+                output for output in cell.outputs
+                if output.get("name") != "stderr" and not is_progress(output, widgets)
+            ]
     return json.dumps(content, ensure_ascii=False)
 
 
-def for_widget(entry: dict) -> dict:
-    """The saved state of one widget as the pages need it.
-
-    A widget with code of its own (plotly's FigureWidget brings 5 MB of it, and saves no figure) cannot be drawn
-    without a kernel: `widgets.js` says so in its place, and its code stays off the page.
-    """
-    return {**entry, "state": {}, "buffers": []} if "_esm" in entry["state"] else entry
+def is_progress(output: Mapping, state: Mapping) -> bool:
+    """Whether an output is a progress bar: a box that holds one, in the saved state of the notebook's widgets."""
+    view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json", {})
+    children = state.get(view.get("model_id"), {}).get("state", {}).get("children", [])
+    models = [state.get(child.removeprefix("IPY_MODEL_"), {}) for child in children]
+    return any(model.get("model_name") == "FloatProgressModel" for model in models)
 
 
 def assets() -> Iterator[tuple[str, Path]]:

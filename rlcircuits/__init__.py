@@ -40,7 +40,7 @@ _HOME = {
     "answers": ("Answer", "Selection", "generate", "select"),
     "store": ("Store", "load_scores", "save_scores"),
     "pipeline": ("PairStudy", "Study", "study"),
-    "family": ("family_pairs", "family_problems", "load_curves", "make_family"),
+    "family": ("checkpoints", "family_pairs", "family_problems", "load_curves", "make_families", "make_family"),
     "explorer": ("explore",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

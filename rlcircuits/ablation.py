@@ -29,7 +29,18 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from rlcircuits.architecture import Architecture, first, hooked, plain, wide
+from rlcircuits.architecture import (
+    Architecture,
+    Layer,
+    Norm,
+    Projection,
+    first,
+    given,
+    hooked,
+    plain,
+    taken,
+    wide,
+)
 from rlcircuits.attribution import checked, in_batches, labelled, mean_nll, padded
 from rlcircuits.errors import InputError
 from rlcircuits.graph import Graph
@@ -224,46 +235,53 @@ class _Edit:
         self.architecture, self.graph, self.removed = architecture, graph, removed
         self.written: list[Tensor] = []  # every source's output so far, (batch, position, d_model)
         self.touched = removed.flatten(0, 1).any(0).tolist()
+        self.column = {name: i for i, name in enumerate(graph.destinations)}
 
     def attach(self) -> list[Any]:
         level, architecture = self.graph.level, self.architecture
-        column = {name: i for i, name in enumerate(self.graph.destinations)}
         handles = [architecture.layers[0].block.register_forward_pre_hook(self._start, with_kwargs=True)]
         for index, layer in enumerate(architecture.layers):
             if level == "block":
-                handles.append(layer.norm_attention.module.register_forward_pre_hook(self._reads(column[f"a{index}"])))
+                handles.append(self._reader(layer.attention_reader, f"a{index}"))
             else:
-                handles.append(layer.norm_attention.module.register_forward_pre_hook(self._remember))
-                for name, projection in zip("qkv", (layer.q, layer.k, layer.v)):
-                    if level == "qkv":
-                        columns = [column[f"a{index}<{name}>"]]
-                    elif name == "q":
-                        columns = [column[f"a{index}.h{h}<q>"] for h in range(architecture.n_heads)]
-                    else:
-                        columns = [column[f"a{index}.kv{h}<{name}>"] for h in range(architecture.n_kv_heads)]
-                    handles.append(projection.register_forward_hook(self._projects(layer.norm_attention.module, columns)))
+                handles.append(layer.attention_reader.register_forward_pre_hook(self._remember, with_kwargs=True))
+                for module, parts in layer.projections:
+                    targets = [target for name, part in parts.items() for target in self._targets(index, name, part)]
+                    handles.append(module.register_forward_hook(self._projects(layer.norm_attention, targets)))
             if level == "head":
-                handles.append(layer.o.register_forward_hook(self._wrote_heads))
+                handles.append(layer.o.module.register_forward_hook(self._wrote_heads(layer)))
             else:
                 handles.append(layer.attention_out.register_forward_hook(self._wrote))
-            handles.append(layer.norm_mlp.module.register_forward_pre_hook(self._reads(column[f"m{index}"])))
+            handles.append(self._reader(layer.mlp_reader, f"m{index}"))
             handles.append(layer.mlp_out.register_forward_hook(self._wrote))
-        handles.append(architecture.norm_final.module.register_forward_pre_hook(self._reads(column["logits"])))
-        return handles
+        return [*handles, self._reader(architecture.norm_final.module, "logits")]
+
+    def _reader(self, module: nn.Module, name: str) -> Any:
+        return module.register_forward_pre_hook(self._reads(self.column[name]), with_kwargs=True)
+
+    def _targets(self, index: int, name: str, part: Projection) -> list[tuple[slice | Tensor, int]]:
+        """The channels of a projection that are destinations of their own, each with its column."""
+        if self.graph.level == "qkv":
+            return [(part.channels, self.column[f"a{index}<{name}>"])]
+        count = self.architecture.n_heads if name == "q" else self.architecture.n_kv_heads
+        names = (f"a{index}.{'h' if name == 'q' else 'kv'}{h}<{name}>" for h in range(count))
+        return [(channels, self.column[name]) for channels, name in zip(part.heads(count), names)]
 
     def _start(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.written.append(args[0] if args else kwargs["hidden_states"])
+        self.written.append(taken(args, kwargs))
 
     def _wrote(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self.written.append(first(output))
 
-    def _wrote_heads(self, module: nn.Linear, args: tuple, _output: Tensor) -> None:
-        heads = self.architecture.n_heads
-        z = args[0].unflatten(-1, (heads, -1))
-        each = torch.einsum("bthe,dhe->hbtd", z, module.weight.unflatten(1, (heads, -1)))
-        if module.bias is not None:
-            each = each + module.bias / heads
-        self.written += list(each)
+    def _wrote_heads(self, layer: Layer):
+        def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            heads = self.architecture.n_heads
+            weight, share = layer.head_outputs(heads, wide(output.dtype))
+            z = layer.mixed(args[0], output).unflatten(-1, (heads, -1))
+            each = torch.einsum("bthe,hed->hbtd", z, weight.to(z.dtype))
+            self.written += list(each if share is None else each + share.to(each.dtype))
+
+        return hook
 
     _stack: Tensor | None = None
     _stacked = 0
@@ -320,23 +338,24 @@ class _Edit:
 
     def _reads(self, column: int):
         if not self.touched[column]:
-            return lambda _module, args: None
-        return lambda _module, args: (self._without(args[0], column), *args[1:])
+            return lambda _module, args, kwargs: None
+        return lambda _module, args, kwargs: given(self._without(taken(args, kwargs), column), args, kwargs)
 
-    def _remember(self, _module: nn.Module, args: tuple) -> None:
-        self.stream = args[0]
+    def _remember(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.stream = taken(args, kwargs)
 
-    def _projects(self, norm: nn.Module, columns: list[int]):
-        """Rebuild the projection's output for the destinations that read a changed stream, each its share of it."""
-        chosen = [(share, column) for share, column in enumerate(columns) if self.touched[column]]
+    def _projects(self, norm: Norm | None, targets: list[tuple[slice | Tensor, int]]):
+        """Rebuild the projection's output for the destinations that read a changed stream, each its channels of it."""
+        chosen = [(channels, column) for channels, column in targets if self.touched[column]]
 
         def hook(module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
             if not chosen:
                 return None
-            output = output.unflatten(-1, (len(columns), -1)).clone()
-            for share, column in chosen:
-                changed = module.forward(norm.forward(self._without(self.stream, column)))
-                output[..., share, :] = changed.unflatten(-1, (len(columns), -1))[..., share, :]
-            return output.flatten(-2)
+            output = output.clone()
+            for channels, column in chosen:
+                read = self._without(self.stream, column)
+                changed = module.forward(read if norm is None else norm.module.forward(read))
+                output[..., channels] = changed[..., channels]
+            return output
 
         return hook

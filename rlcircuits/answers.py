@@ -117,6 +117,7 @@ def generate(
     prompt: str = "{question}",
     max_new_tokens: int = 64,
     batch_size: int | str = "auto",
+    label: str | None = None,
 ) -> list[Answer]:
     """Let a model answer every problem greedily, and grade its answers.
 
@@ -130,6 +131,7 @@ def generate(
         max_new_tokens: the longest answer allowed, the end-of-sequence token included. A prompt that leaves less room
             in the model's context is warned of, and its answer ends there.
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
+        label: what the progress bar calls the model; the last part of its path or hub id by default.
 
     Returns:
         One `Answer` per problem, in the order of the problems.
@@ -150,7 +152,7 @@ def generate(
     # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
     order = sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i])))
     with (
-        tqdm(total=len(prompts), desc=f"answers of {model.name}", unit="answer") as bar,
+        tqdm(total=len(prompts), desc=f"answers of {label or Path(model.name).name}", unit="answer") as bar,
         _greedy(model, ends),
     ):
         for room, group in groupby(order, key=lambda i: rooms[i]):

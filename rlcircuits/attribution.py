@@ -32,7 +32,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcircuits.architecture import Architecture, first, hooked, plain, wide
+from rlcircuits.architecture import Architecture, Layer, Projection, first, given, hooked, plain, taken, wide
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import Graph
 from rlcircuits.traces import Trace
@@ -258,7 +258,8 @@ def in_batches(
 ) -> Iterator[tuple[list[int], Any]]:
     """Run `work` on batches of rows of similar length, longest first, and yield (indices, result).
 
-    Longest first, so that a batch that does not fit fails at once. On running out of memory the batch is halved; a single
+    Longest first, so that a batch that does not fit fails at once. Rows that a model would treat otherwise beside longer ones
+    (LongRoPE) are kept apart from those. On running out of memory the batch is halved; a single
     row that does not fit, or is not expected to, goes to the next plan, if there is one. `traces` may be any objects with
     ``prompt`` and ``answer``.
     """
@@ -272,6 +273,7 @@ def in_batches(
     if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}: expected 'auto' or a whole number of at least 1")
     budgets = [token_budget(hf, plan.bytes_per_token) for plan in plans]
+    turning = _turning_length(hf)
     halvings, first_plan = 0, 0
     with tqdm(total=len(order), desc=title, unit="sample", delay=3, disable=not progress) as bar:
         start = 0
@@ -285,6 +287,8 @@ def in_batches(
                 at_least = 1 if number == first_plan else budgets[number - 1] + 1  # shorter rows have a better plan
                 size = _alike(ordered, start, budgets[number], at_least)
             size = max(1, size >> halvings)
+            if longest > turning:
+                size = max(1, sum(length > turning for length in ordered[start : start + size]))
             indices = order[start : start + size]
             try:
                 result = plans[number].work([traces[i] for i in indices])
@@ -321,6 +325,16 @@ def _alike(lengths: Sequence[int], start: int, budget: int, at_least: int = 1) -
             break
         end += 1
     return end - start
+
+
+def _turning_length(hf: nn.Module) -> float:
+    """The length beyond which the model turns queries and keys of the whole batch otherwise (LongRoPE), else infinity."""
+    config = hf.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    changes = [one for one in kinds if one.get("rope_type") == "longrope"]
+    lengths = [one.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) for one in changes]
+    return min((length for length in lengths if length), default=float("inf"))
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -464,10 +478,12 @@ class Recorder:
 
     Attributes:
         sources: outputs O of every block-level source in order, each ``(batch, position, d_model)``; an attention
-            output at head level is the input z of its output projection instead, ``(batch, position, heads·d_head)``.
+            output at head level is the input z of its output projection instead, ``(batch, position, heads·d_head)``,
+            scaled as the norm after it scales it, where there is one (`Layer.mixed`).
         reads: per layer the input of the norm before its attention (qkv and head level).
         gradients: per destination group the gradient caught there: ``(layer, "attention")`` and ``(layer, "mlp")`` and
-            ``"logits"`` at the stream; ``(layer, "q")`` … at the projection's input (qkv) or output (head).
+            ``"logits"`` at the stream; ``(layer, "q")`` … at the projection's input (qkv, separate projections) or
+            output (qkv, one projection for all three; head).
     """
 
     def __init__(self, architecture: Architecture, graph: Graph, start: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -482,7 +498,7 @@ class Recorder:
         for index in range(len(self.architecture.layers)):
             handles += self.attach_writers(index) + self.attach_readers(index)
         final = self.architecture.norm_final.module
-        return [*handles, final.register_forward_pre_hook(self._branch("logits"))]
+        return [*handles, self._reader(final, "logits")]
 
     def attach_start(self) -> list[Any]:
         """Register the hook that records, and where asked to replaces, what enters the first layer."""
@@ -492,7 +508,7 @@ class Recorder:
         """Register the hooks that record what a layer writes."""
         layer = self.architecture.layers[index]
         if self.graph.level == "head":
-            attention = layer.o.register_forward_pre_hook(self._mixed)
+            attention = layer.o.module.register_forward_hook(self._mixed(layer))
         else:
             attention = layer.attention_out.register_forward_hook(self._wrote)
         return [attention, layer.mlp_out.register_forward_hook(self._wrote)]
@@ -500,31 +516,34 @@ class Recorder:
     def attach_readers(self, index: int) -> list[Any]:
         """Register the hooks that catch the gradient at what a layer reads."""
         layer, level = self.architecture.layers[index], self.graph.level
-        norm = layer.norm_attention.module
+        handles = [self._reader(layer.mlp_reader, (index, "mlp"))]
         if level == "block":
-            handles = [norm.register_forward_pre_hook(self._branch((index, "attention")))]
-        else:
-            handles = [norm.register_forward_pre_hook(self._read(index))]
-            for name, projection in zip("qkv", (layer.q, layer.k, layer.v)):
-                if level == "qkv":
-                    handles.append(projection.register_forward_pre_hook(self._branch((index, name))))
-                else:
-                    handles.append(projection.register_forward_hook(self._output((index, name))))
-        return [*handles, layer.norm_mlp.module.register_forward_pre_hook(self._branch((index, "mlp")))]
+            return [*handles, self._reader(layer.attention_reader, (index, "attention"))]
+        if layer.norm_attention is not None:
+            handles.append(layer.norm_attention.module.register_forward_pre_hook(self._read(index)))
+        for module, parts in layer.projections:
+            if level == "qkv" and not layer.fused:
+                handles += [self._reader(module, (index, name)) for name in parts]
+            else:
+                handles.append(module.register_forward_hook(self._output(index, parts)))
+        return handles
+
+    def _reader(self, module: nn.Module, key: Any) -> Any:
+        return module.register_forward_pre_hook(self._branch(key), with_kwargs=True)
 
     def _start(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        stream = (args[0] if args else kwargs["hidden_states"]).detach()
+        stream = taken(args, kwargs).detach()
         stream = stream if self.start is None else self.start(stream)
         self.sources.append(stream)
         if torch.is_grad_enabled():
             stream = stream.detach().requires_grad_()
-        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+        return given(stream, args, kwargs)
 
     def _wrote(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self.sources.append(first(output).detach())
 
-    def _mixed(self, _module: nn.Module, args: tuple) -> None:
-        self.sources.append(args[0].detach())
+    def _mixed(self, layer: Layer) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda _module, args, output: self.sources.append(layer.mixed(args[0].detach(), output.detach()))
 
     def _read(self, index: int) -> Callable[[nn.Module, tuple], None]:
         return lambda _module, args: self.reads.__setitem__(index, args[0].detach())
@@ -532,18 +551,25 @@ class Recorder:
     def _catch(self, key: Any) -> Callable[[Tensor], None]:
         return lambda gradient: self.gradients.__setitem__(key, gradient.detach())
 
-    def _branch(self, key: Any) -> Callable[[nn.Module, tuple], tuple]:
+    def _branch(self, key: Any) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
         """The branch reads through an identity of its own, so that the gradient there is the branch's alone."""
 
-        def hook(_module: nn.Module, args: tuple) -> tuple:
-            branch = args[0].view_as(args[0])
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            stream = taken(args, kwargs)
+            branch = stream.view_as(stream)
             branch.register_hook(self._catch(key))
-            return (branch, *args[1:])
+            return given(branch, args, kwargs)
 
         return hook
 
-    def _output(self, key: Any) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _args, output: output.register_hook(self._catch(key)) and None
+    def _output(self, index: int, parts: dict[str, Projection]) -> Callable[[nn.Module, Any, Tensor], None]:
+        """Catch the gradient at a projection's output, and part it where queries, keys and values share the projection."""
+
+        def catch(gradient: Tensor) -> None:
+            for name, part in parts.items():
+                self.gradients[index, name] = part.of_output(gradient.detach())
+
+        return lambda _module, _args, output: output.register_hook(catch) and None
 
 
 def score_batch(
@@ -727,13 +753,8 @@ def _sources(
 
 
 def _head_weights(architecture: Architecture, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-    """Per layer W_O as ``(head, d_head, d_model)``, and each head's equal share of the output bias."""
-    pairs = []
-    for layer in architecture.layers:
-        weight = layer.o.weight.to(dtype)
-        bias = None if layer.o.bias is None else layer.o.bias.to(dtype) / architecture.n_heads
-        pairs.append((weight.view(weight.shape[0], architecture.n_heads, -1).permute(1, 2, 0), bias))
-    return pairs
+    """Per layer W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added whatever the heads give."""
+    return [layer.head_outputs(architecture.n_heads, dtype) for layer in architecture.layers]
 
 
 def _attention_gradients(record: Recorder, index: int, part: slice, dtype: torch.dtype) -> Tensor:
@@ -742,30 +763,46 @@ def _attention_gradients(record: Recorder, index: int, part: slice, dtype: torch
     if level == "block":
         return record.gradients[index, "attention"][None, :, part].to(dtype)
     caught = [record.gradients[index, name][:, part].to(dtype) for name in "qkv"]
+    norm, projections = layer.norm_attention, (layer.q, layer.k, layer.v)
+    if level == "head":
+        return _head_gradients(record, index, part, caught)
+    if layer.fused:
+        caught = [gradient @ projection.weight(dtype) for gradient, projection in zip(caught, projections)]
+    at_norm = torch.stack(caught)
+    if norm is None:
+        return at_norm
     read = record.reads[index][:, part]
-    if level == "qkv":
-        at_norm = torch.stack(caught)
-        if layer.norm_attention.offset is None:
-            return _pull_back_by_autograd(layer.norm_attention.module, read, at_norm)
-        return layer.norm_attention.pull_back(at_norm, *layer.norm_attention.normalised(read))
-    # Head level: Jᵀ(W[h]ᵀ dq[h]) = r · (P(w∘W[h]ᵀ dq[h]) − x̂ ⟨x̂, w∘W[h]ᵀ dq[h]⟩ / d); w and P go into the weights and r into dq.
-    norm = layer.norm_attention
-    xhat, r = norm.normalised(read)
-    batch, steps, width = read.shape
-    d_head = record.architecture.d_head
+    if norm.offset is None:
+        return _pull_back_by_autograd(norm.module, read, at_norm)
+    return norm.pull_back(at_norm, *norm.normalised(read))
+
+
+def _head_gradients(record: Recorder, index: int, part: slice, caught: list[Tensor]) -> Tensor:
+    """∂L/∂H of a layer's heads' queries, then keys, then values, from the gradients at the projections' outputs.
+
+    Jᵀ(W[h]ᵀ dq[h]) = r · (P(w∘W[h]ᵀ dq[h]) − x̂ ⟨x̂, w∘W[h]ᵀ dq[h]⟩ / d); w and P go into the weights and r into dq.
+    Without a norm it is W[h]ᵀ dq[h].
+    """
+    layer, width, d_head = record.architecture.layers[index], record.architecture.d_model, record.architecture.d_head
+    norm, (batch, steps, _), dtype = layer.norm_attention, caught[0].shape, caught[0].dtype
+    if norm is not None:
+        xhat, r = norm.normalised(record.reads[index][:, part])
     counts = [gradient.shape[-1] // d_head for gradient in caught]
-    pulled = torch.empty(sum(counts), batch * steps, width, dtype=dtype, device=read.device)
+    pulled = torch.empty(sum(counts), batch * steps, width, dtype=dtype, device=caught[0].device)
     at = 0
     for count, gradient, projection in zip(counts, caught, (layer.q, layer.k, layer.v)):
-        weight = projection.weight.to(dtype) * norm.scale
-        if norm.centred:
-            weight = weight - weight.mean(-1, keepdim=True)
-        heads = (gradient * r).reshape(batch * steps, count, d_head).transpose(0, 1)
-        torch.bmm(heads, weight.view(count, d_head, width), out=pulled[at : at + count])
+        weight = projection.weight(dtype)
+        if norm is not None:
+            weight, gradient = weight * norm.scale, gradient * r
+            if norm.centred:
+                weight = weight - weight.mean(-1, keepdim=True)
+        heads = gradient.reshape(batch * steps, count, d_head).transpose(0, 1)
+        torch.bmm(heads, weight.reshape(count, d_head, width), out=pulled[at : at + count])
         at += count
-    xhat = xhat.reshape(batch * steps, width)
-    along = torch.einsum("htd,td->ht", pulled, xhat) / width
-    pulled.addcmul_(along[..., None], xhat, value=-1)
+    if norm is not None:
+        xhat = xhat.reshape(batch * steps, width)
+        along = torch.einsum("htd,td->ht", pulled, xhat) / width
+        pulled.addcmul_(along[..., None], xhat, value=-1)
     return pulled.view(-1, batch, steps, width)
 
 

@@ -1,4 +1,4 @@
-"""Show a plotly figure: interactive in JupyterLab, and in the book without a network.
+"""Show a plotly figure or a table: interactive in JupyterLab, and in the book without a network.
 
 1. `figure_html` turns a figure into one `<figure>` whose id is the name the author gave it: the figure as JSON, a
    text that says what is to be seen, a caption. No script and no plotly.js is inside: the book's pages load the one
@@ -7,6 +7,8 @@
    draws the second, Jupyter Book keeps the first (it knows nothing of the second and would drop the figure).
 
 The same figure under the same name gives the same bytes.
+
+`digits` and `comparison` make tables readable: as many digits as a number deserves, no wider than a page.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from plotly.graph_objects import Figure
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -66,6 +69,55 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
         f'<p class="rlc-alt">{description}</p></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>{under}</figure>'
     )
+
+
+def digits(table: pd.DataFrame, n: int = 3) -> pd.DataFrame:
+    """The table as text with `n` significant digits: 0.0000812 becomes 8.12e−05 and 25600.0 becomes 25,600.
+
+    Whole numbers, text and truth values stay as they are; a missing number leaves its cell empty.
+    """
+    from numbers import Integral, Real
+
+    def text(value: Any) -> Any:
+        if isinstance(value, (bool, Integral)) or not isinstance(value, Real):
+            return value
+        if value != value:
+            return ""
+        return _number(value, n)
+
+    return table.apply(lambda column: column.map(text).astype(object))
+
+
+def comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `rlcircuits.compare` or `Study.table` for a page: names as in figures, each interval in one column.
+
+    Args:
+        table: indexed by metric, or by pair and metric; with ``base``, ``tuned``, ``difference``, ``low``, ``high``, ``p``
+            and perhaps ``p_holm`` and ``note``.
+
+    Returns:
+        Text, with the columns base, tuned, difference, interval, p (and p (Holm)); notes only where there are any.
+    """
+    from rlcircuits.metrics import METRICS
+
+    found = digits(table[["base", "tuned", "difference"]])
+    level = table.attrs.get("confidence", 0.95)
+    found[f"{100 * level:g} % interval"] = [
+        f"[{_number(low, 2)},\u00a0{_number(high, 2)}]" for low, high in zip(table["low"], table["high"], strict=True)
+    ]
+    for column, title in (("p", "p"), ("p_holm", "p (Holm)")):
+        if column in table:
+            found[title] = [_number(p, 2) for p in table[column]]
+    if "note" in table and table["note"].fillna("").astype(str).str.strip().any():
+        found["note"] = table["note"].fillna("")
+    found = found.rename(index={name: metric.label for name, metric in METRICS.items()})
+    return found.rename(index=lambda name: name.removeprefix("family/"))
+
+
+def _number(value: float, n: int) -> str:
+    """`n` significant digits, in which a page breaks no line (a hyphen would allow it)."""
+    whole = 10**n <= abs(value) < 10 ** (n + 3) or value == 0
+    return (f"{value:,.0f}" if whole else f"{value:.{n}g}").replace("-", "−")
 
 
 def _description(fig: Figure, name: str, caption: str | None, alt: str | None) -> str:

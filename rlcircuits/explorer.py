@@ -77,7 +77,7 @@ class Explorer:
         wide = {"description_width": "90px"}
         self.pair = w.Dropdown(options=list(self.pairs), description="pair", style=wide)
         self.problem = w.Dropdown(
-            options=[MEAN], description="problem", style=wide, layout={"width": "520px"}
+            options=[MEAN], description="problem", style=wide, layout={"width": "460px"}
         )
         self.level = w.Dropdown(options=["block"], description="level", style=wide)
         self.k = w.IntSlider(25, 1, 200, description="edges drawn", style=wide, continuous_update=False)
@@ -89,13 +89,9 @@ class Explorer:
         self.destinations = w.Dropdown(options=["all", *kinds[2:]], description="into", style=wide)
         self.message, self.answers, self.largest = w.HTML(), w.HTML(), w.HTML()
         self.graph, self.heatmap = View(), View()
-        controls = w.VBox(
-            [
-                w.HBox([self.pair, self.problem]),
-                w.HBox([self.level, self.k]),
-                w.HBox([self.layers, self.sources, self.destinations]),
-            ]
-        )
+        rows = [self.pair, self.problem], [self.level, self.k], [self.layers, self.sources, self.destinations]
+        # A row that is too wide for its page goes on below, so no control is out of sight.
+        controls = w.VBox([w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows])
         views = [self.answers, self.graph.widget, self.heatmap.widget, self.largest]
         self.box = w.VBox([controls, self.message, *views] if self.pairs else [self.message])
         self.box.explorer = self
@@ -372,7 +368,7 @@ def _answer_html(
 ) -> str:
     verdict = "correct" if answer.correct else "wrong"
     if tokenizer is None:
-        return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text)}</p>"
+        return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
     ids = list(answer.answer)
     spans = []
     for position, token in enumerate(ids):

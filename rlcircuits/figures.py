@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +59,7 @@ THEME = go.layout.Template(
         "plot_bgcolor": "#FFFFFF",
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "margin": {"l": 70, "r": 30, "t": 100, "b": 90},
+        "margin": {"l": 70, "r": 30, "t": 115, "b": 90},
         "hoverlabel": {"align": "left", "namelength": -1},
         "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0.0},
     }
@@ -124,12 +126,17 @@ def adjacency(
     )
     if len(panels) == 3:
         _signed_colours(figure, "coloraxis2", list(panels.values())[2:], "Δ nats", x=1.0)
-        right = figure.layout.xaxis2.domain[1]
-        figure.layout.coloraxis.colorbar.update(x=right + 0.005)
+        # The difference has colours of its own, so the bar of the first two stands before it and needs room.
+        starts = (0.0, 0.28, 0.74)
+        for axis, above, start in zip(("", "2", "3"), figure.layout.annotations, starts, strict=True):
+            figure.layout[f"xaxis{axis}"].domain = (start, start + 0.24)
+            above.x = start + 0.12
+        figure.layout.coloraxis.colorbar.update(x=0.53)
+        figure.update_xaxes(tickfont_size=12)
     question = (
         "Which edges carry the loss?" if tuned is None else "Which edges carry the loss, and which changed?"
     )
-    what = f"the mean of {base.sizes['sample']} problems" if sample is None else f"problem {sample}"
+    what = _what(base, sample)
     _dress(
         figure,
         title or question,
@@ -196,11 +203,12 @@ def residual_graph(
     )
     figure.update_yaxes(title_text="depth", row=1, col=1)
     drawn = min(k, max(int(np.isfinite(m).sum()) for m in panels.values()))
-    what = f"the mean of {base.sizes['sample']} problems" if sample is None else f"problem {sample}"
+    what = _what(base, sample)
     _dress(
         figure,
         title or f"Through which edges does the answer come? The {drawn} strongest",
-        f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge",
+        f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge"
+        + ("; dots to each panel's scale" if len(panels) > 1 else ""),
         f"The residual graph with its {drawn} strongest edges, {what}: "
         + _strongest(panels, sources, destinations),
         height=max(
@@ -224,6 +232,13 @@ def panels_of(
         first, second = panels.values()
         panels[f"{names[1]} − {names[0]}"] = second - first
     return panels, sources, destinations
+
+
+def _what(scores: xr.DataArray, sample: str | None) -> str:
+    """What is shown: one problem, or a mean."""
+    if sample is None and scores.sizes["sample"] == 1:
+        sample = str(scores["sample"].values[0])
+    return f"the mean of {scores.sizes['sample']} problems" if sample is None else f"problem {sample}"
 
 
 def paired_shown(base: xr.DataArray, tuned: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -488,11 +503,19 @@ def layer_profile(scores: Scores, title: str | None = None) -> go.Figure:
                     said.append(f"{name}, {part}: most into layer {profile.idxmax()}")
     figure.update_xaxes(title_text="layer", dtick=1 if _n_layers(scores) <= 16 else None)
     figure.update_yaxes(title_text="mean |W| (nats per edge)", exponentformat="power", col=1)
-    figure.update_yaxes(rangemode="tozero")
+    _strengths_from_zero(figure, figure.data, row=1)
     alt = f"Mean edge strength by layer. {'; '.join(said)}."
     return _dress(
         figure, title or "In which layers are the strong edges?", "Mean over problems and edges", alt
     )
+
+
+def _strengths_from_zero(figure: go.Figure, traces: Sequence[go.Scatter], row: int) -> None:
+    """A row's strengths from zero, or on a logarithmic axis where the smaller of them would all lie on zero."""
+    sizes = np.concatenate([np.asarray(trace.y, float) for trace in traces])
+    sizes = sizes[np.isfinite(sizes)]
+    wide = len(sizes) > 0 and sizes.min() > 0 and sizes.max() > 30 * sizes.min()
+    figure.update_yaxes(**({"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"}), row=row)
 
 
 def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
@@ -564,9 +587,8 @@ def source_profile(scores: Scores, title: str | None = None) -> go.Figure:
             said.append(f"{name}: strongest source {names[int(np.nanargmax(mean))]}")
     figure.update_xaxes(type="category")
     figure.update_xaxes(title_text="source, in the order of writing", row=2, col=1)
-    figure.update_yaxes(
-        title_text="mean |W| (nats)", rangemode="tozero", exponentformat="power", row=1, col=1
-    )
+    figure.update_yaxes(title_text="mean |W| (nats)", exponentformat="power", row=1, col=1)
+    _strengths_from_zero(figure, figure.data[::2], row=1)
     figure.update_yaxes(title_text="output-edge entropy (nats)", rangemode="tozero", row=2, col=1)
     alt = f"Strength and output-edge entropy of each source. {'; '.join(said)}."
     return _dress(
@@ -668,7 +690,9 @@ def forest(
         shared_yaxes=True,
         horizontal_spacing=0.035,
         vertical_spacing=gap,
-        subplot_titles=[METRICS[m].label if m in METRICS else as_text(m) for m in shown],
+        subplot_titles=[
+            "<br>".join(textwrap.wrap(METRICS[m].label if m in METRICS else as_text(m), 26)) for m in shown
+        ],
     )
     names = list(tables)
     for index, metric in enumerate(shown):
@@ -852,13 +876,115 @@ def weight_change(changes: pd.DataFrame, title: str | None = None) -> go.Figure:
 
 
 
+def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
+    """Time of each case against tokens and against layers, on log axes.
+
+    Args:
+        table: rows of the benchmark's suite ``growth``: columns case, tokens, layers, seconds.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: a table without its columns, or without rows.
+    """
+    missing = {"case", "tokens", "layers", "seconds"} - set(table.columns)
+    if missing or table.empty:
+        raise InputError(f"the table lacks {', '.join(sorted(missing)) or 'rows'}: expected the benchmark's suite growth")
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
+    for column, (size, other) in enumerate((("tokens", "layers"), ("layers", "tokens")), start=1):
+        usual = table.groupby(other)[size].nunique().idxmax()
+        rows = table[table[other] == usual].groupby(["case", size], sort=False)["seconds"].median()
+        for i, case in enumerate(dict.fromkeys(table["case"])):
+            one = rows[case].sort_index()
+            trace = go.Scatter(
+                x=one.index,
+                y=one.values,
+                mode="lines+markers",
+                line=_line(i),
+                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+                name=as_text(case),
+                legendgroup=str(i),
+                showlegend=column == 1,
+                hovertemplate=f"%{{x}} {size}: %{{y:.3g}} s<extra>%{{fullData.name}}</extra>",
+            )
+            figure.add_trace(trace, row=1, col=column)
+        values = sorted(rows.index.get_level_values(size).unique())
+        figure.update_xaxes(
+            type="log", tickvals=values, ticktext=[f"{v:,}" for v in values], title_text=f"{size} ({usual} {other})", col=column
+        )
+        figure.update_yaxes(type="log", title_text="seconds" if column == 1 else None, col=column)
+    largest = table.loc[table["tokens"] == table["tokens"].max()].groupby("case")["seconds"].median()
+    ends = "; ".join(f"{case} {seconds:.3g} s" for case, seconds in largest.items())
+    return _dress(
+        figure,
+        title or "Does the cost grow as that of a plain pass?",
+        "One pass, median",
+        f"Time against tokens and layers. At {table['tokens'].max():,} tokens: {ends}.",
+        height=420,
+    )
+
+
+def faithfulness_curves(circuits: Mapping[str, xr.Dataset], title: str | None = None) -> go.Figure:
+    """Faithfulness of circuits against the share of edges they keep, beside random edges.
+
+    Args:
+        circuits: name of a ranking -> what `rlcircuits.faithfulness` returns; the random edges are those of the first.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: nothing given.
+    """
+    if not circuits:
+        raise InputError("no circuits given: expected names with datasets of rlcircuits.faithfulness")
+    figure = go.Figure()
+    baseline = next(iter(circuits.values()))
+    share = 100 * baseline["share"].values
+    if baseline.sizes.get("seed", 0) > 1:
+        low, high = baseline["random_faithfulness_interval"].transpose("bound", "share").values
+        band = go.Scatter(
+            x=[*share, *share[::-1]],
+            y=[*high, *low[::-1]],
+            fill="toself",
+            fillcolor="rgba(127,127,127,0.25)",
+            line={"width": 0},
+            hoverinfo="skip",
+            name="random edges, interval over draws",
+        )
+        figure.add_trace(band)
+    for i, (name, one) in enumerate(circuits.items()):
+        curve = one["faithfulness"].sel(ranking="signed").values
+        trace = go.Scatter(
+            x=100 * one["share"].values,
+            y=curve,
+            mode="lines+markers",
+            line=_line(i),
+            marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+            name=as_text(name),
+            customdata=one["edges"].values,
+            hovertemplate="%{x:.3g} % of edges (%{customdata}): %{y:.3f}<extra>%{fullData.name}</extra>",
+        )
+        figure.add_trace(trace)
+    for level in (0, 1):
+        figure.add_hline(y=level, line={"color": NEUTRAL, "dash": "dot", "width": 1})
+    figure.update_xaxes(type="log", title_text="edges kept, %")
+    figure.update_yaxes(title_text="faithfulness")
+    areas = "; ".join(f"{name} {float(one['CPR']):.2f}" for name, one in circuits.items())
+    return _dress(
+        figure,
+        title or "Do the strongest edges do the work of all?",
+        "1 is the whole model, 0 the model without edges; strongest helpful edges first",
+        f"Faithfulness against the share of edges kept. Areas under the curves (CPR): {areas}.",
+        height=440,
+    )
+
+
 def ablation_scatter(
     scores: xr.DataArray, exact: xr.DataArray, max_points: int = 4000, title: str | None = None
 ) -> go.Figure:
     """Estimated edge scores against the exact effect of removing the edge, with rank correlation and slope.
 
     Both statistics are over all edges that have both values; of more than `max_points` only an even selection
-    is drawn. The slope is of exact on estimate, through the origin.
+    is drawn. The slope is of exact on estimate, through the origin. Both axes are logarithmic away from 0, as effects
+    of both signs span orders of magnitude.
 
     Raises:
         InputError: the two are not of the same problems and graph, or fewer than two edges have both values.
@@ -889,46 +1015,74 @@ def ablation_scatter(
         as_text(f"{s}->{d}, {p}")
         for s, d, p in zip(at["source"], at["destination"], at["sample"], strict=True)
     ]
-    reach = float(max(np.abs(x).max(), np.abs(y).max())) or 1.0
+    shown = {"x": _SignedLog(x, y), "y": _SignedLog(y, x)}
     figure = go.Figure()
-    ends = np.array([-reach, reach])
+    ends = shown["x"].line()
+    for name, factor, line in (
+        ("exact = estimate", 1.0, {"color": NEUTRAL, "dash": "dash"}),
+        (f"exact = {slope:.3g} × estimate (least squares)", slope, {"color": PALETTE[1]}),
+    ):
+        if math.isfinite(factor):
+            inside = np.abs(factor * ends) <= shown["y"].reach
+            figure.add_scatter(
+                x=shown["x"](ends[inside]),
+                y=shown["y"](factor * ends[inside]),
+                mode="lines",
+                name=name,
+                line=line,
+                hoverinfo="skip",
+            )
     figure.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        name="exact = estimate",
-        line={"color": NEUTRAL, "dash": "dash"},
-        hoverinfo="skip",
-    )
-    if math.isfinite(slope):
-        figure.add_scatter(
-            x=ends,
-            y=slope * ends,
-            mode="lines",
-            name=f"slope {slope:.2f}",
-            line={"color": PALETTE[1]},
-            hoverinfo="skip",
-        )
-    figure.add_scatter(
-        x=x[drawn],
-        y=y[drawn],
+        x=shown["x"](x[drawn]),
+        y=shown["y"](y[drawn]),
+        customdata=np.stack([x[drawn], y[drawn]], axis=-1),
         mode="markers",
         name="edges",
-        marker={"color": PALETTE[0], "size": 5, "opacity": 0.5},
+        marker={"color": PALETTE[0], "size": 5, "opacity": 0.4},
         text=text,
-        hovertemplate="%{text}<br>estimate %{x:.3g}<br>exact %{y:.3g}<extra></extra>",
+        hovertemplate="%{text}<br>estimate %{customdata[0]:.3g}<br>exact %{customdata[1]:.3g}<extra></extra>",
     )
-    figure.update_xaxes(title_text="edge score, first order (nats)", exponentformat="power")
-    figure.update_yaxes(title_text="loss without the edge − loss (nats)", exponentformat="power")
+    figure.update_xaxes(title_text="edge score, first order (nats)", **shown["x"].axis())
+    figure.update_yaxes(title_text="loss without the edge − loss (nats)", **shown["y"].axis())
     said = f"{len(x):,} edges; rank correlation {rank:.3f}, slope {slope:.3f}"
     part = f" ({len(drawn):,} drawn)" if len(drawn) < len(x) else ""
     return _dress(
         figure,
         title or "Is the first-order estimate right about removing an edge?",
-        said + part,
+        f"{said}{part}; axes logarithmic away from 0",
         f"Scatter of exact ablation against estimated edge scores: {said}.",
         560,
     )
+
+
+class _SignedLog:
+    """An axis for values of both signs over orders of magnitude: asinh(value / unit), the same unit on both axes.
+
+    The unit is the power of ten below the smallest tenth of all sizes on either axis, so few values are in its linear part.
+    """
+
+    def __init__(self, values: np.ndarray, others: np.ndarray) -> None:
+        sizes = np.abs(np.concatenate([values, others]))
+        sizes = sizes[sizes > 0]
+        self.unit = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.1))) if len(sizes) else 1.0
+        self.reach = 1.2 * float(np.abs(values).max()) or 1.0
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.arcsinh(np.asarray(values) / self.unit)
+
+    def line(self) -> np.ndarray:
+        """Values from end to end, evenly spaced on the axis."""
+        end = math.asinh(self.reach / self.unit)
+        return self.unit * np.sinh(np.linspace(-end, end, 201))
+
+    def axis(self) -> dict[str, Any]:
+        """Range and ticks, at powers of ten."""
+        first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
+        powers = np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
+        ticks = [*(-(10.0 ** powers[::-1])), 0.0, *(10.0**powers)]
+        text = [f"−10<sup>{p}</sup>" for p in powers[::-1]] + ["0"] + [f"10<sup>{p}</sup>" for p in powers]
+        end = float(self([self.reach])[0])
+        return {"range": [-end, end], "tickvals": self(np.array(ticks)), "ticktext": text}
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -1094,7 +1248,7 @@ def _some(given: Mapping) -> dict:
 def _grid(rows: int, panel: int, between: int = 90) -> tuple[int, float]:
     """Height of a figure of `rows` rows of panels, in pixels, and the share of it between two rows."""
     inside = rows * panel + (rows - 1) * between
-    return inside + 190, between / inside if rows > 1 else 0.0
+    return inside + 205, between / inside if rows > 1 else 0.0
 
 
 def _line(i: int) -> dict[str, str]:

@@ -201,6 +201,7 @@ class _Side:
     def __init__(self, pair: ModelPair, side: str, device: str, dtype: str) -> None:
         self.pair, self.side, self.device, self.dtype = pair, side, device, dtype
         self.name = getattr(pair, side)
+        self.label = f"{pair.name} ({side})"
 
     @cached_property
     def model(self) -> Model:
@@ -243,7 +244,7 @@ class _Run:
         for side, one in zip(sides, inputs):
 
             def build(folder: Path, side: _Side = side) -> None:
-                answers = generate(side.model, self.problems, pair.prompt, pair.max_new_tokens, self.batch_size)
+                answers = generate(side.model, self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label)
                 save_answers(answers, folder / "answers.parquet")
 
             folder = self.store.make("answers", one, build, note=f"{side.name} on {self.problems.name}")
@@ -258,7 +259,7 @@ class _Run:
             "traces": _digest([trace.cut(cut) for trace in traces]),
             "level": self.level,
             "cut": cut,
-            "code": source_digest("attribution", "architecture", "graph"),
+            "code": source_digest("attribution", "lean", "architecture", "graph"),
         }
 
         def build(folder: Path) -> None:

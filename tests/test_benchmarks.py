@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
@@ -11,19 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import attribution as bench
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def benchmark():
-    spec = importlib.util.spec_from_file_location("attribution_benchmark", ROOT / "benchmarks" / "attribution.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_case_is_timed_and_weighed_against_the_floor(monkeypatch):
-    bench = benchmark()
     shape = bench.Shape("tiny", "Qwen2", 2, 32, 4, 2, 48, 64)
     monkeypatch.setattr(bench, "peak", lambda case, *_: {"floor": 100}.get(case, 150))
     rows = {row["case"]: row for row in bench.levels(bench.Where(rounds=2), shape, 16)}
@@ -35,7 +27,6 @@ def test_every_case_is_timed_and_weighed_against_the_floor(monkeypatch):
 
 
 def test_peak_memory_is_that_of_the_pass_alone():
-    bench = benchmark()
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak memory is read from Linux' /proc")
     shape = bench.Shape("small", "Qwen2", 4, 256, 4, 2, 704, 64)

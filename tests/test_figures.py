@@ -295,10 +295,28 @@ def test_ablation_scatter_states_scipys_rank_correlation_and_the_slope():
     x, y = w.values[both], exact.values[both]
     rank, slope = stats.spearmanr(x, y).statistic, np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]
     said = figure.layout.title.subtitle.text
-    assert said == f"{both.sum()} edges; rank correlation {rank:.3f}, slope {slope:.3f}"
-    np.testing.assert_allclose(np.sort(figure.data[-1].x), np.sort(x))
+    assert said.startswith(f"{both.sum()} edges; rank correlation {rank:.3f}, slope {slope:.3f};")
+    drawn = figure.data[-1]
+    np.testing.assert_allclose(np.sort(np.array(drawn.customdata)[:, 0]), np.sort(x))
+    np.testing.assert_array_equal(np.argsort(drawn.x), np.argsort(np.array(drawn.customdata)[:, 0]))
     few = figures.ablation_scatter(w, exact, max_points=20)
     assert len(few.data[-1].x) == 20 and f"rank correlation {rank:.3f}" in few.layout.title.subtitle.text
+
+
+def test_ablation_scatter_puts_each_value_at_its_tick_on_both_axes():
+    w = graph_scores(0)
+    w[:] = np.where(np.isfinite(w), 1e-6, np.nan)
+    w[0, 0, 1:5] = [-1e-2, -1e-4, 1e-4, 1e-2]
+    figure = figures.ablation_scatter(w, 100 * w)
+    dots = figure.data[-1]
+    for axis, values, side in (("xaxis", dots.x, 0), ("yaxis", dots.y, 1)):
+        ticks = dict(zip(figure.layout[axis].ticktext, figure.layout[axis].tickvals, strict=True))
+        at = {round(v, 9): place for v, place in zip(np.array(dots.customdata)[:, side], values, strict=True)}
+        power = -2 if side == 0 else 0
+        assert at[10.0**power] == pytest.approx(ticks[f"10<sup>{power}</sup>"])
+        assert at[-(10.0**power)] == pytest.approx(ticks[f"−10<sup>{power}</sup>"]) and ticks["0"] == 0
+    equal = figure.data[0]  # the dashed line joins equal values
+    np.testing.assert_allclose(equal.x, equal.y)
 
 
 def test_answer_tokens_shows_every_token_with_its_loss():
@@ -356,3 +374,33 @@ def test_weight_change_shows_each_module_at_its_layer():
     assert 9.0 not in shown.values
     with pytest.raises(InputError, match="lack relative"):
         figures.weight_change(table.drop(columns="relative"))
+
+
+def test_cost_curves_show_each_case_against_tokens_and_layers():
+    rows = [("floor", t, 4, t / 100) for t in (64, 256)] + [("block", t, 4, t / 50) for t in (64, 256)]
+    rows += [(case, 256, n, n * cost) for case, cost in (("floor", 1), ("block", 2)) for n in (8, 16)]
+    figure = figures.cost_curves(pd.DataFrame(rows, columns=["case", "tokens", "layers", "seconds"]))
+    curves = {(t.name, t.xaxis): (list(t.x), list(t.y)) for t in figure.data}
+    assert curves["block", "x"] == ([64, 256], [64 / 50, 256 / 50])
+    assert curves["block", "x2"] == ([4, 8, 16], [256 / 50, 16, 32])
+    with pytest.raises(InputError, match="lacks seconds"):
+        figures.cost_curves(pd.DataFrame({"case": ["a"], "tokens": [1], "layers": [1]}))
+
+
+def test_faithfulness_curves_show_the_signed_ranking_and_random_edges():
+    share = [0.1, 0.5, 1.0]
+    circuits = xr.Dataset(
+        {
+            "faithfulness": (("ranking", "share"), [[0.2, 0.7, 1.0], [0.1, 0.6, 1.0]]),
+            "CPR": 0.65,
+            "random_faithfulness_interval": (("bound", "share"), [[0.0, 0.2, 1.0], [0.3, 0.5, 1.0]]),
+        },
+        coords={"share": share, "ranking": ["signed", "absolute"], "seed": [0, 1], "edges": ("share", [3, 15, 30])},
+    )
+    figure = figures.faithfulness_curves({"EAP": circuits})
+    band, curve = figure.data
+    assert list(curve.x) == [10, 50, 100] and list(curve.y) == [0.2, 0.7, 1.0]
+    assert list(band.y) == [0.3, 0.5, 1.0, 1.0, 0.2, 0.0]
+    assert "EAP 0.65" in figure.layout.meta["alt"]
+    with pytest.raises(InputError, match="no circuits"):
+        figures.faithfulness_curves({})

@@ -14,7 +14,7 @@ def test_edge_counts(layers, kv, group):
     heads, L = kv * group, layers
     assert Graph.build("block", L, heads, kv).n_edges == 2 * L**2 + 3 * L + 1
     assert Graph.build("qkv", L, heads, kv).n_edges == 4 * L**2 + 3 * L + 1
-    per_layer = ((1 + l * (heads + 1)) * (heads + 2 * kv) + (1 + l * (heads + 1) + heads) for l in range(L))
+    per_layer = ((1 + layer * (heads + 1)) * (heads + 2 * kv) + (1 + layer * (heads + 1) + heads) for layer in range(L))
     assert Graph.build("head", L, heads, kv).n_edges == sum(per_layer) + 1 + L * (heads + 1)
 
 
