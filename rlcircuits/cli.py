@@ -89,6 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     family.add_argument("--processes", type=int, default=2, metavar="N", help="members trained at a time (default: 2)")
     family.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
     family.set_defaults(run=_family)
+
+    study = commands.add_parser(
+        "study",
+        help="the controlled study: every paradigm from one base, over seeds, with nulls and verdicts",
+        description="Train and measure what is missing, then write the tables; an interrupted study goes on and ends with the same tables.",
+    )
+    study.add_argument("--seeds", type=_seed, nargs="*", metavar="N", help="seeds of the first base (default: 0 to 7)")
+    study.add_argument("--second-seeds", type=_seed, nargs="*", metavar="N", help="seeds of the second base (default: 0 to 3)")
+    study.add_argument("--members", nargs="+", metavar="NAME", help="only these members, besides the base (default: all)")
+    study.add_argument("--out", default="results/study", metavar="DIR", help="where the tables go (default: results/study)")
+    study.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
+    study.add_argument("--processes", type=_whole, default=2, metavar="N", help="processes at a time (default: 2)")
+    study.set_defaults(run=_study)
     return parser
 
 

@@ -50,7 +50,7 @@ def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     """
     import torch
 
-    from rlcircuits.architecture import Architecture, first, hooked
+    from rlcircuits.architecture import Architecture, first, given, hooked, taken
     from rlcircuits.attribution import mean_nll, padded
 
     architecture = Architecture.of(hf)
@@ -59,25 +59,29 @@ def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     reads: dict[Any, Tensor] = {}
 
     def start(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        sources.append(args[0] if args else kwargs["hidden_states"])
+        sources.append(taken(args, kwargs))
 
     def wrote(_module: nn.Module, _args: Any, output: Any) -> None:
         sources.append(first(output))
 
     def branch(key: Any) -> Any:
-        def hook(_module: nn.Module, args: tuple) -> tuple:
-            reads[key] = args[0].view_as(args[0])
-            return (reads[key], *args[1:])
+        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            stream = taken(args, kwargs)
+            reads[key] = stream.view_as(stream)
+            return given(reads[key], args, kwargs)
 
         return hook
 
+    def reader(module: nn.Module, key: Any) -> Any:
+        return module.register_forward_pre_hook(branch(key), with_kwargs=True)
+
     handles = [architecture.layers[0].block.register_forward_pre_hook(start, with_kwargs=True)]
     for index, layer in enumerate(architecture.layers):
-        handles.append(layer.norm_attention.module.register_forward_pre_hook(branch(2 * index)))
+        handles.append(reader(layer.attention_reader, 2 * index))
         handles.append(layer.attention_out.register_forward_hook(wrote))
-        handles.append(layer.norm_mlp.module.register_forward_pre_hook(branch(2 * index + 1)))
+        handles.append(reader(layer.mlp_reader, 2 * index + 1))
         handles.append(layer.mlp_out.register_forward_hook(wrote))
-    handles.append(architecture.norm_final.module.register_forward_pre_hook(branch(2 * len(architecture.layers))))
+    handles.append(reader(architecture.norm_final.module, 2 * len(architecture.layers)))
     with hooked(handles):
         loss = mean_nll(hf, *padded(traces, hf.get_input_embeddings().weight.device)).sum()
     streams = [reads[key] for key in sorted(reads)]
