@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from importlib import metadata
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import reference  # beside this file
@@ -127,6 +127,8 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
                     print(f"    [{count}] {path.stem}: {word} in {seconds:.0f} s", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # a kernel ends when the worker that started it does
+                worker.terminate()
             raise
     print(f"    {time.monotonic() - started:.0f} s", flush=True)
     return failures
