@@ -41,10 +41,12 @@ from rlcircuits.architecture import (
     taken,
     wide,
 )
-from rlcircuits.attribution import checked, in_batches, labelled, mean_nll, padded
+from rlcircuits.attribution import CODE, checked, labelled
+from rlcircuits.batching import in_batches
 from rlcircuits.errors import InputError
 from rlcircuits.graph import Graph
 from rlcircuits.journal import journal
+from rlcircuits.recording import mean_nll, padded
 from rlcircuits.traces import Trace
 
 #: bytes of changed streams that are computed at once when many edges are removed
@@ -177,7 +179,7 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
 def _inputs(hf: nn.Module, traces: Sequence[Trace], level: str, cut: int | None) -> dict[str, Any]:
     """What the loss of a re-run depends on, as JSON values."""
     config = {k: v for k, v in json.loads(hf.config.to_json_string(use_diff=False)).items() if k not in _NOT_MODEL}
-    code = (resources.files("rlcircuits") / f"{name}.py" for name in ("ablation", "attribution", "architecture", "graph"))
+    code = (resources.files("rlcircuits") / f"{name}.py" for name in ("ablation", *CODE))
     return {
         "model weights": weights_digest(hf),
         "model configuration": _digest(config),
@@ -220,7 +222,7 @@ def rerun(
     """Loss ``(batch,)`` when destination d of row b reads  H − Σ_s removed[b, s, d] · O_s,  for any set of edges.
 
     Args:
-        ids, positions, targets: from `rlcircuits.attribution.padded`.
+        ids, positions, targets: from `rlcircuits.recording.padded`.
         removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed.
     """
     edit = _Edit(architecture, graph, removed)

@@ -38,10 +38,12 @@ from torch import Tensor
 
 from rlcircuits.ablation import rerun
 from rlcircuits.architecture import Architecture, plain
-from rlcircuits.attribution import checked, in_batches, padded
+from rlcircuits.attribution import checked
+from rlcircuits.batching import in_batches
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import Graph
 from rlcircuits.metrics import edge_values
+from rlcircuits.recording import padded
 from rlcircuits.traces import Trace
 
 RANKS = ("absolute", "signed")

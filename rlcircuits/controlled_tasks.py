@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from rlcircuits.store import Store
 
 _CODE = (
-    "measurement", "metrics", "inference", "resampling", "attribution", "ablation", "circuits", "architecture", "graph",
+    "measurement", "metrics", "inference", "resampling", "attribution", "passes", "recording", "contraction",
+    "batching", "ablation", "circuits", "architecture", "graph",
     "answers", "problems", "traces", "nulls", "interventions", "controlled_tasks",
 )  # fmt: skip
 FAILED = "failed.json"

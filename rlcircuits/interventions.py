@@ -51,7 +51,7 @@ def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     import torch
 
     from rlcircuits.architecture import Architecture, first, given, hooked, taken
-    from rlcircuits.attribution import mean_nll, padded
+    from rlcircuits.recording import mean_nll, padded
 
     architecture = Architecture.of(hf)
     graph = architecture.graph("block")
@@ -109,7 +109,7 @@ def push_intensity(
     """
     import torch
 
-    from rlcircuits.attribution import mean_nll, padded
+    from rlcircuits.recording import mean_nll, padded
 
     device = hf.get_input_embeddings().weight.device
     target = None if factor is None else (factor * mean_intensity(hf.requires_grad_(True), answers)).log().detach()

@@ -118,7 +118,7 @@ def logit_gradient(model: Any, traces: Sequence[Trace], cut: int | None) -> np.n
     import torch
 
     from rlcircuits.architecture import plain
-    from rlcircuits.attribution import padded
+    from rlcircuits.recording import padded
 
     hf = plain(model)
     traces = [trace.cut(cut) for trace in traces]

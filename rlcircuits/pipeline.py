@@ -252,14 +252,14 @@ class _Run:
         return found
 
     def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
-        from rlcircuits.attribution import attribute
+        from rlcircuits.attribution import CODE, attribute
 
         inputs = {
             **side.key,
             "traces": _digest([trace.cut(cut) for trace in traces]),
             "level": self.level,
             "cut": cut,
-            "code": source_digest("attribution", "lean", "architecture", "graph"),
+            "code": source_digest(*CODE),
         }
 
         def build(folder: Path) -> None:
@@ -273,7 +273,7 @@ class _Run:
 
         from rlcircuits.attribution import token_losses
 
-        inputs = {**side.key, "traces": _digest(traces), "code": source_digest("attribution")}
+        inputs = {**side.key, "traces": _digest(traces), "code": source_digest("attribution", "recording", "batching")}
 
         def build(folder: Path) -> None:
             losses = token_losses(side.model, traces, batch_size=self.batch_size)

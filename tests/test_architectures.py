@@ -11,7 +11,7 @@ import torch
 import rlcircuits as rc
 from rlcircuits.ablation import rerun
 from rlcircuits.architecture import Architecture
-from rlcircuits.attribution import padded
+from rlcircuits.recording import padded
 from tests.architectures import PAGE, page
 from tests.checkpoints import save
 from tests.models import KINDS, REFUSED, in_float64, refused, tiny

@@ -89,15 +89,15 @@ def test_scores_do_not_depend_on_batch_padding_or_order(architecture):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), cut=st.none() | st.integers(1, 12), chunk=st.integers(1, 1 << 16))
 def test_invariance_under_batch_cut_and_chunk(seed, batch, cut, chunk):
-    from rlcircuits import attribution
+    from rlcircuits import contraction
 
     hf, some = _shared(), traces(seed, 6)
     expected = [rc.attribute(hf, [trace.cut(cut)], "head")[0] for trace in some]
-    kept, attribution.CHUNK_BYTES = attribution.CHUNK_BYTES, chunk
+    kept, contraction.CHUNK_BYTES = contraction.CHUNK_BYTES, chunk
     try:
         scores = rc.attribute(hf, some, "head", cut=cut, batch_size=batch)
     finally:
-        attribution.CHUNK_BYTES = kept
+        contraction.CHUNK_BYTES = kept
     for row, one in zip(scores, expected):
         close(row, one, 1e-12)
 

@@ -34,14 +34,14 @@ def test_a_lean_pass_gives_the_derivative_of_an_edge_by_edge_model(architecture,
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), positions=st.integers(1, 9), level=st.sampled_from(LEVELS))
 def test_lean_and_fast_agree_in_any_batch(seed, batch, positions, level):
-    from rlcircuits import lean
+    from rlcircuits import passes
 
     hf, some = _shared(), traces(seed, 6)
-    kept, lean.LOGIT_POSITIONS = lean.LOGIT_POSITIONS, positions
+    kept, passes.LOGIT_POSITIONS = passes.LOGIT_POSITIONS, positions
     try:
         close(rc.attribute(hf, some, level, batch_size=batch, memory="lean"), rc.attribute(hf, some, level, memory="fast"), 1e-11)
     finally:
-        lean.LOGIT_POSITIONS = kept
+        passes.LOGIT_POSITIONS = kept
 
 
 _MODELS: dict = {}
@@ -159,7 +159,7 @@ def test_running_out_of_memory_halves_the_batch_then_recomputes(monkeypatch):
 
 
 def test_auto_is_lean_only_where_fast_would_not_fit(monkeypatch):
-    from rlcircuits import attribution
+    from rlcircuits import attribution, batching
 
     hf, used = tiny("llama", torch.float32), []
     real = attribution.score_batch
@@ -167,16 +167,16 @@ def test_auto_is_lean_only_where_fast_would_not_fit(monkeypatch):
         attribution, "score_batch", lambda *args: used.append((len(args[3]), args[4])) or real(*args)
     )
     rows = [rc.Trace("long", [5] * 30, [7] * 21), rc.Trace("short", [5] * 3, [7] * 3)]
-    fast, lean = (attribution.bytes_per_token(hf, "block", x) for x in (False, True))
+    fast, lean = (batching.bytes_per_token(hf, "block", x) for x in (False, True))
     assert lean < fast / 2
-    monkeypatch.setattr(attribution, "token_budget", lambda _hf, per_token=0: 40 if per_token == fast else 400)
+    monkeypatch.setattr(batching, "token_budget", lambda _hf, per_token=0: 40 if per_token == fast else 400)
     rc.attribute(hf, rows)
     assert used == [(1, True), (1, False)]
 
 
 def test_the_estimate_of_memory_is_of_the_right_size():
     """Against what PyTorch's own hooks see: the bytes that automatic differentiation saves in one pass."""
-    from rlcircuits.attribution import bytes_per_token
+    from rlcircuits.batching import bytes_per_token
 
     hf = tiny("llama", torch.float32, hidden_size=256, intermediate_size=704, layers=6, max_position_embeddings=512)
     saved = {}
@@ -252,7 +252,7 @@ def test_bad_modes_are_one_clear_message(options, says):
 
 
 def test_rows_are_batched_with_rows_of_their_length():
-    from rlcircuits.attribution import _alike
+    from rlcircuits.batching import _alike
 
     lengths = sorted(np.random.default_rng(0).integers(40, 401, 32).tolist(), reverse=True)
     at, padded, batches = 0, 0, 0

@@ -1,14 +1,18 @@
-"""The lean pass: the same scores with the memory of the sources and of one layer.
+"""One forward and one backward pass, in two ways that give the same scores.
+
+**Fast** keeps what the backward pass needs: a forward pass with the recorder's hooks, a backward pass, the contraction.
+
+**Lean** keeps the sources and one layer:
 
 1. Forward without gradients; keep every source's output O and the arguments with which each block was called.
 2. Loss: a few positions at a time, the model's own final norm and output embedding read the final stream (its blocks are
    passed over meanwhile), which gives the losses and  g = ∂L/∂(final stream).
 3. Backward, layer by layer from the last: the stream before layer l is the running sum  I + Σ_{k<l} (a_k + m_k)  of what was
    kept. The layer is run on it again, with gradients, g is pulled through it, its destinations' gradients are caught as in
-   a fast pass and contracted with the sources at once (step 5 of `rlcircuits.attribution`), and forgotten.
+   a fast pass and contracted with the sources at once, and forgotten.
 
-Cost: one forward pass more than a fast pass. Memory per token: about 2 d_model numbers a layer, where a fast pass keeps
-more than 16 d_model + 4 d_mlp. Source of the idea: gradient checkpointing (Chen et al. 2016), with the sources as checkpoints.
+Cost of a lean pass: one forward pass more. Memory per token: about 2 d_model numbers a layer, where a fast pass keeps more
+than 16 d_model + 4 d_mlp. Source of the idea: gradient checkpointing (Chen et al. 2016), with the sources as checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +25,34 @@ import torch
 from torch import Tensor, nn
 
 from rlcircuits.architecture import first, hooked
-from rlcircuits.attribution import LOGIT_POSITIONS, Recorder, blank, contract, deterministic, frozen, nll
+from rlcircuits.contraction import blank, contract
+from rlcircuits.recording import Recorder, deterministic, frozen, mean_nll, nll
+
+#: positions whose logits a lean pass holds at a time
+LOGIT_POSITIONS = 1024
+
+
+def fast_pass(
+    record: Recorder,
+    hf: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    written: Callable[[Recorder], list[Tensor]],
+    instead: Recorder | None,
+) -> tuple[Tensor, Tensor]:
+    """Steps 2 to 5 with all that the backward pass needs kept; scores and losses as from `score_batch`.
+
+    Args:
+        batch: from `padded`.
+        written: the sources to score, given what was recorded.
+        instead: see `rlcircuits.attribution.score_batch`.
+    """
+    with frozen(hf), deterministic(batch[0].device), hooked(record.attach()), torch.enable_grad():
+        losses = mean_nll(hf, *batch)
+        losses.sum().backward()
+    with torch.no_grad():
+        scores = blank(record, written(record))
+        contract(record, scores, written(record), instead)
+        return scores, losses.detach()
 
 
 def lean_pass(
@@ -31,7 +62,7 @@ def lean_pass(
     written: Callable[[Recorder], list[Tensor]],
     instead: Recorder | None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores ``(batch, source, destination)`` and losses ``(batch,)``; arguments as for `rlcircuits.attribution.fast_pass`."""
+    """Scores ``(batch, source, destination)`` and losses ``(batch,)``; arguments as for `fast_pass`."""
     layers = record.architecture.layers
     at_once = 4 if record.graph.level == "head" else 1  # forming the heads' outputs is worth more than one layer
     with frozen(hf), deterministic(batch[0].device):
