@@ -34,6 +34,20 @@ def test_peak_memory_is_that_of_the_pass_alone():
     assert 10e6 < long < 500e6 and short < long / 2
 
 
+def test_the_published_shapes_are_measured_as_on_a_device(monkeypatch):
+    """The device's suite on a tiny model: every row that the chapter on cost reads is there."""
+    monkeypatch.setattr(bench, "PUBLISHED", (bench.Shape("tiny", "Llama", 2, 32, 4, 4, 48, 64),))
+    asked = []
+    monkeypatch.setattr(bench, "peak", lambda case, shape, tokens, where: asked.append((case, tokens)) or 2**20)
+    rows = bench.shapes(bench.Where(rounds=1))
+    suites = {(row["suite"], row["case"]) for row in rows}
+    assert {("levels", case) for case in bench.CASES} <= suites
+    assert {("hundred", level) for level in ("block", "qkv", "head")} <= suites
+    assert {("long", "block lean"), ("long", "qkv lean")} <= suites
+    assert ("block lean", 32768) in asked
+    assert next(row for row in rows if row["case"] == "head")["target"] == 1.5
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_without_a_cuda_device_it_says_so_and_succeeds():
     command = [sys.executable, str(ROOT / "benchmarks" / "attribution.py"), "--device", "cuda"]
