@@ -83,7 +83,6 @@ def run(
     from rlcircuits.controlled_tasks import Settings
     from rlcircuits.family import BASES, MEMBERS, make_families
 
-    started = time.monotonic()
     settings = settings or Settings()
     members = MEMBERS if members is None else tuple(members)
     per_base = {name: list(chosen) for name, chosen in zip(BASES, (seeds, second_seeds)) if len(chosen)}
@@ -102,8 +101,7 @@ def run(
     whole = pd.concat(trained, ignore_index=True)
     if not whole["folder"].notna().any():
         raise InputError(f"no model could be trained: {whole['status'].iloc[0]}")
-    seconds = time.monotonic() - started
-    return analyse(whole, out, store, processes, settings, training_seconds=seconds)
+    return analyse(whole, out, store, processes, settings)
 
 
 def analyse(
@@ -112,16 +110,15 @@ def analyse(
     store: Store | str | os.PathLike[str] = "runs",
     processes: int = 2,
     settings: Settings | None = None,
-    training_seconds: float = 0.0,
 ) -> Results:
     """Steps 2 and 3, for models that are trained.
 
     Args:
         trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where there is none), ``status``.
-        training_seconds: for the manifest.
     """
     from rlcircuits import controlled_tables as make
     from rlcircuits.controlled_tasks import Settings, perform, tasks_of
+    from rlcircuits.store import Store
 
     started = time.monotonic()
     settings = settings or Settings()
@@ -140,7 +137,10 @@ def analyse(
         big = [10.0 if make.kind_of(label) in ("paradigm", "control") else 1.0 for _, label in groups]
         parts = _in_parallel(pool, make.pair_tables, [(group,) for group in groups.values()], big, "effects", processes)
     tables = _tables(trained, done, pairs, parts)
-    seconds = {"training": round(training_seconds, 1), "analysis": round(time.monotonic() - started, 1)}
+    measuring = sum(Store(root).manifest(folder)["seconds"] for _, folder in done)
+    # Of one core each, also of what was trained and measured before an interruption; the tables are this run's own time.
+    seconds = {"training": float(tables["members"]["training_seconds"].sum()), "measuring": measuring, "this run": time.monotonic() - started}
+    seconds = {name: round(value, 1) for name, value in seconds.items()}
     return write(tables, _manifest(trained, settings, done, seconds), out)
 
 
@@ -185,8 +185,8 @@ def _manifest(trained: pd.DataFrame, settings: Settings, done: Sequence[tuple[Ta
     kinds = {kind: sum(task.kind == kind for task, _ in done) for kind in sorted({task.kind for task, _ in done})}
     return {
         "settings": settings_of(settings),
-        "seeds": {base: sorted({int(s) for s in group["seed"]}) for base, group in trained.groupby("base")},
-        "members": {base: list(dict.fromkeys(group["member"])) for base, group in trained.groupby("base")},
+        "seeds": {base: sorted({int(s) for s in group["seed"]}) for base, group in trained.groupby("base", sort=False)},
+        "members": {base: list(dict.fromkeys(group["member"])) for base, group in trained.groupby("base", sort=False)},
         "tasks": kinds,
         "failures": failures,
         "versions": {"python": platform.python_version(), "rlcircuits": __version__, **versions},

@@ -2,7 +2,7 @@
 
 1. `pair_tables`: of one paradigm or null, the ``effects`` over seeds and problems, and the ``values`` of every seed behind them.
 2. `exactness_tables`, `dynamics_tables`, `cause_table`, `sensitivity_table`: means over seeds with Student's intervals (or the
-   hierarchical bootstrap where problems can be resampled).
+   two-level interval of `rlcircuits.effects` where problems can be resampled).
 3. `verdict_table`: the claims, judged by `rlcircuits.verdicts`.
 
 A log ratio is ln(tuned/base); exp of it is the factor by which a metric changes.
@@ -50,9 +50,12 @@ def null_of(label: str) -> str | None:
 
 
 def usable(done: Done, kind: str) -> list[tuple[Task, Path]]:
-    """The tasks of a kind that could be done, in a fixed order."""
+    """The tasks of a kind that could be done, in a fixed order: the family's own order of bases first."""
+    from rlcircuits.family import BASES
+
+    place = {base: number for number, base in enumerate(BASES)}
     found = [(task, Path(folder)) for task, folder in done if task.kind == kind and failure(folder) is None]
-    return sorted(found, key=lambda one: (one[0].base, one[0].label, one[0].seed, one[0].draw))
+    return sorted(found, key=lambda one: (place.get(one[0].base, len(place)), one[0].base, one[0].label, one[0].seed, one[0].draw))
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ def exactness_tables(done: Done) -> tuple[pd.DataFrame, pd.DataFrame]:
     wide = metrics.pivot_table(index=["base", "paradigm", "alpha", "method", "quantity", "seed"], columns="side", values="value")
     wide["log_ratio"] = logarithms(wide["tuned"].to_numpy()) - logarithms(wide["base"].to_numpy())
     rows = []
-    for where, group in wide.groupby(level=[0, 1, 2, 3, 4]):
+    for where, group in wide.groupby(level=[0, 1, 2, 3, 4], sort=False):
         mean, low, high, n = student_interval(group["log_ratio"].to_numpy())
         rows.append((*where, mean, low, high, float((group["tuned"] - group["base"]).mean()), n))
     columns = ["base", "paradigm", "alpha", "method", "metric", "log_ratio", "low", "high", "difference", "n_seeds"]
@@ -209,7 +212,7 @@ def dynamics_tables(done: Done, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     along = curves[["base", "seed", "paradigm", "update", "accuracy", "kl", "entropy", "length"]]
     whole = whole.merge(along, on=["base", "seed", "paradigm", "update"], how="left", validate="many_to_one")
     rows = []
-    for (base, paradigm, alpha), group in whole.groupby(["base", "paradigm", "alpha"]):
+    for (base, paradigm, alpha), group in whole.groupby(["base", "paradigm", "alpha"], sort=False):
         for metric in DYNAMIC:
             x = group.pivot_table(index="seed", columns="update", values=metric, dropna=False).to_numpy()
             y = group.pivot_table(index="seed", columns="update", values="accuracy", dropna=False).to_numpy()

@@ -6,14 +6,12 @@ base on tuned answers, ``tb``: tuned on the base's).
 
 1. **Statistic**: T_k(s), the metric of corner k; D(s) = Σ_k c_k T_k(s) for a `CONTRASTS` vector c, or Σ_k c_k ln T_k(s), the log
    ratio, for metrics above 0. The effect is the mean of D(s) over seeds.
-2. **Hierarchical bootstrap**: draw seeds with replacement, and in each drawn seed problems with replacement, the same ones at every
-   corner. Each seed has a pool of problem resamples (`rlcircuits.resampling`); a draw takes one of the pool at random.
-3. **Interval**: the distances of the bootstrap's quantiles from its median, laid off from the effect, so that the bootstrap's bias
-   does not move it. Their shape is the bootstrap's, their width is not: drawing at both levels counts the problems' part of the
-   variance twice, and few seeds vary too little. So they are scaled to  t(S−1)/z · √(max(s², w)/S),  s² the variance of D over
-   seeds (which holds the problems' part already), w the mean variance of D over problem resamples, below which s² falls by
-   chance only. For a symmetric bootstrap that is Student's interval over seeds. One seed: problems alone, unscaled, and the
-   interval is about these trained models only.
+2. **Two levels vary**: seeds, and problems within a seed. s² is the variance of D over seeds, which holds the problems' part already;
+   w is the mean over seeds of the variance of D when problems are drawn with replacement, the same ones at every corner
+   (`rlcircuits.resampling`). s² falls below w by chance only, as it may with few seeds.
+3. **Interval**: effect ± t(S−1) · √(max(s², w)/S). It is symmetric on purpose: a bootstrap's quantiles would put the longer side where
+   the data lie instead of where the truth may lie, and where most differences are exactly 0 they would leave 0 out for a single problem
+   that changed. One seed: the bootstrap over problems, laid off from the effect; it is about these trained models only.
 4. **p** swaps base and tuned within problems at random, in every seed: for models that agree in distribution, D has mean 0. It says
    whether *these* models differ. **p_seed** swaps whole seeds, all 2^S ways, and says whether models of *another* seed would; its
    smallest value is 2^(1−S).
@@ -24,7 +22,6 @@ Metrics of the whole set of samples (`POOLED`) are resampled where their scores 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -49,7 +46,6 @@ after the other, averaged)."""
 
 POOLED = ("information_complexity", "inter_sample_diversity")
 EQUAL_LOSS = "intensity_at_equal_loss"
-DRAWS = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,51 +113,31 @@ def logarithms(values: np.ndarray) -> np.ndarray:
     return np.log(values, out=np.full(values.shape, np.nan), where=values > 0)
 
 
-def scale_of(observed: np.ndarray, boot: np.ndarray, drawn: np.ndarray, confidence: float = 0.95) -> float:
-    """By what the bootstrap's distances are multiplied (step 3).
-
-    Args:
-        observed: D ``(seed,)``. boot: D of problem resamples ``(seed, resample)``. drawn: the bootstrap's means ``(draw,)``.
-    """
-    from scipy import stats
-
-    n_seeds, width = len(observed), drawn.std()
-    if n_seeds < 2 or not width:
-        return 1.0
-    level = (1 + confidence) / 2
-    variance = max(observed.var(ddof=1), float(np.nanvar(boot, axis=1).mean()))
-    return math.sqrt(variance / n_seeds) / width * float(stats.t.ppf(level, n_seeds - 1) / stats.norm.ppf(level))
-
-
-def hierarchical_interval(
-    observed: np.ndarray, boot: np.ndarray, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hierarchical_interval(observed: np.ndarray, boot: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over seeds and its interval (steps 2 and 3).
 
     Args:
         observed: D ``(seed, quantity)``.
         boot: D of problem resamples, ``(seed, quantity, resample)``.
         confidence: coverage.
-        draws: bootstrap draws.
-        seed: of the draws.
 
     Returns:
-        effect, low, high, each ``(quantity,)``; NaN where D of any seed is NaN.
+        effect, low, high, each ``(quantity,)``; NaN where D of any seed, or of more than half of its resamples, is NaN.
     """
-    n_seeds, _, resamples = boot.shape
-    rng = np.random.default_rng(seed)
-    which = rng.integers(n_seeds, size=(draws, n_seeds))
-    resample = rng.integers(resamples, size=(draws, n_seeds))
+    from scipy import stats
+
+    n_seeds = len(observed)
     effect = observed.mean(axis=0)
-    tail = (1 - confidence) / 2
-    low, high = np.full_like(effect, np.nan), np.full_like(effect, np.nan)
-    for q in range(len(effect)):
-        values = boot[:, q, :][which, resample].mean(axis=1)
-        values = values[np.isfinite(values)]
-        if np.isfinite(effect[q]) and len(values) >= draws // 2:
-            left, middle, right = np.quantile(values, [tail, 0.5, 1 - tail])
-            stretch = scale_of(observed[:, q], boot[:, q], values, confidence)
-            low[q], high[q] = effect[q] - stretch * (middle - left), effect[q] + stretch * (right - middle)
+    boot = np.where(np.isfinite(boot), boot, np.nan)
+    usable = np.isfinite(effect) & (np.isfinite(boot).mean(axis=2) >= 0.5).all(axis=0)
+    kept = np.where(usable[None, :, None], boot, 0.0)
+    if n_seeds == 1:
+        ends = np.nanquantile(kept[0], [(1 - confidence) / 2, (1 + confidence) / 2], axis=1) - np.nanmean(kept[0], axis=1)
+    else:
+        variance = np.maximum(observed.var(axis=0, ddof=1), np.nanvar(kept, axis=2).mean(axis=0))
+        half = stats.t.ppf((1 + confidence) / 2, n_seeds - 1) * np.sqrt(variance / n_seeds)
+        ends = np.stack([-half, half])
+    low, high = np.where(usable, effect + ends, np.nan)
     return effect, low, high
 
 

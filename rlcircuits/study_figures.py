@@ -90,10 +90,10 @@ def effect_forest(
         for c, metric in enumerate(metrics, start=1):
             one = change(rows[(rows["base"] == base) & (rows["metric"] == metric)].set_index("paradigm").reindex(names).dropna(how="all"))
             band = max((v for v in null_spread(values, base, metric, alpha, level).values() if np.isfinite(v)), default=np.nan)
+            figure.add_trace(_dots(one, metric), row=r, col=c)  # first: plotly adds no shapes to an empty panel
             if np.isfinite(band):
                 figure.add_vrect(x0=-band, x1=band, fillcolor=_BAND, line_width=0, layer="below", row=r, col=c)
             figure.add_vline(x=0, line={"color": "#333333", "width": 1}, row=r, col=c)
-            figure.add_trace(_dots(one, metric), row=r, col=c)
             clear = [n for n in one.index if one["left"][n] > 0 or one["right"][n] < 0]
             said.append(f"{base}, {label_of(metric)}: interval excludes 0 for {', '.join(clear) or 'none'}")
             if r == len(bases):
@@ -167,7 +167,8 @@ def alpha_curves(effects: pd.DataFrame, metric: str = "activation_intensity", ti
                 ),
                 row=1, col=c,
             )  # fmt: skip
-    figure.update_xaxes(title_text="α, share of the answer that is scored", type="log")
+    shown = sorted(rows["alpha"].unique())
+    figure.update_xaxes(title_text="α, share of the answer that is scored", type="log", tickvals=shown, ticktext=[f"{a:g}" for a in shown])
     figure.update_yaxes(title_text="ln(tuned / base)" if rows["logs"].all() else "tuned − base", col=1)
     return _dress(figure, title or f"Does the change of {label_of(metric)} grow with α?", "bars: 95 % over seeds and problems", "", 480)
 
@@ -216,7 +217,10 @@ def dynamics(table: pd.DataFrame, metric: str = "activation_intensity", alpha: f
             )  # fmt: skip
     figure.update_xaxes(title_text="greedy accuracy")
     unit = METRICS[metric].unit
-    figure.update_yaxes(title_text=f"{label_of(metric)}{f' ({unit})' if unit else ''}", type="log" if metric == "activation_intensity" else "linear", col=1)
+    figure.update_yaxes(title_text=f"{label_of(metric)}{f' ({unit})' if unit else ''}", col=1)
+    if metric == "activation_intensity":
+        steps = [m * 10.0**e for e in range(-7, 2) for m in (1, 2, 5)]
+        figure.update_yaxes(type="log", tickvals=steps, ticktext=[f"{v:.0e}".replace("e-0", "e-") for v in steps])
     return _dress(figure, title or f"How do {label_of(metric)} and accuracy move together?", "mean over seeds; larger marks are later checkpoints", "", 480)
 
 
@@ -271,8 +275,11 @@ def exactness(table: pd.DataFrame, title: str | None = None) -> go.Figure:
             )  # fmt: skip
             said.append(f"{quantity} of {method}: median {one['value'].median():.2f}")
     figure.update_xaxes(categoryorder="array", categoryarray=[as_text(n) for n in names], tickangle=-60)
+    slopes = rows.loc[rows["quantity"] == "slope", "value"]
+    if len(slopes):  # a few, of scores that are almost 0, would hide all others
+        figure.update_yaxes(range=list(slopes.quantile([0.05, 0.95])), col=1 + quantities.index("slope"))
     figure.update_layout(boxmode="group")
-    subtitle = "every dot a model of one seed; slope: exact effect over score; CPR: more is better, CMD: 0 is best"
+    subtitle = "a dot a model of one seed; slope: exact effect over score, the middle 90 %; CPR: more is better, CMD: 0 is best"
     return _dress(figure, title or "Is EAP right here?", subtitle, "; ".join(said), 520)
 
 
@@ -312,7 +319,7 @@ def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=one["effect_x"], y=one["effect_y"], mode="markers+text", text=[as_text(f"× {s}" if intervention == "logits scaled" else s) for s in one["setting"]],
-                textposition="top center", name=as_text(f"{base}: {intervention}"), marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 10}, **arms,
+                textposition=("top center", "bottom center")[i % 2], name=as_text(f"{base}: {intervention}"), marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 10}, **arms,
             )
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": "#333333", "width": 1})

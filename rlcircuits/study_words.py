@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from rlcircuits.controlled import Results
+from rlcircuits.effects import EQUAL_LOSS
 from rlcircuits.metrics import METRICS
+from rlcircuits.study_figures import change, in_order, null_spread
 from rlcircuits.verdicts import CLAIMS, RL
 
 _OPENING = {"holds": "**Holds**", "contradicted": "**Contradicted**", "not resolved": "**Not resolved**"}
@@ -28,6 +30,15 @@ def listed(names: Sequence[str]) -> str:
     """
     names = list(names)
     return "none" if not names else names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def counted(names: Sequence[str], verb: str) -> str:
+    """How many, and which.
+
+    >>> counted(["a", "b"], "hold"), counted([], "hold")
+    ('2 hold (a and b)', '0 hold')
+    """
+    return f"{len(names)} {verb} ({listed(names)})" if names else f"0 {verb}"
 
 
 def amount(effect: float, low: float, high: float, scale: str, claim: str = "") -> str:
@@ -50,7 +61,11 @@ def amount(effect: float, low: float, high: float, scale: str, claim: str = "") 
 def verdict_sentence(row: pd.Series) -> str:
     """One claim about one base in one sentence, from its row of ``verdicts``."""
     found = amount(row["effect"], row["low"], row["high"], row["scale"], row["claim"])
-    null = f"; the largest null's spread is {row['spread']:.2f} ({row['null']})" if row["null"] and math.isfinite(row["spread"]) else ""
+    null = ""
+    if row["null"] and math.isfinite(row["spread"]):
+        factor = row["scale"] == "log ratio" and row["claim"] != "grows with α"
+        spread = f"a factor of {math.exp(row['spread']):.2f} either way" if factor else f"{row['spread']:.2f}"
+        null = f"; the largest null's spread is {spread} ({row['null']})"
     return f"{_OPENING[row['verdict']]}: {_TEXT[row['claim']]}. {found}, {row['reason']}{null}."
 
 
@@ -70,8 +85,8 @@ def overall(verdicts: pd.DataFrame) -> str:
     for base, one in rows.groupby("base", sort=False):
         named = {v: [r.claim for r in one.itertuples() if r.verdict == v] for v in _OPENING}
         said.append(
-            f"For the {base} base, of {len(one)} claims {len(named['holds'])} hold ({listed(named['holds'])}), {len(named['contradicted'])} are "
-            f"contradicted ({listed(named['contradicted'])}) and {len(named['not resolved'])} are not resolved ({listed(named['not resolved'])})."
+            f"For the {base} base, of {len(one)} claims {counted(named['holds'], 'hold')}, {counted(named['contradicted'], 'are contradicted')} "
+            f"and {counted(named['not resolved'], 'are not resolved')}."
         )
     both = rows.groupby("claim")["verdict"].nunique()
     if rows["base"].nunique() > 1:
@@ -98,6 +113,59 @@ def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:
     return "\n".join(said)
 
 
+def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: float = 0.3) -> dict[str, list[str]]:
+    """Per base the paradigms, the control among them, in which a metric moves: the interval on own tokens at block level excludes 0, and
+    the effect is larger than every null's spread."""
+    rows = effects[(effects["metric"] == metric) & (effects["alpha"] == alpha) & (effects["level"] == "block") & (effects["tokens"] == "own")]
+    rows = change(rows[rows["kind"].isin(["paradigm", "control"])])
+    found: dict[str, list[str]] = {}
+    for base, one in rows.groupby("base", sort=False):
+        spreads = [v for v in null_spread(values, base, metric, alpha).values() if math.isfinite(v)]
+        clear = one[((one["left"] > 0) | (one["right"] < 0)) & (one["middle"].abs() > max(spreads, default=math.inf))]
+        found[base] = in_order(clear["paradigm"])
+    return found
+
+
+def confidence_sentences(effects: pd.DataFrame, values: pd.DataFrame, alpha: float = 0.3) -> str:
+    """Intensity with the model's confidence taken out in two ways, for every paradigm and the control, beside the nulls."""
+    rows = effects[(effects["alpha"] == alpha) & (effects["level"] == "block") & (effects["tokens"] == "own")]
+    rows = change(rows[rows["kind"].isin(["paradigm", "control"])])
+    said = []
+    for base, one in rows.groupby("base", sort=False):
+        at = one.set_index(["metric", "paradigm"])
+        for metric, name in (("intensity_per_gradient", "intensity per gradient at the logits"), (EQUAL_LOSS, "intensity at equal loss")):
+            parts = [f"{p} {amount(*at.loc[(metric, p), ['middle', 'left', 'right']], 'log ratio')}" for p in in_order(one["paradigm"]) if (metric, p) in at.index]
+            spreads = {null: v for null, v in null_spread(values, base, metric, alpha).items() if math.isfinite(v)}
+            widest = f" The largest null's spread is a factor of {math.exp(max(spreads.values())):.2f} ({max(spreads, key=spreads.get)})." if spreads else ""
+            said.append(f"- {base}, {name}: {', '.join(parts)}.{widest}")
+    return "\n".join(said)
+
+
+def in_short(results: Results, alpha: float = 0.3) -> str:
+    """The chapter in a few sentences."""
+    clear = {metric: beyond(results.effects, results.values, metric, alpha) for metric in ("activation_intensity", "intensity_per_gradient")}
+    said = [f"- {overall(results.verdicts)}"]
+    for metric, name in (("activation_intensity", "Intensity"), ("intensity_per_gradient", "Intensity divided by the gradient at the logits, so with confidence taken out,")):
+        parts = [f"{listed(paradigms)} ({base})" for base, paradigms in clear[metric].items()]
+        said.append(f"- {name} moves beyond every null in: {'; '.join(parts)}.")
+    wide = _signs(results.exact_effects, alpha)
+    if len(wide):
+        same = int((np.sign(wide["EAP"]) == np.sign(wide["exact"])).sum())
+        said.append(
+            f"- The measure itself is in doubt on such confident answers: of {len(wide)} changes of the paper's metrics, {same} keep their sign when "
+            "every edge is removed exactly instead of estimated. Half of them would by chance."
+        )
+    return "\n".join(said)
+
+
+def _signs(exact_effects: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """Log ratios of the paper's metrics by method, one row per base, paradigm and metric."""
+    if not len(exact_effects):
+        return exact_effects
+    wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(index=["base", "paradigm", "metric"], columns="method", values="log_ratio")
+    return wide[wide.index.get_level_values("metric").isin([n for n, m in METRICS.items() if m.paper])].dropna()
+
+
 def lead_sentences(lags: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3) -> str:
     """Whether a metric leads accuracy along training, per base and paradigm."""
     if not len(lags):
@@ -120,15 +188,19 @@ def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, al
         return "No exact ablation was measured."
     said = []
     for base, one in exactness.groupby("base", sort=False):
-        middle = one.groupby(["method", "quantity"])["value"].median()
+        values = one.groupby(["method", "quantity"])["value"]
+        middle, quarters = values.median(), values.quantile([0.25, 0.75])
         numbers = [
-            f"{method}: median rank correlation {middle[method, 'rank correlation']:.2f}, slope {middle[method, 'slope']:.2f}"
+            f"{method}: median rank correlation {middle[method, 'rank correlation']:.2f}, slope {middle[method, 'slope']:.1f} "
+            f"(quartiles {quarters[method, 'slope', 0.25]:.1f} and {quarters[method, 'slope', 0.75]:.1f})"
             for method in ("EAP", "EAP-IG")
             if (method, "slope") in middle.index
         ]
         said.append(f"- {base}: {'; '.join(numbers)}.")
-    wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(index=["base", "paradigm", "metric"], columns="method", values="log_ratio")
-    wide = wide[wide.index.get_level_values("metric").isin([n for n, m in METRICS.items() if m.paper])].dropna()
+        kept = [f"{method} {middle[method, 'CPR']:.2f}" for method in ("EAP", "EAP-IG", "random") if (method, "CPR") in middle.index]
+        if kept:
+            said.append(f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) {', '.join(kept)}.")
+    wide = _signs(exact_effects, alpha)
     if len(wide):
         same = np.sign(wide["EAP"]) == np.sign(wide["exact"])
         said.append(
@@ -181,7 +253,9 @@ def sensitivity_sentences(table: pd.DataFrame) -> str:
         share = one.groupby("variant", sort=False)["survives"].mean()
         fragile = [f"{variant} ({value:.0%} survive)" for variant, value in share.items() if value < 1]
         where = f"; not all under {listed(fragile)}" if fragile else ""
-        said.append(f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}.")
+        first = table[(table["metric"] == metric) & (table["variant"] == "reference")]
+        clear = f" ({int(first['resolved'].sum())} of {len(first)} effects exclude 0 to begin with)" if len(first) else ""
+        said.append(f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}{clear}.")
     return "\n".join(said)
 
 

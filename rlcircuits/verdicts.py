@@ -112,7 +112,7 @@ def judge(effect: float, low: float, high: float, direction: int, spreads: Mappi
     if not known:
         return verdict("not resolved", "no null was measured")
     if abs(effect) <= largest:
-        return verdict("not resolved", f"no larger than the nulls' spread ({null.removeprefix('null: ')})")
+        return verdict("not resolved", "the interval excludes 0, but the effect is no larger than the nulls' spread")
     if direction * effect > 0:
         return verdict("holds", "the interval lies on the claimed side, beyond the nulls' spread")
     return verdict("contradicted", "the interval lies on the other side, beyond the nulls' spread")

@@ -21,7 +21,13 @@ LAST = ("test_notebooks.py", "test_book.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that need the family at the end."""
-    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
+
+    def place(item: pytest.Item) -> int:
+        if item.path.name in LAST:
+            return LAST.index(item.path.name) + 1
+        return int("family" in getattr(item, "fixturenames", ()))
+
+    items.sort(key=place)
 
 
 class Background:
@@ -46,7 +52,7 @@ _family: list[Background] = []
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start training what is missing of the family when a test of this run will need it."""
-    if session.config.option.collectonly or not any(item.path.name in LAST for item in session.items):
+    if session.config.option.collectonly:
         return
     if any("family" in getattr(item, "fixturenames", ()) for item in session.items):
         command = [sys.executable, "-m", "rlcircuits.cli", "family"]
