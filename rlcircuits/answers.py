@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
+from rlcircuits.outline import end_tokens_of
 from rlcircuits.problems import ProblemSet, draw, grade
 from rlcircuits.store import written
 from rlcircuits.traces import Trace
@@ -214,16 +215,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
 
 def end_tokens(model: Model) -> tuple[int, ...]:
     """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and tokenizer."""
-    sources = (
-        getattr(model.hf, "generation_config", None),
-        model.hf.config.get_text_config(),
-        model.tokenizer,
-    )
-    found: list[int] = []
-    for source in sources:
-        value = getattr(source, "eos_token_id", None)
-        found += value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    return tuple(dict.fromkeys(int(i) for i in found))
+    return end_tokens_of(getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer)
 
 
 def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> None:

@@ -27,7 +27,7 @@ from rlcircuits.answers import Answer, Selection, generate, load_answers, save_a
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import LEVELS
 from rlcircuits.inference import compare
-from rlcircuits.models import Model, ModelPair, check_pair, fingerprint, load_tokenizer, local_checkpoint
+from rlcircuits.models import Model, ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.problems import Problem, ProblemSet
 from rlcircuits.store import Store, load_scores, load_table, save_scores, save_table
@@ -209,8 +209,7 @@ class _Side:
 
     @cached_property
     def fingerprint(self) -> str:
-        folder = local_checkpoint(self.name)
-        return self.model.fingerprint if folder is None else fingerprint(folder)
+        return self.pair.fingerprint(self.side) or self.model.fingerprint
 
     @property
     def key(self) -> dict[str, str]:
@@ -239,7 +238,7 @@ class _Run:
             for side in sides
         ]
         if not all(self.store.has("answers", one) for one in inputs):
-            check_pair(sides[0].model, sides[1].model)
+            pair.check()
         found = []
         for side, one in zip(sides, inputs):
 
