@@ -17,6 +17,8 @@ _HOME = {
     "graph": ("Graph",),
     "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs"),
     "weights": ("weight_change",),
+    "inventory": ("pair_table",),
+    "estimate": ("Estimate",),
     "attribution": ("attribute", "token_losses"),
     "ablation": ("ablate",),
     "circuits": ("circuit", "faithfulness"),

@@ -196,7 +196,7 @@ def load_model(
 
     name = os.fspath(path)
     choose("dtype", dtype, DTYPES)
-    where = None if device == SPREAD else _device(device)
+    where = None if device == SPREAD else resolved_device(device)
     local = local_checkpoint(name)
     with explained(name, local):
         adapter = (local if is_adapter(local) else None) if local is not None else hub_adapter(name, revision)
@@ -450,7 +450,12 @@ def known_pairs(registered: Mapping[str, ModelPair] | None = None) -> list[str]:
     return [*(pairs() if registered is None else registered), *(f"family/{member}" for member in MEMBERS if member != "sft")]
 
 
-def _device(device: str) -> torch.device:
+def resolved_device(device: str) -> torch.device:
+    """The device of a name; ``"auto"`` is CUDA when there is one, else the CPU.
+
+    Raises:
+        InputError: an unknown name, or CUDA where there is none.
+    """
     import torch
 
     if device == "auto":

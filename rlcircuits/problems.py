@@ -393,10 +393,14 @@ def math_verify_reads(answer: str) -> str | None:
 
     limit = _time_limit()
     try:
-        parsed = parse(_as_math(answer), parsing_timeout=limit)
-        if not parsed:
-            return f"math-verify reads nothing from it{f' within {limit} s' if limit else ''}: only the same text is equal"
-        return None if verify(parsed, parsed, timeout_seconds=limit) else "math-verify does not find it equal to itself"
+        # Read twice, as reference and answer are: one object is equal to itself whatever it says.
+        parsed = [parse(_as_math(answer), parsing_timeout=limit) for _ in range(2)]
+        within = f" within {limit} s" if limit else ""
+        if not all(parsed):
+            return f"math-verify reads nothing from it{within}: only the same text is equal"
+        if not verify(*parsed, timeout_seconds=limit):
+            return f"math-verify does not find it equal to itself{within}: only the same text is equal"
+        return None
     except TimeoutException:
         return f"math-verify does not compare it within {limit} s: only the same text is equal"
 
