@@ -18,6 +18,7 @@ _HOME = {
     "models": ("Model", "ModelPair", "check_pair", "load_model", "pair", "pairs"),
     "weights": ("weight_change",),
     "inventory": ("pair_table",),
+    "published": ("papers_table",),
     "estimate": ("Estimate",),
     "attribution": ("attribute", "token_losses"),
     "ablation": ("ablate",),
@@ -44,7 +45,7 @@ _HOME = {
     "answers": ("Answer", "Selection", "generate", "select"),
     "interchange": ("read_answers", "write_answers"),
     "store": ("Store", "load_scores", "save_scores"),
-    "pipeline": ("PairStudy", "Study", "answers", "study"),
+    "pipeline": ("PairStudy", "Study", "generate_pair", "study"),
     "family": ("checkpoints", "family_pairs", "family_problems", "load_curves", "make_families", "make_family"),
     "explorer": ("explore",),
 }

@@ -238,7 +238,7 @@ def _problems(options: argparse.Namespace) -> ProblemSet:
         return family_problems(n=options.limit or 500)
     if options.pair is not None:
         _known(options)
-    raise InputError("no problems are given: expected --problems with a set such as gsm8k, or a file of JSON lines or parquet")
+    raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet, or a set such as gsm8k")
 
 
 def _known(options: argparse.Namespace) -> None:

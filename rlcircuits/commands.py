@@ -148,9 +148,9 @@ def _answers(options: argparse.Namespace) -> None:
         raise InputError(f"--out is {options.out!r}: expected a file that ends in .jsonl")
     problems, pair = problems_of(options, options.name), pair_of(options)
 
-    from rlcircuits.pipeline import answers
+    from rlcircuits.pipeline import generate_pair
 
-    found = answers(pair, problems, options.store, options.device, options.dtype, options.batch_size, options.engine)
+    found = generate_pair(pair, problems, options.store, options.device, options.dtype, options.batch_size, options.engine)
     write_answers(found, options.out)
     for side, said in found.items():
         right = sum(answer.correct for answer in said) / len(said)

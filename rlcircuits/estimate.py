@@ -158,6 +158,7 @@ def _count(config: str) -> int:
     return sum(p.numel() for p in _built(json.loads(config), "bfloat16").parameters())
 
 
+@lru_cache(maxsize=None)
 def throughput(dtype: str = "bfloat16", device: str = "auto", seconds: float = 0.3) -> tuple[float, str]:
     """Floating-point operations a second of a square matrix product, and in words how that was found.
 

@@ -196,7 +196,7 @@ def study(
     return Study(done, level, alpha, n, seed)
 
 
-def answers(
+def generate_pair(
     pair: ModelPair | str,
     problems: ProblemSet,
     store: Store | str = "runs",

@@ -78,7 +78,7 @@ def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, give
         return family_problems(n=limit or 500)
     if name in known:
         return _load(name, known[name] | given, limit)
-    if mark and not os.sep in label:
+    if mark and os.sep not in label:
         raise InputError(f"unknown problem set {label!r} in {name!r}: expected one of {', '.join(known)}{near(label, known)}")
     if Path(name).suffix in _SUFFIXES or os.sep in name or Path(name).exists():
         return load_problems(name, limit=limit, **given)
