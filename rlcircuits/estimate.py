@@ -231,21 +231,27 @@ def _on_meta(model: Any, dtype: str) -> tuple[str, PreTrainedModel, ModelPair | 
     return str(model), _built(_read(str(model)), dtype), None
 
 
-def config_of(pair: ModelPair) -> dict[str, Any]:
-    """The configuration of a pair's models: that of the base's files where they are here, else what the registry says.
+def config_of(pair: ModelPair, fetch: bool = True) -> dict[str, Any]:
+    """The configuration of a pair's models: of the base's files where they are here, else of the registry, else of the hub.
+
+    Args:
+        pair: the models.
+        fetch: whether to ask the hub in the end.
 
     Raises:
-        InputError: neither is to be had.
+        InputError: none of them is to be had.
     """
     try:
-        return _read(pair.base, pair.base_revision)
+        return _read(pair.base, pair.base_revision, here=True)
     except InputError:
-        if pair.config is None:
+        if pair.config is not None:
+            return dict(pair.config)
+        if not fetch:
             raise
-        return dict(pair.config)
+        return _read(pair.base, pair.base_revision)
 
 
-def _read(name: str, revision: str | None = None) -> dict[str, Any]:
+def _read(name: str, revision: str | None = None, here: bool = False) -> dict[str, Any]:
     from transformers import AutoConfig
 
     path = Path(name).expanduser()
@@ -262,7 +268,7 @@ def _read(name: str, revision: str | None = None) -> dict[str, Any]:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"no configuration at {name!r}: expected a pair, a folder with config.json, that file, or a hub id")
     with explained(name, None):
-        return AutoConfig.from_pretrained(name, revision=revision).to_dict()
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=here).to_dict()
 
 
 def _plain(config: PretrainedConfig | Mapping[str, Any]) -> dict[str, Any]:

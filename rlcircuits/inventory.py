@@ -74,7 +74,7 @@ def _row(pair: ModelPair) -> dict[str, object]:
 
 def _size(pair: ModelPair, base: Path | None) -> int | None:
     try:
-        return stored_parameters(base) if base is not None else parameters(config_of(pair))
+        return stored_parameters(base) if base is not None else parameters(config_of(pair, fetch=False))
     except InputError:
         return None
 

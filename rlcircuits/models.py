@@ -277,8 +277,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that a checkpoint's ``tokenizer.json`` describes.
 
-    For some model types (Qwen2 among them) transformers 5 replaces a declared generic tokenizer by the model type's own and so
-    loses its splitting rules; where the checkpoint declares the generic class, that class is used.
+    For some model types (Qwen2 among them) transformers 5 replaces the declared tokenizer by the model type's own and so may lose
+    the file's rules. Where the checkpoint declares the generic class, or the rules for normalising and splitting that were loaded are
+    not the file's, the generic class is used, which keeps them.
 
     Raises:
         OSError, ValueError: no tokenizer there (`load_model` turns these into an `InputError`).
@@ -291,8 +292,23 @@ def load_tokenizer(
         raise OSError("it holds no tokenizer files (tokenizer.json, tokenizer_config.json); save the tokenizer beside the model")
     declared = get_tokenizer_config(where, revision=revision).get("tokenizer_class")
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    kind = PreTrainedTokenizerFast if generic else AutoTokenizer
-    return kind.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _quiet(True):
+        if generic:
+            return PreTrainedTokenizerFast.from_pretrained(where, **options)
+        found = AutoTokenizer.from_pretrained(where, **options)
+        return found if _by_the_file(found, where, revision) else PreTrainedTokenizerFast.from_pretrained(where, **options)
+
+
+def _by_the_file(tokenizer: PreTrainedTokenizerBase, where: str, revision: str | None) -> bool:
+    """Whether a tokenizer normalises and splits as its ``tokenizer.json`` says, if it has one."""
+    from transformers.utils import cached_file
+
+    file = cached_file(where, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if file is None or not hasattr(tokenizer, "backend_tokenizer"):
+        return True
+    described, loaded = json.loads(Path(file).read_text("utf-8")), json.loads(tokenizer.backend_tokenizer.to_str())
+    return all(described.get(rule) == loaded.get(rule) for rule in ("normalizer", "pre_tokenizer"))
 
 
 def fingerprint(folder: Path) -> str:
@@ -500,6 +516,11 @@ def local_checkpoint(name: str) -> Path | None:
 
 def _why_not(name: str, local: Path | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if local is None and "safetensors" in reason and "not" in reason:
+        return (
+            f"cannot load {name!r}: it seems to have no safetensors, and pickled weights are never loaded; name a revision that has them, "
+            f"or convert a copy of your own ({reason})"
+        )
     if local is None:
         return f"cannot load {name!r}: no such folder here, and as a hub id it could not be had ({reason})"
     return f"cannot load the checkpoint in {name!r}: {reason}"
