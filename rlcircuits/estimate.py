@@ -199,7 +199,8 @@ class _Shape:
         matrices = sum(p.numel() for p in hf.parameters() if p.ndim == 2) - hf.get_input_embeddings().weight.numel()
         tied = unembedding is not None and unembedding.weight is hf.get_input_embeddings().weight
         self.matrices = matrices + (unembedding.weight.numel() if tied else 0)
-        graph = Graph.build(level, self.layers, heads, getattr(config, "num_key_value_heads", None) or heads)
+        parallel = bool(getattr(config, "use_parallel_residual", False))
+        graph = Graph.build(level, self.layers, heads, getattr(config, "num_key_value_heads", None) or heads, parallel)
         self.edges, self.rectangle = graph.n_edges, len(graph.sources) * len(graph.destinations)
 
     def token(self, length: int) -> float:
