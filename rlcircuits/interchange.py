@@ -129,13 +129,13 @@ class _Reader:
         if side is None:
             raise InputError(f"{where} has no 'side': expected 'base' or 'tuned', or one file for each")
         if side not in SIDES or side != (expected or side):
-            raise InputError(f"{where}: side is {side!r}: expected {repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}")
+            raise InputError(f"{where}: side is {side[:60]!r}: expected {repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}")
         return side
 
     def _answer(self, row: dict[str, Any], outline: Outline, where: str) -> Answer:
         problem = row["problem"]
         if problem not in self.index:
-            raise InputError(f"{where}: {problem!r} is no problem of {self.problems.name!r}{near(problem, self.index)}")
+            raise InputError(f"{where}: {problem[:60]!r} is no problem of {self.problems.name!r}{near(problem, self.index)}")
         usual = encode_prompt(outline.tokenizer, self.prompt, self.problems[self.index[problem]].question)
         rows = outline.config.get_text_config().vocab_size
         for field in ("prompt", "answer"):
@@ -188,7 +188,7 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check(row: dict[str, Any], where: str) -> None:
     for field, value in row.items():
         if field not in _FIELDS:
-            raise InputError(f"{where} has the unknown field {field!r}: expected some of {', '.join(_FIELDS)}{near(field, _FIELDS)}")
+            raise InputError(f"{where} has the unknown field {field[:60]!r}: expected some of {', '.join(_FIELDS)}{near(field, _FIELDS)}")
         if not isinstance(value, _FIELDS[field]):
             raise InputError(f"{where}: {field!r} is {repr(value)[:40]}: expected {_WORDS[_FIELDS[field]]}")
     for field in ("problem", "answer"):

@@ -114,7 +114,7 @@ class ModelPair:
                 raise InputError(f"pair {self.name!r}: {name} is {value!r}, expected a path or a hub id")
         choose("method", self.method, METHODS)
         if self.prompt != "chat" and self.prompt.count("{question}") != 1:
-            raise InputError(f"pair {self.name!r}: prompt is {self.prompt!r}, expected a template with one '{{question}}', or 'chat'")
+            raise InputError(f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', or 'chat'")
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise InputError(f"pair {self.name!r}: max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1")
         if not isinstance(self.trust_remote_code, bool):

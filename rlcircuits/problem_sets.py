@@ -141,7 +141,7 @@ def _check(where: str, name: str, entry: dict[str, Any]) -> None:
     if name == FAMILY or "=" in name or os.sep in name:
         raise InputError(f"{where}: {name!r} cannot be the name of a problem set: choose one without '=' and {os.sep!r}, not 'family'")
     if any(not isinstance(one, str) for one in _configs(entry) if one is not None) or entry.get("config") == []:
-        raise InputError(f"{where}: {name!r}: config is {entry['config']!r}: expected a text or a list of texts")
+        raise InputError(f"{where}: {name!r}: config is {str(entry['config'])[:80]}: expected a text or a list of texts")
     for key in ("hub", "path", "question", "answer", "id", "split"):
         if key in entry and not entry[key].strip():
             raise InputError(f"{where}: {name!r}: {key} is empty: expected a text")

@@ -208,7 +208,7 @@ def collected(
         texts.setdefault("id", f"{name}/{len(problems)}")
         if texts["id"] in seen:
             raise InputError(
-                f"{where}: id {texts['id']!r} is that of {seen[texts['id']]} too; choose a field whose values differ"
+                f"{where}: id {texts['id'][:60]!r} is that of {seen[texts['id']]} too; choose a field whose values differ"
             )
         seen[texts["id"]] = where.rpartition(", ")[2]
         problems.append(Problem(**texts))
@@ -495,8 +495,9 @@ def expect_field(field: str, found: Iterable[str], where: str) -> None:
     if field not in names:
         near = difflib.get_close_matches(str(field), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = [repr(name)[:60] for name in names[:20]] + (["…"] if len(names) > 20 else [])
         raise InputError(
-            f"{where} has no field {field!r}: its fields are {', '.join(map(repr, names)) or 'none'}{hint}"
+            f"{where} has no field {field!r}: its fields are {', '.join(shown) or 'none'}{hint}"
         )
 
 

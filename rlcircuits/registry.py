@@ -82,7 +82,7 @@ def near(given: object, known: Any) -> str:
     >>> near("methd", ["base", "method"])
     "; did you mean 'method'?"
     """
-    found = difflib.get_close_matches(str(given), [str(one) for one in known], n=1)
+    found = difflib.get_close_matches(str(given)[:200], [str(one) for one in known], n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

@@ -47,7 +47,7 @@ def broken_mapping(rng, entry):
         if kind == 0:
             entry.pop(key, None)
         elif kind == 1:
-            entry[slipped(rng, key)] = entry.pop(key, 1)
+            entry[slipped(rng, str(key))] = entry.pop(key, 1)
         elif kind == 2:
             entry[rng.choice([1, None, True, "x", "hub", "id", 2.5])] = rng.choice(ODD)
         else:
