@@ -281,8 +281,9 @@ class _Run:
         self.sides: dict[tuple, _Side] = {}
 
     def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
-        """Pairs that share a model share its loaded weights."""
+        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its base."""
         key = (getattr(pair, side), getattr(pair, f"{side}_revision"), pair.trust_remote_code)
+        key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
         return self.sides.setdefault(key, _Side(pair, side, device, dtype))
 
     def answers(self, pair: ModelPair, sides: list[_Side]) -> list[list[Answer]]:

@@ -210,6 +210,14 @@ def test_an_adapter_in_a_study(folders, adapter, tmp_path):
     np.testing.assert_array_equal(one.tuned_scores.values, expected.values)
 
 
+def test_one_adapter_on_two_bases_is_two_models(folders, adapter, tmp_path):
+    problems = rc.ProblemSet("words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final")
+    two = [rc.ModelPair(name, folders[name], adapter[0], max_new_tokens=5) for name in ("base", "tuned")]
+    study = rc.study(two, problems, keep="all", alpha=1.0, device="cpu", store=tmp_path / "runs")
+    said = [[a.answer for a in study.pairs[name].tuned_answers.values()] for name in ("base", "tuned")]
+    assert said[0] != said[1]
+
+
 def change(folder, **settings):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
