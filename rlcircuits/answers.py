@@ -6,8 +6,10 @@
    tokenizer puts before a text.
 2. Prompts are batched by length and padded on the left; the answer is the arg max, token by token, until an
    end-of-sequence token or `max_new_tokens`. Nothing else of the checkpoint's generation settings applies.
+   Another engine (`rlcircuits.engines`) may do this step.
 3. An `Answer` keeps the token ids exactly as they were generated, **without the final end-of-sequence token**: that
    token says that the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
+   With ``resume``, finished answers are kept on disk as they come (`rlcircuits.journal`), and the same call goes on from them.
 
 `select` is section 3 of the method (arXiv 2509.21044), with T_base(q) and T_tuned(q) the two answers' lengths in tokens:
 
@@ -21,18 +23,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from rlcircuits.engines import ENGINES, vllm
 from rlcircuits.errors import InputError, choose
+from rlcircuits.journal import Journal, journal
+from rlcircuits.outline import Outline, end_tokens_of
 from rlcircuits.problems import ProblemSet, draw, grade
 from rlcircuits.store import written
 from rlcircuits.traces import Trace
@@ -47,6 +55,9 @@ MEANS = ("paper", "code")
 KEEPS = ("both-correct", "all")
 
 _FIELDS = {"problem": str, "prompt": list, "answer": list, "text": str, "correct": bool, "finished": bool}
+#: an answer in a journal: a row whose token is `_ENDED` or `_STOPPED`, then a row for each of its tokens
+_ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
+_STOPPED, _ENDED = -1, -2
 _LARGEST_AUTO_BATCH = 128
 _CPU_CACHE_BYTES = 2**31
 
@@ -112,12 +123,14 @@ class Selection:
 
 
 def generate(
-    model: Model,
+    model: Model | Outline,
     problems: ProblemSet,
     prompt: str = "{question}",
     max_new_tokens: int = 64,
     batch_size: int | str = "auto",
     label: str | None = None,
+    engine: str = "transformers",
+    resume: str | os.PathLike[str] | None = None,
 ) -> list[Answer]:
     """Let a model answer every problem greedily, and grade its answers.
 
@@ -125,36 +138,76 @@ def generate(
     are equally likely to the last bits, another batch size may choose the other one.
 
     Args:
-        model: what `rlcircuits.load_model` returns.
+        model: what `rlcircuits.load_model` returns. For the engine ``"vllm"``, which loads the weights itself, an
+            `rlcircuits.outline.Outline` will do.
         problems: what to ask, and the grader.
         prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's chat template.
         max_new_tokens: the longest answer allowed, the end-of-sequence token included. A prompt that leaves less room
             in the model's context is warned of, and its answer ends there.
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
         label: what the progress bar calls the model; the last part of its path or hub id by default.
+        engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.engines`).
+        resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes on from
+            them. They belong to these weights, problems and settings and are not used for others.
 
     Returns:
         One `Answer` per problem, in the order of the problems.
 
     Raises:
         InputError: a template without ``{question}``, a tokenizer without chat template, a prompt that fills the
-            model's context (it names the problem), settings out of range, or too little memory.
+            model's context (it names the problem), settings out of range, an engine that is unknown or not installed, or too
+            little memory.
+        StoreError: `resume` is a file, or cannot be written.
     """
     from tqdm.auto import tqdm
 
+    choose("engine", engine, ENGINES)
     _expect_whole("max_new_tokens", max_new_tokens, 1)
     if batch_size != "auto":
         _expect_whole("batch_size", batch_size, 1, "or 'auto'")
     prompts = [encode_prompt(model.tokenizer, prompt, problem.question) for problem in problems]
     rooms = _rooms(model, problems, prompts, max_new_tokens)
-    ends = end_tokens(model)
-    answers: dict[int, Answer] = {}
-    # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
-    order = sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i])))
-    with (
-        tqdm(total=len(prompts), desc=f"answers of {label or Path(model.name).name}", unit="answer") as bar,
-        _greedy(model, ends),
-    ):
+    ends = model.ends if isinstance(model, Outline) else end_tokens(model)
+    said: dict[int, tuple[list[int], bool]] = {}
+    with contextlib.ExitStack() as stack:
+        book = None
+        if resume is not None:
+            inputs = {
+                **_identity(model),
+                "problems": problems.fingerprint,
+                "prompt": prompt,
+                "max_new_tokens": max_new_tokens,
+                "engine": engine,
+            }
+            book = stack.enter_context(journal(resume, "answers", inputs, _ROW))
+            said = _finished(book, len(prompts))
+        bar = tqdm(total=len(prompts), initial=len(said), desc=f"answers of {label or Path(model.name).name}", unit="answer")
+        stack.enter_context(bar)
+        # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
+        order = [i for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i]))) if i not in said]
+        if engine == "vllm":
+            batches = vllm(model, prompts, rooms, order, ends)
+        else:
+            batches = _transformers(model, prompts, rooms, order, ends, batch_size)
+        for batch, generated in batches:
+            new = {i: _until_end(ids, ends) for i, ids in zip(batch, generated, strict=True)}
+            if book is not None:
+                book.add(_rows(new))
+            said |= new
+            bar.update(len(batch))
+    return [answer_of(model.tokenizer, problems, i, prompts[i], *said[i]) for i in range(len(prompts))]
+
+
+def _transformers(
+    model: Model,
+    prompts: list[tuple[int, ...]],
+    rooms: list[int],
+    order: list[int],
+    ends: tuple[int, ...],
+    batch_size: int | str,
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Batches of problems, and what the model goes on to say to each, padding included."""
+    with _greedy(model, ends):
         for room, group in groupby(order, key=lambda i: rooms[i]):
             waiting = list(group)
             size = (
@@ -166,11 +219,8 @@ def generate(
                 if generated is None:
                     size = _half(model, len(batch), batch_size)
                     continue
-                for i, ids in zip(batch, generated, strict=True):
-                    answers[i] = _graded(model.tokenizer, problems, i, prompts[i], ids, ends)
                 waiting = waiting[size:]
-                bar.update(len(batch))
-    return [answers[i] for i in range(len(prompts))]
+                yield batch, generated
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str) -> tuple[int, ...]:
@@ -214,16 +264,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
 
 def end_tokens(model: Model) -> tuple[int, ...]:
     """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and tokenizer."""
-    sources = (
-        getattr(model.hf, "generation_config", None),
-        model.hf.config.get_text_config(),
-        model.tokenizer,
-    )
-    found: list[int] = []
-    for source in sources:
-        value = getattr(source, "eos_token_id", None)
-        found += value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    return tuple(dict.fromkeys(int(i) for i in found))
+    return end_tokens_of(getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer)
 
 
 def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> None:
@@ -458,10 +499,11 @@ def _suffix(file: str | os.PathLike[str]) -> str:
 
 
 def _rooms(
-    model: Model, problems: ProblemSet, prompts: list[tuple[int, ...]], max_new_tokens: int
+    model: Model | Outline, problems: ProblemSet, prompts: list[tuple[int, ...]], max_new_tokens: int
 ) -> list[int]:
     """How many tokens each answer may have: `max_new_tokens`, or what the prompt leaves of the model's context."""
-    context = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    config = model.config if isinstance(model, Outline) else model.hf.config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if len(prompts[longest]) >= context:
         raise InputError(
@@ -521,19 +563,51 @@ def _answer_batch(model: Model, prompts: list[tuple[int, ...]], room: int) -> li
     return out[:, width:].tolist()
 
 
-def _graded(
+def answer_of(
     tokenizer: PreTrainedTokenizerBase,
     problems: ProblemSet,
     index: int,
     prompt: tuple[int, ...],
-    generated: list[int],
-    ends: tuple[int, ...],
+    ids: Sequence[int],
+    finished: bool,
 ) -> Answer:
-    end = next((k for k, token in enumerate(generated) if token in ends), None)
-    ids = generated[:end]
+    """An answer from its token ids: decoded and graded. `index` is that of the problem."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     problem = problems[index]
-    return Answer(problem.id, prompt, tuple(ids), text, grade(problems, problem, text), end is not None)
+    return Answer(problem.id, prompt, tuple(ids), text, grade(problems, problem, text), finished)
+
+
+def _until_end(generated: Sequence[int], ends: tuple[int, ...]) -> tuple[list[int], bool]:
+    """The ids before the first that ends an answer, and whether there is one."""
+    end = next((k for k, token in enumerate(generated) if token in ends), None)
+    return list(generated[:end]), end is not None
+
+
+def _identity(model: Model | Outline) -> dict[str, str]:
+    """What identifies the weights and their dtype."""
+    if isinstance(model, Outline):
+        from rlcircuits.models import fingerprint
+
+        own = fingerprint(model.source) if model.source is not None else f"{model.name}@{model.revision}"
+        return {"model": own, "dtype": "auto"}
+    return {"model": model.fingerprint, "dtype": str(model.hf.dtype)}
+
+
+def _rows(said: dict[int, tuple[list[int], bool]]) -> np.ndarray:
+    """Answers as rows of a journal."""
+    rows = [(i, token) for i, (ids, ended) in said.items() for token in (_ENDED if ended else _STOPPED, *ids)]
+    return np.array(rows, _ROW)
+
+
+def _finished(book: Journal, problems: int) -> dict[int, tuple[list[int], bool]]:
+    """The answers in a journal, by the index of their problem."""
+    said: dict[int, tuple[list[int], bool]] = {}
+    for i, token in book.rows.tolist():
+        if token in (_ENDED, _STOPPED):
+            said[i] = ([], token == _ENDED)
+        else:
+            said[i][0].append(token)
+    return {i: answer for i, answer in said.items() if 0 <= i < problems}
 
 
 def _fitting(model: Model, length: int) -> int:

@@ -1,4 +1,4 @@
-"""The shell's way in: ``rlcircuits pairs``, ``rlcircuits attribute`` and ``rlcircuits family``.
+"""The shell's way in: ``rlcircuits attribute``, ``family``, ``study``, and the commands of `rlcircuits.commands`.
 
 Wrong input ends with exit code 2 and one message; an interrupted run with 130 and a word on how to go on.
 """
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rlcircuits.commands import add as add_commands
+from rlcircuits.commands import problems_of
 from rlcircuits.errors import InputError, choose
 
 if TYPE_CHECKING:
@@ -71,9 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rlcircuits {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    pairs = commands.add_parser("pairs", help="list the registered pairs of models")
-    pairs.set_defaults(run=_pairs)
-
+    add_commands(commands, _whole, _share, _batch)
     _add_attribute(commands)
 
     family = commands.add_parser(
@@ -119,20 +119,29 @@ def _add_attribute(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     models = attribute.add_argument_group("models: a pair by name, or two checkpoints")
-    models.add_argument("--pair", metavar="NAME", help="a registered pair, or family/<member>; `rlcircuits pairs` lists them")
+    models.add_argument("--pair", metavar="NAME", help="a registered pair, or family/<member>[@<seed>]; `rlcircuits pairs` lists them")
+    models.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
     models.add_argument("--base", metavar="PATH", help="the model before: a folder with safetensors, or a hub id")
     models.add_argument("--tuned", metavar="PATH", help="the model after; leave it out to attribute --base alone")
     models.add_argument("--prompt", metavar="TEMPLATE", help="with one {question}, or 'chat' (default: the pair's, else {question})")
     models.add_argument("--max-new-tokens", type=_whole, metavar="N", help="longest answer (default: the pair's, else 1024)")
-    models.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    models.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)")
     models.add_argument("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16 or float64 (default: as saved)")
 
     problems = attribute.add_argument_group("problems")
-    problems.add_argument("--problems", metavar="FILE", help=".jsonl or .parquet (default for family/…: the family's test problems)")
-    problems.add_argument("--question", default="question", metavar="FIELD", help="its field with the question (default: question)")
-    problems.add_argument("--answer", default="answer", metavar="FIELD", help="its field with the right answer (default: answer)")
-    problems.add_argument("--id", metavar="FIELD", help="its field with a unique id (default: file and row)")
-    problems.add_argument("--grader", default="math", metavar="NAME", help="math or final, what follows the last # (default: math)")
+    problems.add_argument(
+        "--problems",
+        metavar="NAME",
+        help="a set such as gsm8k, gsm8k=FILE for a local copy, or a .jsonl or .parquet file (default for family/…: its test problems)",
+    )
+    problems.add_argument("--sets", metavar="FILE", help="YAML that adds problem sets (default: what RLCIRCUITS_PROBLEM_SETS names)")
+    problems.add_argument("--question", metavar="FIELD", help="field with the question (default: the set's, else question)")
+    problems.add_argument("--answer", metavar="FIELD", help="field with the right answer (default: the set's, else answer)")
+    problems.add_argument("--id", metavar="FIELD", help="field with a unique id (default: set and row)")
+    problems.add_argument("--grader", metavar="NAME", help="math, or final: what follows the last # (default: the set's, else math)")
+    problems.add_argument("--extractor", metavar="NAME", help="what of the right answer is the answer: stated, boxed, hashes or whole")
+    problems.add_argument("--answers", metavar="FILE", help="answers that are there already, as `rlcircuits answers` writes them")
+    problems.add_argument("--engine", default="transformers", metavar="NAME", help="what generates: transformers, or vllm (untested)")
     problems.add_argument("--limit", type=_whole, metavar="N", help="read only the first N problems")
     problems.add_argument("--keep", default="both-correct", metavar="RULE", help="both-correct or all (default: both-correct)")
     problems.add_argument("--samples", type=_whole, default=100, metavar="N", help="problems drawn of those kept (default: 100)")
@@ -147,16 +156,6 @@ def _add_attribute(commands: Any) -> None:
     output.add_argument("--out", metavar="DIR", help="where to write (default: attribution/<pair>-<level>-<alpha>)")
     output.add_argument("--store", default="runs", metavar="DIR", help="where finished steps are kept (default: runs)")
     attribute.set_defaults(run=_attribute)
-
-
-def _pairs(_options: argparse.Namespace) -> None:
-    import pandas as pd
-
-    from rlcircuits.models import pairs
-
-    rows = [{"pair": p.name, "method": p.method, "base": p.base, "tuned": p.tuned} for p in pairs().values()]
-    print(pd.DataFrame(rows).to_string(index=False))
-    print("\nfamily/<member>: the family's base against its sft-more, grpo, ppo or dpo; made by `rlcircuits family`.")
 
 
 def _family(options: argparse.Namespace) -> None:
@@ -178,13 +177,16 @@ def _family(options: argparse.Namespace) -> None:
 
 def _attribute(options: argparse.Namespace) -> None:
     from rlcircuits.answers import KEEPS
+    from rlcircuits.engines import ENGINES
     from rlcircuits.graph import LEVELS
     from rlcircuits.models import DTYPES
-    from rlcircuits.problems import GRADERS
+    from rlcircuits.problems import EXTRACTORS, GRADERS
     from rlcircuits.store import Store
 
-    for kind, known in (("level", LEVELS), ("keep", KEEPS), ("dtype", DTYPES), ("grader", GRADERS)):
-        choose(kind, getattr(options, kind), known)
+    kinds = (("level", LEVELS), ("keep", KEEPS), ("dtype", DTYPES), ("grader", GRADERS), ("extractor", EXTRACTORS), ("engine", ENGINES))
+    for kind, known in kinds:
+        if getattr(options, kind) is not None:
+            choose(kind, getattr(options, kind), known)
     store = Store(options.store)
     _check_models(options)
     problems = _problems(options)
@@ -209,6 +211,8 @@ def _attribute(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
         batch_size=options.batch_size,
+        engine=options.engine,
+        answers=options.answers,
     )
     one = done.pairs[pair.name]
     table = _alone(one) if alone else _table(done, pair)
@@ -227,32 +231,30 @@ def _check_models(options: argparse.Namespace) -> None:
 
 def _problems(options: argparse.Namespace) -> ProblemSet:
     from rlcircuits.family import family_problems
-    from rlcircuits.problems import load_problems
 
     if options.problems is not None:
-        return load_problems(
-            options.problems, options.question, options.answer, grader=options.grader, limit=options.limit, id=options.id
-        )
+        return problems_of(options, options.problems)
     if options.pair is not None and options.pair.startswith("family/"):
         return family_problems(n=options.limit or 500)
     if options.pair is not None:
-        _known(options.pair)
-    raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet with a question and an answer each")
+        _known(options)
+    raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet, or a set such as gsm8k")
 
 
-def _known(name: str) -> str:
-    """The name of a registered pair or of one of the family's."""
-    from rlcircuits.family import MEMBERS
-    from rlcircuits.models import pairs
+def _known(options: argparse.Namespace) -> None:
+    """Refuse a pair that is neither registered nor one of the family's."""
+    from rlcircuits.models import family_member, known_pairs, pairs
 
-    return choose("pair", name, [*pairs(), *(f"family/{member}" for member in MEMBERS if member != "sft")])
+    if options.pair.startswith("family/"):
+        family_member(options.pair)
+    else:
+        choose("pair", options.pair, known_pairs(pairs(options.pairs)))
 
 
 def _pair(options: argparse.Namespace, store: Any) -> ModelPair:
     """The pair asked for, with the prompt and the longest answer asked for; a model alone is a pair with itself."""
     from dataclasses import replace
 
-    from rlcircuits.family import family_pairs, make_family
     from rlcircuits.models import ModelPair
     from rlcircuits.models import pair as registered
 
@@ -260,11 +262,7 @@ def _pair(options: argparse.Namespace, store: Any) -> ModelPair:
     if options.pair is None:
         tuned = options.tuned or options.base
         return ModelPair(Path(tuned).name or tuned, options.base, tuned, **changed)
-    name = _known(options.pair)
-    if name.startswith("family/"):
-        paths = make_family(members=("sft", name.removeprefix("family/")), store=store)
-        return replace(family_pairs(paths)[name], **changed)
-    return replace(registered(name), **changed)
+    return replace(registered(options.pair, options.pairs, store), **changed)
 
 
 def _settings(options: argparse.Namespace, pair: ModelPair, problems: ProblemSet, alone: bool) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def choose(kind: str, given: object, known: Iterable[str]) -> str:
     names = list(known)
     if isinstance(given, str) and given in names:
         return given
-    near = difflib.get_close_matches(str(given), names, n=1)
+    near = difflib.get_close_matches(str(given)[:200], names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown {kind} {given!r}: expected one of {', '.join(names)}{hint}")
+    shown = repr(given)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    raise InputError(f"unknown {kind} {shown}: expected one of {', '.join(names)}{hint}")

@@ -2,7 +2,8 @@
 
 For each pair:
 
-1. both models answer every problem greedily (`rlcircuits.answers.generate`);
+1. both models answer every problem greedily (`rlcircuits.answers.generate`), or their answers are read from a file
+   (`rlcircuits.interchange`);
 2. the problems that both answer correctly, with answers of balanced length, are selected and cut at
    T_cut = max(⌊α T̄⌋, 1) tokens (`rlcircuits.answers.select`);
 3. each model's loss on its own cut answers is attributed to the edges of its graph (`rlcircuits.attribute`);
@@ -16,18 +17,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers import Answer, Selection, generate, load_answers, save_answers, select
+from rlcircuits.engines import ENGINES
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import LEVELS
 from rlcircuits.inference import compare
-from rlcircuits.models import Model, ModelPair, check_pair, fingerprint, load_tokenizer, local_checkpoint
+from rlcircuits.interchange import SIDES, read_answers
+from rlcircuits.models import Model, ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.problems import Problem, ProblemSet
 from rlcircuits.store import Store, load_scores, load_table, save_scores, save_table
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from transformers import PreTrainedTokenizerBase
+
+    from rlcircuits.outline import Outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +132,8 @@ def study(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int | str = "auto",
+    engine: str = "transformers",
+    answers: str | os.PathLike[str] | tuple[str, str] | Mapping[str, Any] | None = None,
 ) -> Study:
     """Run every step for every pair, or find it in the store.
 
@@ -139,11 +148,16 @@ def study(
         keep: ``"both-correct"`` or ``"all"`` problems.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
+        engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generate`.
+        answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
+            base's and the tuned model's files; with several pairs, such by pair name.
 
     Raises:
-        InputError: a pair that cannot be loaded or compared, settings out of range, or no problem left by the rules.
+        InputError: a pair that cannot be loaded or compared, answers that are not as expected, settings out of range, or no
+            problem left by the rules.
     """
     choose("level", level, LEVELS)
+    choose("engine", engine, ENGINES)
     store = store if isinstance(store, Store) else Store(store)
     if isinstance(pairs, (ModelPair, str)):
         pairs = [pairs]
@@ -153,12 +167,13 @@ def study(
     names = [one.name for one in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"two pairs are called {next(x for x in names if names.count(x) > 1)!r}: give each its own name")
-    run = _Run(store, problems, level, batch_size)
+    files = _files(answers, names)
+    run = _Run(store, problems, level, batch_size, engine)
     done = {}
     for one in chosen:
-        sides = [run.side(one, name, device, dtype) for name in ("base", "tuned")]
-        answers = run.answers(one, sides)
-        selection = select(*answers, alpha=alpha, n=n, seed=seed, mean=mean, keep=keep)
+        sides = [run.side(one, name, device, dtype) for name in SIDES]
+        said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
+        selection = select(*said, alpha=alpha, n=n, seed=seed, mean=mean, keep=keep)
         scores = [
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
@@ -169,8 +184,8 @@ def study(
         done[one.name] = PairStudy(
             pair=one,
             problems={problem.id: problem for problem in problems},
-            base_answers={a.problem: a for a in answers[0]},
-            tuned_answers={a.problem: a for a in answers[1]},
+            base_answers={a.problem: a for a in said[0]},
+            tuned_answers={a.problem: a for a in said[1]},
             selection=selection,
             base_scores=scores[0],
             tuned_scores=scores[1],
@@ -179,6 +194,46 @@ def study(
             comparison=run.comparison(*scores),
         )
     return Study(done, level, alpha, n, seed)
+
+
+def generate_pair(
+    pair: ModelPair | str,
+    problems: ProblemSet,
+    store: Store | str = "runs",
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | str = "auto",
+    engine: str = "transformers",
+) -> dict[str, list[Answer]]:
+    """Both models' answers, generated now or found in the store: the first step of `study` alone.
+
+    Args:
+        pair, problems, store, device, dtype, batch_size, engine: as in `study`.
+
+    Returns:
+        ``{"base": …, "tuned": …}``, as `rlcircuits.write_answers` takes them.
+
+    Raises:
+        InputError: as `study`.
+    """
+    choose("engine", engine, ENGINES)
+    one = registered_pair(pair) if isinstance(pair, str) else pair
+    run = _Run(store if isinstance(store, Store) else Store(store), problems, "block", batch_size, engine)
+    found = run.answers(one, [run.side(one, name, device, dtype) for name in SIDES])
+    return dict(zip(SIDES, found))
+
+
+def _files(given: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The files of answers by pair name."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        for name in given:
+            choose("pair in answers", name, names)
+        return dict(given)
+    if len(names) > 1:
+        raise InputError(f"answers of {len(names)} pairs: expected a mapping of pair name to file, {{{names[0]!r}: …}}")
+    return {names[0]: given}
 
 
 @lru_cache(maxsize=None)
@@ -207,10 +262,13 @@ class _Side:
     def model(self) -> Model:
         return self.pair.load(self.side, self.device, self.dtype)
 
+    @property
+    def outline(self) -> Outline:
+        return dict(zip(SIDES, self.pair.outlines()))[self.side]
+
     @cached_property
     def fingerprint(self) -> str:
-        folder = local_checkpoint(self.name)
-        return self.model.fingerprint if folder is None else fingerprint(folder)
+        return self.pair.fingerprint(self.side) or self.model.fingerprint
 
     @property
     def key(self) -> dict[str, str]:
@@ -218,13 +276,14 @@ class _Side:
 
 
 class _Run:
-    def __init__(self, store: Store, problems: ProblemSet, level: str, batch_size: int | str) -> None:
-        self.store, self.problems, self.level, self.batch_size = store, problems, level, batch_size
+    def __init__(self, store: Store, problems: ProblemSet, level: str, batch_size: int | str, engine: str) -> None:
+        self.store, self.problems, self.level, self.batch_size, self.engine = store, problems, level, batch_size, engine
         self.sides: dict[tuple, _Side] = {}
 
     def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
-        """Pairs that share a model share its loaded weights."""
+        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its base."""
         key = (getattr(pair, side), getattr(pair, f"{side}_revision"), pair.trust_remote_code)
+        key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
         return self.sides.setdefault(key, _Side(pair, side, device, dtype))
 
     def answers(self, pair: ModelPair, sides: list[_Side]) -> list[list[Answer]]:
@@ -234,22 +293,32 @@ class _Run:
                 "problems": self.problems.fingerprint,
                 "prompt": pair.prompt,
                 "max_new_tokens": pair.max_new_tokens,
-                "code": source_digest("answers", "problems"),
+                "engine": self.engine,
+                "code": source_digest("answers", "problems", "engines", "outline"),
             }
             for side in sides
         ]
         if not all(self.store.has("answers", one) for one in inputs):
-            check_pair(sides[0].model, sides[1].model)
+            pair.check()
         found = []
         for side, one in zip(sides, inputs):
+            # Answers are kept as they come, so that an interrupted generation goes on.
+            unfinished = self.store.root / "unfinished" / self.store.path("answers", one).name
 
-            def build(folder: Path, side: _Side = side) -> None:
-                answers = generate(side.model, self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label)
-                save_answers(answers, folder / "answers.parquet")
+            def build(folder: Path, side: _Side = side, unfinished: Path = unfinished) -> None:
+                model = side.outline if self.engine == "vllm" else side.model
+                settings = (self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label, self.engine)
+                save_answers(generate(model, *settings, resume=unfinished), folder / "answers.parquet")
 
             folder = self.store.make("answers", one, build, note=f"{side.name} on {self.problems.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
             found.append(load_answers(folder / "answers.parquet"))
         return found
+
+    def imported(self, pair: ModelPair, file: Any) -> list[list[Answer]]:
+        """Answers that another engine made, checked against the pair and the problems; no model is loaded."""
+        found = read_answers(file, self.problems, pair.check(), pair.prompt)
+        return [found[side] for side in SIDES]
 
     def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
         from rlcircuits.attribution import CODE, attribute
