@@ -291,28 +291,6 @@ def message(value: object) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def test_the_figures_shown_are_valid_json_in_an_output():
-    explorer = explore(study()).explorer
-    explorer.problem.value = "p/1"
-    for view in (explorer.graph, explorer.heatmap):
-        (output,) = json.loads(message(view.widget.outputs))
-        bundle = output["data"]["application/vnd.plotly.v1+json"]
-        assert output["output_type"] == "display_data" and output["data"]["text/plain"]
-        assert bundle["layout"]["title"]["text"] == view.figure.layout.title.text
-    cells = bundle["data"][0]["z"]
-    shown = np.frombuffer(base64.b64decode(cells["bdata"]), cells["dtype"])
-    shown = shown.reshape([int(n) for n in cells["shape"].split(",")])
-    np.testing.assert_array_equal(shown, study().pairs["ppo"].base_scores.sel(sample="p/1"))
-    assert np.isnan(shown).any()
-
-
-def test_nothing_to_show_takes_no_room():
-    explorer = explore(study()).explorer
-    assert explorer.graph.widget.layout.min_height == f"{explorer.graph.figure.layout.height}px"
-    explorer.problem.value = "p/3"
-    assert explorer.graph.widget.outputs == () and explorer.graph.widget.layout.min_height is None
-
-
 def test_a_choice_is_answered_at_once():
     pair = SimpleNamespace(
         **vars(pair_study())
