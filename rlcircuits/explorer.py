@@ -146,6 +146,8 @@ class Explorer:
     def __init__(self, study: Any, view: Any = None) -> None:
         self.study, trouble = _opened(study)
         self.pairs = _pairs(self.study)
+        # Loading a tokenizer takes a second, which the first answer shown should not wait for.
+        threading.Thread(target=self._load_tokenizers, daemon=True).start()
         self.worker = Worker()
         self._drawing = False
         self._others: dict[tuple, Any] = {}  # pairs at another level or α, as the study would have them
@@ -163,8 +165,6 @@ class Explorer:
         self._listen()
         if view is not None:
             self.open(view)
-        # Loading a tokenizer takes a second; the first problem chosen must not wait for it.
-        threading.Thread(target=self._load_tokenizers, daemon=True).start()
 
     # --- controls ---
 
@@ -291,11 +291,12 @@ class Explorer:
         notes: list[str] = []
         try:
             pair = self._current(notes)
+            self._draw_scores(pair, notes)  # first, as the answers may have to wait for their tokenizer
             self._draw_answers(pair or self.pairs[self.pair.value], notes)
-            self._draw_scores(pair, notes)
         except InputError as error:
             self._clear()
             notes.append(str(error))
+            self._draw_answers(self.pairs[self.pair.value], notes)
         _put(self.message, _notes(notes))
 
     def _key(self) -> tuple[str, str, float]:
@@ -846,7 +847,7 @@ def _table_html(table: pd.DataFrame, two: bool, chosen: str = "") -> str:
     rows = "".join(
         f'<tr data-edge="{escaped(row[0])}" tabindex="0" style="cursor:pointer{";background:#ffe3a3" if row[0] == chosen else ""}">'
         + "".join(
-            f"<td style='padding:0 10px;text-align:right'>{escaped(cell)}</td>"
+            f"<td style='padding:0 10px;text-align:right;white-space:nowrap'>{escaped(cell)}</td>"
             for cell in (v if isinstance(v, str) else f"{v:.3g}" for v in row)
         )
         + "</tr>"

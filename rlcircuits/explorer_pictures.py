@@ -69,7 +69,8 @@ def graph_svg(
     top = max((y for _, y in places.values()), default=1.0) or 1.0
     unit = min(46 if has_heads(places) else 30, 1000 / top)
     left, above, height = 66, 44, top * unit
-    at = {node: np.array([(x + 1.45) / 2.9 * PANEL, above + (top - y) * unit]) for node, (x, y) in places.items()}
+    reach = 1.45 if has_heads(places) else 0.85
+    at = {node: np.array([(x / reach + 1) / 2 * PANEL, above + (top - y) * unit]) for node, (x, y) in places.items()}
     parts = [
         f'<text class="rlc-quiet" x="{left - 8}" y="{above + (top - y) * unit + 4:.0f}" text-anchor="end">{escaped(t)}</text>'
         for y, t in ticks
