@@ -313,8 +313,8 @@ def scatter_svg(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers from low to high."""
-    rough = (high - low) / 4
+    """Two to six round numbers from low to high."""
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     first = math.ceil(low / step)

@@ -101,6 +101,17 @@ class Study:
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __getitem__(self, pair: str) -> PairStudy:
+        """One pair by name, which the Tab key completes.
+
+        Raises:
+            InputError: no pair of that name.
+        """
+        return self.pairs[choose("pair", pair, self.pairs)]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.pairs)
+
     def at(self, level: str | None = None, alpha: float | None = None, pairs: Iterable[str] | None = None) -> Study:
         """The same study at another level or α, or of some of its pairs; what the store has is not computed again.
 

@@ -19,6 +19,11 @@ from rlcircuits.figures.answers import (
     answer_tokens,
     dropped_by_rule,
 )
+from rlcircuits.figures.choices import (
+    choices,
+    graph_by_problem,
+    graph_by_size,
+)
 from rlcircuits.figures.comparisons import (
     forest,
 )
@@ -41,6 +46,7 @@ from rlcircuits.figures.graph import (
     what_is_shown,
 )
 from rlcircuits.figures.profiles import (
+    edge_scatter,
     layer_profile,
     sample_scatter,
     size_distribution,
@@ -84,11 +90,15 @@ __all__ = [
     "adjacency",
     "answer_tokens",
     "as_text",
+    "choices",
     "cost_curves",
     "dropped_by_rule",
     "edge_curves",
+    "edge_scatter",
     "faithfulness_curves",
     "forest",
+    "graph_by_problem",
+    "graph_by_size",
     "has_heads",
     "layer_profile",
     "node_of",

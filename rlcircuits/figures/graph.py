@@ -22,6 +22,9 @@ from rlcircuits.figures.theme import (
 )
 from rlcircuits.inference import paired
 
+MOST_CELLS = 60_000
+"""Cells of a heatmap; a larger graph is drawn with the heads of each layer summed."""
+
 
 def adjacency(
     base: xr.DataArray,
@@ -42,10 +45,13 @@ def adjacency(
         InputError: an unknown problem, or two models that cannot be paired.
     """
     panels, sources, destinations = panels_of(base, tuned, sample, names)
+    pooled = len(sources) * len(destinations) > MOST_CELLS
+    if pooled:
+        panels, sources, destinations = _without_heads(panels, sources, destinations)
     figure = make_subplots(
         rows=1, cols=len(panels), subplot_titles=[as_text(name) for name in panels], horizontal_spacing=0.1
     )
-    both = np.stack(list(panels.values()), axis=-1) if len(sources) * len(destinations) <= 10_000 else None
+    both = np.stack(list(panels.values()), axis=-1) if len(sources) * len(destinations) <= 5_000 else None
     rows = "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}}" for i, n in enumerate(panels))
     rows = rows if both is not None else "<br>%{z:.3g}"  # a large graph: not every panel's scores in each
     for column, (name, matrix) in enumerate(panels.items(), start=1):
@@ -82,13 +88,32 @@ def adjacency(
     dress(
         figure,
         title or question,
-        f"Edge scores, {as_text(what)}; grey: no edge",
+        f"Edge scores, {as_text(what)}; grey: no edge" + ("; summed over the heads of each layer" if pooled else ""),
         f"Heatmaps of edge scores, sources by destinations, {what}: "
         + _strongest(panels, sources, destinations),
         height=max(380, min(900, 190 + 16 * len(sources))),
     )
     figure.update_layout(plot_bgcolor=NO_EDGE)
     return figure
+
+
+def _without_heads(
+    panels: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """The panels with heads summed within their layer, `a3.h5<q>` into `a3<q>`: what a page can hold of a large graph."""
+    kept, places = [], []
+    for names in (sources, destinations):
+        parts = [re.sub(r"\.(h|kv)\d+", "", name) for name in names]
+        kept.append(list(dict.fromkeys(parts)))
+        places.append([kept[-1].index(part) for part in parts])
+    found = {}
+    for name, matrix in panels.items():
+        real = np.isfinite(matrix)
+        sums, counts = np.zeros((2, len(kept[0]), len(kept[1])))
+        np.add.at(sums, np.ix_(*places), np.where(real, matrix, 0.0))
+        np.add.at(counts, np.ix_(*places), real)
+        found[name] = np.where(counts > 0, sums, np.nan)
+    return found, *kept
 
 
 def residual_graph(

@@ -251,3 +251,55 @@ def sample_scatter(
         f"{known.label} of {len(x)} problems, {names[0]} against {names[1]}: higher in {names[1]} on {up}.",
         520,
     )
+
+
+def edge_scatter(
+    base: xr.DataArray,
+    tuned: xr.DataArray,
+    edge: str,
+    names: Sequence[str] = ("base", "tuned"),
+    title: str | None = None,
+) -> go.Figure:
+    """One edge's score on each problem, base against tuned, and the two means with 95 % bootstrap intervals over problems.
+
+    Raises:
+        InputError: no such edge, or two models that cannot be paired.
+    """
+    from rlcircuits.rich import Edges
+
+    base, tuned = paired(base, tuned)
+    x, y = (Edges(scores)[edge].values.astype(np.float64) for scores in (base, tuned))
+    if not np.isfinite(x).all():
+        raise InputError(f"{edge!r} is not an edge of this graph: its destination reads the stream before its source writes")
+    draws = np.random.default_rng(0).integers(0, len(x), (2000, len(x)))
+    middle = [v.mean() for v in (x, y)]
+    bounds = [np.quantile(v[draws].mean(axis=1), [0.025, 0.975]) for v in (x, y)]
+    figure = go.Figure()
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip")
+    figure.add_scatter(
+        x=x, y=y, mode="markers", name="problems", marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
+        text=[as_text(i) for i in base["sample"].values], hovertemplate="%{text}<br>%{x:.3g} → %{y:.3g} nats<extra></extra>",
+    )  # fmt: skip
+    bars = [
+        {"type": "data", "symmetric": False, "array": [b[1] - m], "arrayminus": [m - b[0]], "thickness": 2}
+        for m, b in zip(middle, bounds, strict=True)
+    ]
+    figure.add_scatter(
+        x=middle[:1], y=middle[1:], mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
+        marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"},
+        hovertemplate="means: %{x:.3g} → %{y:.3g} nats<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text=f"{as_text(names[0])} (nats)", exponentformat="power")
+    figure.update_yaxes(title_text=f"{as_text(names[1])} (nats)", exponentformat="power")
+    up = int((y > x).sum())
+    said = "; ".join(
+        f"{name} {m:.3g} [{b[0]:.3g}, {b[1]:.3g}]" for name, m, b in zip(names, middle, bounds, strict=True)
+    )
+    return dress(
+        figure,
+        title or f"Does {as_text(edge)} carry more after tuning?",
+        f"One dot a problem; higher in {as_text(names[1])} on {up} of {len(x)}",
+        f"Scores of {edge} on {len(x)} problems, {names[0]} against {names[1]}; means {said} nats.",
+        520,
+    )
