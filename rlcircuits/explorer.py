@@ -125,6 +125,8 @@ class Shown:
         if source not in self.sources or destination not in self.destinations:
             return []
         at = self.sources.index(source), self.destinations.index(destination)
+        if not np.isfinite(self.means[0][at]):
+            return []
         return [a.values[:, at[0], at[1]].astype(np.float64) for a in self.arrays]
 
 

@@ -112,6 +112,8 @@ class Worker:
         self._tell(told, Report("running", "starting"))
         try:
             connection = self._ready()
+            if number <= self._stopped:  # stopped while the process was being started
+                raise EOFError
             connection.send((function, arguments))
             while True:
                 report = connection.recv()
