@@ -221,3 +221,39 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
     saved = until(lambda: (folder / "view.json").exists() and json.loads((folder / "view.json").read_text()), "the view", 10)
     assert (saved["pair"], saved["problem"], saved["alpha"], saved["edge"]) == ("one", both[-1], 0.8, other)
     assert rc.explore(study, view=saved).explorer.view() == saved
+
+
+def test_interrupting_a_cell_loses_nothing_finished(tmp_path: Path) -> None:
+    """A real kernel, interrupted while a study runs: what was finished stays, and the same cell goes on from there."""
+    manager = pytest.importorskip("jupyter_client.manager")
+    for seed, name in enumerate(("base", *"abcdef")):
+        save(tmp_path / name, words=WORDS, seed=seed)
+    many = [f"{WORDS[i % 50]} {WORDS[7 * i % 50]} {WORDS[(3 * i + 1) % 50]}" for i in range(150)]
+    code = f"""
+import rlcircuits as rc
+problems = rc.ProblemSet("many", tuple(rc.Problem(f"p/{{i}}", q, "1") for i, q in enumerate({many!r})), "final")
+pairs = [rc.ModelPair(name, {str(tmp_path)!r} + "/base", {str(tmp_path)!r} + "/" + name, max_new_tokens=40) for name in "abcdef"]
+study = rc.study(pairs, problems, keep="all", alpha=0.9, n=150, store={str(tmp_path)!r} + "/runs")
+print(len(study.pairs), "pairs")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kernel, client = manager.start_new_kernel(kernel_name="python3", env=environment, cwd=str(tmp_path))
+    try:
+        finished = lambda: {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/[!.]*/manifest.json")}  # noqa: E731
+        client.execute(code)
+        until(lambda: len(finished()) >= 3, "three finished steps")
+        kernel.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)["content"]
+        assert reply["status"] == "error" and reply["ename"] == "KeyboardInterrupt"
+        kept = finished()
+        assert 3 <= len(kept) < 37
+        printed: list[str] = []
+        again = client.execute_interactive(
+            code, timeout=90, output_hook=lambda m: printed.append(m["content"].get("text", "")) if m["msg_type"] == "stream" else None
+        )
+        assert again["content"]["status"] == "ok" and "6 pairs" in "".join(printed)
+        after = finished()
+        assert len(after) > len(kept) and {path: after[path] for path in kept} == kept
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
