@@ -54,7 +54,7 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
         whole.update_layout(height=room + 80, margin_b=150)
     else:
         whole.update_layout(updatemenus=[{"buttons": steps, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}])
-        whole.update_layout(height=room + 60, margin_t=175)
+        whole.update_layout(height=room + 85, margin_t=200)
     if title is not None:
         whole.layout.title.text = title
     alts = [str((one.layout.meta or {}).get("alt", "")) for one in figures.values()]

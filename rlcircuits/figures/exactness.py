@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from rlcircuits.figures.theme import (
     NEUTRAL,
     PALETTE,
     SYMBOLS,
+    SignedLog,
     as_text,
     dress,
     line_of,
@@ -164,7 +164,7 @@ def ablation_scatter(
         as_text(f"{s}->{d}, {p}")
         for s, d, p in zip(at["source"], at["destination"], at["sample"], strict=True)
     ]
-    shown = {"x": _SignedLog(x, y), "y": _SignedLog(y, x)}
+    shown = {"x": SignedLog(x, y), "y": SignedLog(y, x)}
     figure = go.Figure()
     ends = shown["x"].line()
     for name, factor, line in (
@@ -202,33 +202,3 @@ def ablation_scatter(
         f"Scatter of exact ablation against estimated edge scores: {said}.",
         560,
     )
-
-
-class _SignedLog:
-    """An axis for values of both signs over orders of magnitude: asinh(value / unit), the same unit on both axes.
-
-    The unit is the power of ten below the smallest tenth of all sizes on either axis, so few values are in its linear part.
-    """
-
-    def __init__(self, values: np.ndarray, others: np.ndarray) -> None:
-        sizes = np.abs(np.concatenate([values, others]))
-        sizes = sizes[sizes > 0]
-        self.unit = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.1))) if len(sizes) else 1.0
-        self.reach = 1.2 * float(np.abs(values).max()) or 1.0
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return np.arcsinh(np.asarray(values) / self.unit)
-
-    def line(self) -> np.ndarray:
-        """Values from end to end, evenly spaced on the axis."""
-        end = math.asinh(self.reach / self.unit)
-        return self.unit * np.sinh(np.linspace(-end, end, 201))
-
-    def axis(self) -> dict[str, Any]:
-        """Range and ticks, at powers of ten."""
-        first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
-        powers = np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
-        ticks = [*(-(10.0 ** powers[::-1])), 0.0, *(10.0**powers)]
-        text = [f"−10<sup>{p}</sup>" for p in powers[::-1]] + ["0"] + [f"10<sup>{p}</sup>" for p in powers]
-        end = float(self([self.reach])[0])
-        return {"range": [-end, end], "tickvals": self(np.array(ticks)), "ticktext": text}

@@ -17,6 +17,7 @@ from rlcircuits.figures.theme import (
     PALETTE,
     SYMBOLS,
     Scores,
+    SignedLog,
     as_text,
     dress,
     line_of,
@@ -275,23 +276,29 @@ def edge_scatter(
     middle = [v.mean() for v in (x, y)]
     bounds = [np.quantile(v[draws].mean(axis=1), [0.025, 0.975]) for v in (x, y)]
     figure = go.Figure()
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip")
+    across, along = SignedLog(x, y), SignedLog(y, x)
+    ends = across.line()
+    ends = ends[np.abs(ends) <= along.reach]
     figure.add_scatter(
-        x=x, y=y, mode="markers", name="problems", marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
-        text=[as_text(i) for i in base["sample"].values], hovertemplate="%{text}<br>%{x:.3g} → %{y:.3g} nats<extra></extra>",
+        x=across(ends), y=along(ends), mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip"
+    )
+    figure.add_scatter(
+        x=across(x), y=along(y), mode="markers", name="problems", marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
+        customdata=np.stack([x, y], axis=-1), text=[as_text(i) for i in base["sample"].values],
+        hovertemplate="%{text}<br>%{customdata[0]:.3g} → %{customdata[1]:.3g} nats<extra></extra>",
     )  # fmt: skip
     bars = [
-        {"type": "data", "symmetric": False, "array": [b[1] - m], "arrayminus": [m - b[0]], "thickness": 2}
-        for m, b in zip(middle, bounds, strict=True)
+        {"type": "data", "symmetric": False, "array": axis([b[1]]) - axis([m]), "arrayminus": axis([m]) - axis([b[0]]), "thickness": 2}
+        for axis, m, b in zip((across, along), middle, bounds, strict=True)
     ]
     figure.add_scatter(
-        x=middle[:1], y=middle[1:], mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
-        marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"},
-        hovertemplate="means: %{x:.3g} → %{y:.3g} nats<extra></extra>",
+        x=across(middle[:1]), y=along(middle[1:]), mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
+        marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"}, customdata=[[*middle, *bounds[0], *bounds[1]]],
+        hovertemplate="%{customdata[0]:.3g} [%{customdata[2]:.3g}, %{customdata[3]:.3g}] → "
+        "%{customdata[1]:.3g} [%{customdata[4]:.3g}, %{customdata[5]:.3g}] nats<extra>means</extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text=f"{as_text(names[0])} (nats)", exponentformat="power")
-    figure.update_yaxes(title_text=f"{as_text(names[1])} (nats)", exponentformat="power")
+    figure.update_xaxes(title_text=f"{as_text(names[0])} (nats)", **across.axis())
+    figure.update_yaxes(title_text=f"{as_text(names[1])} (nats)", **along.axis())
     up = int((y > x).sum())
     said = "; ".join(
         f"{name} {m:.3g} [{b[0]:.3g}, {b[1]:.3g}]" for name, m, b in zip(names, middle, bounds, strict=True)
@@ -299,7 +306,7 @@ def edge_scatter(
     return dress(
         figure,
         title or f"Does {as_text(edge)} carry more after tuning?",
-        f"One dot a problem; higher in {as_text(names[1])} on {up} of {len(x)}",
+        f"One dot a problem; higher in {as_text(names[1])} on {up} of {len(x)}; axes logarithmic away from 0",
         f"Scores of {edge} on {len(x)} problems, {names[0]} against {names[1]}; means {said} nats.",
         520,
     )
