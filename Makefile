@@ -48,7 +48,7 @@ study: $(READY)
 
 lab: $(READY)
 	@echo "==> JupyterLab; stop it with Ctrl-C twice"
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/welcome.ipynb
 
 bench: $(READY)
 	@echo "==> benchmark: attribution against a plain forward and backward pass (about 8 min)"

@@ -7,6 +7,7 @@ Every name below is imported when it is first used, so that ``import rlcircuits`
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -58,9 +59,21 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE:
         value = getattr(importlib.import_module(f"rlcircuits.{_MODULE[name]}"), name)
         globals()[name] = value
+        if "xarray" in sys.modules:  # scores are xarray's, with edges by name as `scores.rlc`
+            importlib.import_module("rlcircuits.rich").register_accessor()
         return value
     raise AttributeError(f"module 'rlcircuits' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def _in_ipython() -> None:
+    """Within IPython or Jupyter, results show themselves as tables."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        importlib.import_module("rlcircuits.rich").register(shell)
+
+
+_in_ipython()

@@ -8,6 +8,8 @@
 
 The same figure under the same name gives the same bytes.
 
+`export` writes a figure to a file, for papers.
+
 `digits` and `comparison` make tables readable: as many digits as a number deserves, no wider than a page.
 """
 
@@ -15,7 +17,10 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -69,6 +75,59 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
         f'<p class="rlc-alt">{description}</p></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>{under}</figure>'
     )
+
+
+def export(fig: Figure, file: str | os.PathLike[str], scale: float = 2.0) -> Path:
+    """Write `fig` to a file, for a paper or a talk.
+
+    Args:
+        fig: a plotly figure.
+        file: its ending says what is written: ``.svg`` and ``.pdf`` (lines stay lines), ``.png``, or ``.html`` (interactive, with
+            plotly.js inside, 5 MB).
+        scale: pixels of a PNG per pixel of the figure.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        InputError: no plotly figure, another ending, or, for all but HTML, no kaleido or no browser (it says how to get them).
+        StoreError: the file cannot be written.
+    """
+    from rlcircuits.store import written
+
+    if not hasattr(fig, "to_plotly_json"):
+        raise InputError(f"export: expected a plotly figure, got {type(fig).__name__}")
+    path = Path(file).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in (".svg", ".pdf", ".png", ".html"):
+        raise InputError(f"export: {str(file)!r} does not end in .svg, .pdf, .png or .html, so it is not clear what to write")
+    content = fig.to_html(include_plotlyjs=True).encode() if suffix == ".html" else _image(fig, suffix[1:], scale)
+    with written(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def _image(fig: Figure, kind: str, scale: float) -> bytes:
+    """The figure as an image, drawn by kaleido in a Chrome or Chromium."""
+    try:
+        import kaleido  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "export: images are drawn by kaleido, which is not installed: pip install 'rlcircuits[export]'; .html needs nothing"
+        ) from None
+    chrome = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not chrome or not Path(chrome).exists():
+        raise InputError(
+            "export: kaleido needs a Chrome or Chromium, and none was found: install one (on Debian: apt-get install chromium), "
+            "or name it in the environment variable BROWSER_PATH"
+        )
+    before = os.environ.get("BROWSER_PATH")
+    os.environ["BROWSER_PATH"] = chrome
+    try:
+        return fig.to_image(format=kind, width=fig.layout.width or 1000, height=fig.layout.height or 450, scale=scale)
+    finally:
+        if before is None:
+            del os.environ["BROWSER_PATH"]
 
 
 def digits(table: pd.DataFrame, n: int = 3) -> pd.DataFrame:

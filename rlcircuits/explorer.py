@@ -1,21 +1,29 @@
 """The explorer: follow one problem through two models with a few clicks (ipywidgets).
 
-1. Choose a pair, a problem (or the mean of all), the number k of edges, and which layers and kinds of edges
-   to keep.
-2. Read both answers token by token; the tokens whose loss is attributed stand out.
-3. See the residual graph and the heatmap of base, tuned and their difference, and a table of the edges that
-   differ most.
+1. Choose a pair, a problem (or the mean of all), the level of the graph and α, the share of an answer that is scored; the
+   number k of edges, and which layers and kinds of edges to keep.
+2. Read both answers token by token, shaded by each token's loss; what is scored is underlined.
+3. See the residual graph and the heatmap of base, tuned and their difference, and the edges that differ most.
+4. Click an edge, in a picture or in the table, or choose it from the list: its score on every problem, base against tuned,
+   and the exact effect of removing it, which is computed when the store does not have it.
+5. Save the view, to open it again with ``rc.explore(study, view=file)``, or the picture.
 
-`explore` takes a study as `rlcircuits.study` makes it, or anything shaped like it. Where a part is missing
-the explorer says which, and how to make it, and shows the rest. All text that a model or a data set wrote is
-escaped.
+What is at hand is shown at once (`rlcircuits.explorer_pictures` says how). What has to be computed, another α or level or an exact
+effect, is computed in a process of its own (`rlcircuits.explorer_jobs`), with a bar and a button to stop it, and shown when it is there.
+
+`explore` takes a study as `rlcircuits.study` makes it, or anything shaped like it. Where a part is missing the explorer says
+which, and how to make it, and shows the rest. All text that a model or a data set wrote is escaped.
 """
 
 from __future__ import annotations
 
-import html
 import json
+import os
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +32,18 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from rlcircuits import figures
-from rlcircuits.display import PLOTLY
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, choose
+from rlcircuits.explorer_jobs import NotStored, Report, Worker, make_at, make_effects, only_stored, skeleton
+from rlcircuits.explorer_pictures import Dots, escaped, graph_svg, heatmap_svg, scatter_svg
 from rlcircuits.figures import NODE, node_of
+from rlcircuits.graph import LEVELS
 
 MEAN = "mean of all problems"
+NO_EDGE = ("(choose one, or click it in a picture or the table)", "")
 KINDS = {"input": "input", "attention": "a", "MLP": "m", "logits": "logits"}
+FORMAT = 1
+LONGEST = 800
+"""Tokens of an answer that are shown one by one; the rest is counted."""
 ATTRIBUTE = "make them with rc.study(…) or rc.attribute(model, traces)"
 GENERATE = "make them with rc.study(…) or rlcircuits.answers.generate(model, problems)"
 MAKE = {
@@ -43,18 +57,77 @@ MAKE = {
 }
 
 
-def explore(study: Any) -> Any:
+def explore(study: Any, view: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Any:
     """The explorer of a study.
 
     Args:
-        study: with ``pairs``, a dictionary from name to `PairStudy` (or to anything with some of its
-            attributes); a single `PairStudy` is taken as a study of one pair.
+        study: what `rlcircuits.study` returns, or anything with ``pairs``, a dictionary from name to `PairStudy` (or to
+            anything with some of its attributes); a single `PairStudy` is a study of one pair, scores alone are one model,
+            and a path is a folder that ``rlcircuits attribute --out`` wrote.
+        view: the file that the explorer saved a view in, or what `Explorer.view` returns.
 
     Returns:
         An ``ipywidgets.VBox`` to display; its attribute ``explorer`` is the `Explorer` with every control by
         name.
+
+    Raises:
+        InputError: `view` is no saved view, or of a pair or problem that the study does not have.
     """
-    return Explorer(study).box
+    return Explorer(study, view).box
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the pictures show: the scores of one or two models, ready to be cut out of.
+
+    Attributes:
+        names: of the models.
+        arrays: their scores ``(sample, source, destination)``, aligned.
+        samples, sources, destinations: names.
+        means: the mean over samples of each, float64 ``(source, destination)``.
+    """
+
+    names: tuple[str, ...]
+    arrays: tuple[xr.DataArray, ...]
+    samples: tuple[str, ...]
+    sources: tuple[str, ...]
+    destinations: tuple[str, ...]
+    means: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, given: Mapping[str, xr.DataArray]) -> Shown:
+        """From scores by model.
+
+        Raises:
+            InputError: two models that cannot be paired.
+        """
+        arrays = [scores.transpose("sample", "source", "destination") for scores in given.values()]
+        if len(arrays) == 2:
+            arrays = list(figures.paired_shown(*arrays))
+        names = ([str(n) for n in arrays[0][dim].values] for dim in ("sample", "source", "destination"))
+        means = tuple(a.values.sum(axis=0, dtype=np.float64) / max(1, a.sizes["sample"]) for a in arrays)
+        return cls(tuple(given), tuple(arrays), *map(tuple, names), means)
+
+    def panels(self, sample: str | None) -> dict[str, np.ndarray]:
+        """Matrices by name, float64 ``(source, destination)``: each model, and with two their difference."""
+        if sample is None:
+            matrices = list(self.means)
+        else:
+            matrices = [a.values[self.samples.index(sample)].astype(np.float64) for a in self.arrays]
+        found = dict(zip(self.names, matrices, strict=True))
+        if len(matrices) == 2:
+            found[f"{self.names[1]} − {self.names[0]}"] = matrices[1] - matrices[0]
+        return found
+
+    def of_edge(self, edge: str) -> list[np.ndarray]:
+        """Each model's scores of one edge, ``(sample,)``; none where the edge is not in this graph."""
+        source, _, destination = edge.partition("->")
+        if source not in self.sources or destination not in self.destinations:
+            return []
+        at = self.sources.index(source), self.destinations.index(destination)
+        if not np.isfinite(self.means[0][at]):
+            return []
+        return [a.values[:, at[0], at[1]].astype(np.float64) for a in self.arrays]
 
 
 class Explorer:
@@ -62,24 +135,53 @@ class Explorer:
 
     Attributes:
         box: all of it, an ``ipywidgets.VBox``.
-        pair, problem, level: dropdowns. k: slider. layers: range slider. sources, destinations: dropdowns of
-        kinds.
+        pair, problem, level: dropdowns. alpha: a number. k: slider. layers: range slider. sources, destinations: dropdowns of
+        kinds. edge: dropdown. exact: a checkbox, whether a chosen edge is removed exactly.
         message: what is missing. answers: both answers. largest: table of the largest differences, all
         ``HTML``.
-        graph, heatmap: each a `View`; its ``figure`` is what it shows.
+        graph, heatmap: each a `View`; its ``figure`` is what it shows. one_edge: the chosen edge, ``HTML``.
+        file, save_view, save_picture: where to save, and the buttons that do. saved: what came of it, ``HTML``.
+        bar, doing, stop: progress of what is computed, and the button that ends it.
+        worker: computes; ``worker.waiting`` is how many jobs are not over.
     """
 
-    def __init__(self, study: Any) -> None:
+    def __init__(self, study: Any, view: Any = None) -> None:
+        self.study, trouble = _opened(study)
+        self.pairs = _pairs(self.study)
+        # Loading a tokenizer takes a second, which the first answer shown should not wait for.
+        threading.Thread(target=self._load_tokenizers, daemon=True).start()
+        self.worker = Worker()
+        self._drawing = False
+        self._others: dict[tuple, Any] = {}  # pairs at another level or α, as the study would have them
+        self._prepared: dict[tuple, Shown] = {}
+        self._effects: dict[tuple, pd.DataFrame] = {}
+        self._asked: dict[tuple, str] = {}  # what is being computed, or why it could not be
+        self._texts: dict[tuple, str] = {}
+        self._controls()
+        self.box.explorer = self
+        self.box.add_class("rlc-explorer")
+        if not self.pairs:
+            self.message.value = _notes([trouble or MAKE["pairs"]])
+            return
+        self._on_pair()
+        self._listen()
+        if view is not None:
+            self.open(view)
+
+    # --- controls ---
+
+    def _controls(self) -> None:
         import ipywidgets as w
 
-        self.pairs = _pairs(study)
-        self._drawing = False
         wide = {"description_width": "90px"}
         self.pair = w.Dropdown(options=list(self.pairs), description="pair", style=wide)
-        self.problem = w.Dropdown(
-            options=[MEAN], description="problem", style=wide, layout={"width": "460px"}
-        )
+        self.problem = w.Dropdown(options=[MEAN], description="problem", style=wide, layout={"width": "460px"})
         self.level = w.Dropdown(options=["block"], description="level", style=wide)
+        alpha = float(getattr(self.study, "alpha", None) or 0.3)
+        self.alpha = w.BoundedFloatText(
+            alpha, min=0.001, max=1.0, step=0.1, description="α (scored)", style=wide, disabled=not self._computes,
+            tooltip="Share of the mean answer length that is scored; another value is computed when it is not in the store",
+        )  # fmt: skip
         self.k = w.IntSlider(25, 1, 200, description="edges drawn", style=wide, continuous_update=False)
         self.layers = w.IntRangeSlider(
             value=(0, 0), min=0, max=0, description="layers", style=wide, continuous_update=False
@@ -87,21 +189,68 @@ class Explorer:
         kinds = ["all", *KINDS]
         self.sources = w.Dropdown(options=kinds[:-1], description="from", style=wide)
         self.destinations = w.Dropdown(options=["all", *kinds[2:]], description="into", style=wide)
-        self.message, self.answers, self.largest = w.HTML(), w.HTML(), w.HTML()
+        self.edge = w.Dropdown(options=[NO_EDGE], description="edge", style=wide, layout={"width": "460px"})
+        self.exact = w.Checkbox(self._computes, description="remove the chosen edge exactly", indent=False,
+                                disabled=not self._computes)  # fmt: skip
+        self.bar = w.FloatProgress(0.0, min=0.0, max=1.0, layout={"width": "200px"})
+        self.doing = w.HTML()
+        self.stop = w.Button(description="stop", layout={"width": "80px"})
+        self.progress = w.HBox([self.bar, self.doing, self.stop], layout={"display": "none"})
+        self.file = w.Text("view.json", description="file", style=wide, continuous_update=False)
+        self.save_view = w.Button(description="save view", tooltip="the choices, as .json; open with rc.explore(study, view=file)")
+        self.save_picture = w.Button(description="save picture", tooltip="the graph, as .svg, .html, .png or .pdf")
+        self.message, self.answers, self.largest, self.one_edge, self.saved = (w.HTML() for _ in range(5))
         self.graph, self.heatmap = View(), View()
-        rows = [self.pair, self.problem], [self.level, self.k], [self.layers, self.sources, self.destinations]
+        rows = [
+            [self.pair, self.problem],
+            [self.level, self.alpha, self.k],
+            [self.layers, self.sources, self.destinations],
+            [self.edge, self.exact],
+        ]
         # A row that is too wide for its page goes on below, so no control is out of sight.
-        controls = w.VBox([w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows])
-        views = [self.answers, self.graph.widget, self.heatmap.widget, self.largest]
-        self.box = w.VBox([controls, self.message, *views] if self.pairs else [self.message])
-        self.box.explorer = self
-        if not self.pairs:
-            self.message.value = _notes([MAKE["pairs"]])
-            return
+        wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        controls = w.VBox([w.HBox(row, layout=wrap) for row in rows])
+        keep = w.HBox([self.file, self.save_view, self.save_picture, self.saved], layout=wrap)
+        self.clicks = clicks()
+        heard = [] if self.clicks is None else [w.Box([self.clicks], layout={"display": "none"})]
+        views = [self.answers, self.graph.widget, w.HBox([self.largest, self.one_edge], layout=wrap), self.heatmap.widget]
+        whole = [controls, self.progress, self.message, *views, keep, *heard]
+        self.box = w.VBox(whole if self.pairs else [self.message])
+
+    def _listen(self) -> None:
         self.pair.observe(self._on_pair, "value")
-        for control in (self.problem, self.level, self.k, self.layers, self.sources, self.destinations):
+        for control in (self.problem, self.level, self.alpha, self.k, self.layers, self.sources, self.destinations):
             control.observe(self._on_choice, "value")
-        self._on_pair()
+        self.edge.observe(self._on_choice, "value")
+        self.exact.observe(self._on_choice, "value")
+        self.stop.on_click(lambda _button: self.worker.stop())
+        self.save_view.on_click(lambda _button: self._try(lambda: self.save(self.file.value)))
+        self.save_picture.on_click(lambda _button: self._try(lambda: self.export(self.file.value)))
+        if self.clicks is not None:
+            self.clicks.observe(lambda change: self.choose_edge(change["new"].get("edge", "")), "picked")
+
+    @property
+    def _computes(self) -> bool:
+        """Whether the study knows how to compute what it does not have."""
+        return bool(getattr(self.study, "settings", None)) and hasattr(self.study, "at")
+
+    def choose_edge(self, edge: str) -> None:
+        """Choose an edge, as a click on it does; one that this graph does not have is left alone."""
+        shown = self._shown()
+        if shown is None or not shown.of_edge(edge):
+            return
+        if edge not in [value for _, value in self.edge.options]:
+            self.edge.options = [*self.edge.options, (edge, edge)]
+        self.edge.value = edge
+
+    def _load_tokenizers(self) -> None:
+        for pair in list(self.pairs.values()):
+            try:
+                _part(pair, "tokenizer")
+            except Exception:  # it is loaded again, and the reason told, when an answer is shown
+                return
+
+    # --- what is shown ---
 
     def _on_pair(self, _change: Any = None) -> None:
         """Fill the controls with what the chosen pair has, then draw."""
@@ -113,21 +262,27 @@ class Explorer:
         questions = _part(pair, "problems")[0]
         self._drawing = True
         try:
-            kept = self.problem.value
+            kept, level, all_layers = self.problem.value, self.level.value, self.layers.value == (0, self.layers.max)
             options = [(_shorten(f"{i}: {_question(questions, i)}"), i) for i in scored]
             options += [(_shorten(f"{i} (not selected): {_question(questions, i)}"), i) for i in others]
             self.problem.options = [(MEAN, MEAN), *options]
             self.problem.value = kept if kept in [i for _, i in options] else MEAN
-            self.level.options = _levels(scores[0]) if scores else ["block"]
+            own = _levels(scores[0]) if scores else ["block"]
+            self.level.options = list(dict.fromkeys([*own, *(LEVELS if self._computes else ())]))
+            self.level.value = level if self._started and level in self.level.options else own[0]
             last = max((_layer(n) for n in scores[0]["source"].values), default=0) if scores else 0
+            low, high = self.layers.value
             self.layers.max = max(last, 0)
-            self.layers.value = (0, self.layers.max)
+            self.layers.value = (0, self.layers.max) if all_layers else (min(low, self.layers.max), min(high, self.layers.max))
             if scores:
-                n_edges = int(scores[0].notnull().any("sample").sum())
+                n_edges = int(np.isfinite(scores[0].values[0]).sum())
                 self.k.max = max(1, min(200, n_edges))
+            self._started = True
         finally:
             self._drawing = False
         self._draw()
+
+    _started = False
 
     def _on_choice(self, _change: Any = None) -> None:
         if not self._drawing:
@@ -135,87 +290,361 @@ class Explorer:
 
     def _draw(self) -> None:
         """Show the chosen problem of the chosen pair; what cannot be shown is said in `message`."""
-        pair, notes = self.pairs[self.pair.value], []
+        notes: list[str] = []
         try:
-            self.answers.value = _answers_html(pair, self.problem.value, notes)
-            self._draw_scores(pair, notes)
+            pair = self._current(notes)
+            self._draw_scores(pair, notes)  # first, as the answers may have to wait for their tokenizer
+            self._draw_answers(pair or self.pairs[self.pair.value], notes)
         except InputError as error:
             self._clear()
             notes.append(str(error))
-        self.message.value = _notes(notes)
+            self._draw_answers(self.pairs[self.pair.value], notes)
+        _put(self.message, _notes(notes))
 
-    def _clear(self) -> None:
-        self.graph.clear()
-        self.heatmap.clear()
-        self.largest.value = ""
+    def _key(self) -> tuple[str, str, float]:
+        return self.pair.value, self.level.value, float(self.alpha.value)
 
-    def _draw_scores(self, pair: Any, notes: list[str]) -> None:
+    def _current(self, notes: list[str]) -> Any:
+        """The chosen pair at the chosen level and α; None, and a note, where that is being computed or cannot be had."""
+        name, level, alpha = self._key()
+        own = self.pairs[name]
+        scores = next((s for s in (_part(own, "base_scores")[0], _part(own, "tuned_scores")[0]) if s is not None), None)
+        same = not self._computes or alpha == self.study.alpha
+        if same and (scores is None or level in _levels(scores)):
+            return own
+        key = (name, level, alpha)
+        if key not in self._others and key not in self._asked:
+            try:
+                self._others[key] = only_stored(self.study).at(level, alpha, [name]).pairs[name]
+            except NotStored:
+                self._compute(key, make_at, {"pair": name, "level": level, "alpha": alpha})
+            except InputError as error:
+                self._asked[key] = str(error)
+        if key not in self._others:
+            notes.append(f"{name} at level {level} and α {alpha:g}: {self._asked[key]}")
+        return self._others.get(key)
+
+    def _shown(self) -> Shown | None:
+        return self._prepared.get(self._key())
+
+    def _prepare(self, pair: Any, notes: list[str]) -> Shown | None:
         given = {}
         for name in ("base_scores", "tuned_scores"):
             scores, note = _part(pair, name)
             if scores is None:
                 notes.append(note)
             else:
-                given[name.removesuffix("_scores")] = self._filtered(scores)
-        sample = None if self.problem.value == MEAN else self.problem.value
-        if given and sample is not None:
-            known = set(next(iter(given.values()))["sample"].values.astype(str))
-            if sample not in known:
-                notes.append(
-                    f"problem {sample} was not selected, so it has no scores; "
-                    "see selection.dropped for the rules"
-                )
-                given = {}
+                level = self.level.value
+                merge = level != str(scores.attrs.get("level", "block")) and level in _levels(scores)
+                given[name.removesuffix("_scores")] = merged(scores) if merge else scores
         if not given:
+            return None
+        key = self._key()
+        if key not in self._prepared:
+            while len(self._prepared) >= 8:
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[key] = Shown.of(given)
+        return self._prepared[key]
+
+    def _clear(self) -> None:
+        self.graph.clear()
+        self.heatmap.clear()
+        for place in (self.largest, self.one_edge):
+            _put(place, "")
+
+    def _draw_answers(self, pair: Any, notes: list[str]) -> None:
+        key = (id(pair), self.problem.value)
+        if key not in self._texts:
+            missing: list[str] = []
+            text = _answers_html(pair, self.problem.value, missing)
+            notes += missing
+            if not missing:
+                self._texts[key] = text
+        _put(self.answers, self._texts[key] if key in self._texts else text)
+
+    def _draw_scores(self, pair: Any, notes: list[str]) -> None:
+        shown = None if pair is None else self._prepare(pair, notes)
+        sample = None if self.problem.value == MEAN else self.problem.value
+        if shown is not None and sample is not None and sample not in shown.samples:
+            notes.append(f"problem {sample} was not selected, so it has no scores; see selection.dropped for the rules")
+            shown = None
+        if shown is None:
             self._clear()
             return
-        names, arrays = list(given), list(given.values())
-        shown = {"sample": sample, "names": names}
-        self.graph.show(figures.residual_graph(*arrays, k=self.k.value, **shown))
-        self.heatmap.show(figures.adjacency(*arrays, **shown))
-        self.largest.value = _table_html(largest_differences(*arrays, **shown), two=len(arrays) == 2)
+        keep = self._kept(shown)
+        panels = {name: np.where(keep, matrix, np.nan) for name, matrix in shown.panels(sample).items()}
+        table = _largest(panels, shown.sources, shown.destinations)
+        self._fill_edges(table, shown)
+        chosen = self.edge.value
+        names = {"sample": sample, "names": shown.names}
+        nodes = shown.sources, shown.destinations
+        k = self.k.value
+        self.graph.show(
+            graph_svg(panels, *nodes, k, chosen),
+            lambda: figures.residual_graph(*self._filtered(shown, keep), k=k, **names),
+        )
+        _put(self.largest, _table_html(table.head(10), two=len(shown.arrays) == 2, chosen=chosen))
+        self._draw_edge(pair, shown, sample, notes)
+        self.heatmap.show(
+            heatmap_svg(panels, *nodes, chosen), lambda: figures.adjacency(*self._filtered(shown, keep), **names)
+        )
 
-    def _filtered(self, scores: xr.DataArray) -> xr.DataArray:
-        """Scores at the level shown, NaN on the edges that the layers and kinds chosen leave out."""
-        scores = merged(scores) if self.level.value != _levels(scores)[0] else scores
+    def _filtered(self, shown: Shown, keep: np.ndarray) -> list[xr.DataArray]:
+        return [array.where(xr.DataArray(keep, dims=("source", "destination"))) for array in shown.arrays]
+
+    def _kept(self, shown: Shown) -> np.ndarray:
+        """Which edges the layers and kinds chosen leave, bool ``(source, destination)``."""
         low, high = self.layers.value
-        for dim, kind in (("source", self.sources.value), ("destination", self.destinations.value)):
-            names = [str(n) for n in scores[dim].values]
+        sides = []
+        for names, kind in ((shown.sources, self.sources.value), (shown.destinations, self.destinations.value)):
             keep = [
                 (kind == "all" or _kind(n) == KINDS[kind]) and (_layer(n) < 0 or low <= _layer(n) <= high)
                 for n in names
             ]
-            scores = scores.where(xr.DataArray(keep, dims=dim))
-        return scores
+            sides.append(np.array(keep, bool))
+        return sides[0][:, None] & sides[1][None, :]
+
+    def _fill_edges(self, table: pd.DataFrame, shown: Shown) -> None:
+        """Offer the edges that differ most, and keep the one that is chosen while the graph has it."""
+        chosen = self.edge.value
+        names = list(table["edge"])
+        if chosen and shown.of_edge(chosen) and chosen not in names:
+            names.append(chosen)
+        options = (NO_EDGE, *((name, name) for name in names))
+        if self.edge.options == options:
+            return
+        before, self._drawing = self._drawing, True
+        try:
+            self.edge.options = options
+            self.edge.value = chosen if chosen in names else ""
+        finally:
+            self._drawing = before
+
+    # --- one edge ---
+
+    def _draw_edge(self, pair: Any, shown: Shown, sample: str | None, notes: list[str]) -> None:
+        edge = self.edge.value
+        scores = shown.of_edge(edge) if edge else []
+        if not scores:
+            _put(self.one_edge, "")
+            return
+        effects = self._exact_effects(pair, shown, edge, notes) if self.exact.value else None
+        pictures = []
+        if len(scores) == 2:
+            dots = [Dots("problems", *scores, shown.samples)]
+            pictures.append(
+                scatter_svg(dots, f"{edge}: score on each problem", "base (nats)", "tuned (nats)", "no change", sample)
+            )
+        if effects is not None:
+            dots = [
+                Dots(name, values, effects[name].to_numpy(float), shown.samples)
+                for name, values in zip(shown.names, scores, strict=True)
+            ]
+            pictures.append(
+                scatter_svg(dots, "What removing it really does", "score (nats)", "loss without it − loss (nats)", "exact = score", sample)
+            )
+        _put(self.one_edge, _edge_html(edge, shown, scores, effects, sample, pictures))
+
+    def _exact_effects(self, pair: Any, shown: Shown, edge: str, notes: list[str]) -> pd.DataFrame | None:
+        """Exact effects of an edge by problem; None, and a note, while they are computed or cannot be."""
+        name, level, alpha = self._key()
+        key = (name, level, alpha, edge)
+        if not self._computes:
+            notes.append("no exact effects: a study that rc.study(…) made can remove edges, or use rc.ablate(model, traces, edges=[…])")
+            return None
+        if key not in self._effects and key not in self._asked:
+            try:
+                at = SimpleNamespace(**{**vars(only_stored(self.study)), "pairs": {name: pair}, "level": level})
+                self._take_effects(key, type(self.study).ablate(at, name, edge), shown)
+            except NotStored:
+                self._compute(key, make_effects, {"pair": name, "level": level, "alpha": alpha, "edge": edge})
+            except InputError as error:
+                self._asked[key] = str(error)
+        if key not in self._effects:
+            notes.append(f"exact effect of {edge}: {self._asked[key]}")
+        return self._effects.get(key)
+
+    def _take_effects(self, key: tuple, effects: pd.DataFrame, shown: Shown | None = None) -> None:
+        shown = shown or self._prepared.get(key[:3])
+        self._effects[key] = effects if shown is None else effects.reindex(list(shown.samples))
+
+    # --- work that takes longer ---
+
+    def _compute(self, key: tuple, function: Any, arguments: dict[str, Any]) -> None:
+        """Let the worker do it; what it makes is drawn when it is there, if it is still asked for."""
+        self._asked[key] = "being computed"
+        title = " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key)
+
+        def told(report: Report) -> None:
+            self._show_progress(title, report)
+            if not report.over:
+                return
+            if report.state == "done":
+                self._asked.pop(key, None)
+                if report.result is not None:
+                    self._take_effects(key, report.result)
+            elif report.state == "stopped":
+                self._asked[key] = "stopped; change a choice and come back to compute it"
+            else:
+                self._asked[key] = report.text
+            self._draw()
+            if report.state == "stopped":
+                self._asked.pop(key, None)
+
+        self._show_progress(title, Report("running", "waiting for its turn"))
+        study = skeleton(self.study, arguments["pair"])
+        self.worker.submit(function, {"study": study, **arguments}, told)
+
+    def _show_progress(self, title: str, report: Report) -> None:
+        if report.over and not self.worker.waiting:
+            self.progress.layout.display = "none"
+            return
+        self.progress.layout.display = "flex"
+        self.bar.value = report.share or 0.0
+        self.bar.bar_style = "" if report.share is not None else "info"
+        self.doing.value = f'<span class="mathjax_ignore">{escaped(title)}: {escaped(report.text or "done")}</span>'
+
+    # --- saving ---
+
+    def view(self) -> dict[str, Any]:
+        """The choices, as JSON values."""
+        values = {name: getattr(self, name).value for name in _VIEW}
+        return {"rlcircuits view": FORMAT, **values, "layers": list(self.layers.value)}
+
+    def open(self, view: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+        """Make the choices of a saved view.
+
+        Raises:
+            InputError: no view, or one that does not fit this study.
+        """
+        choices = _checked_view(view)
+        choose("pair", choices["pair"], self.pairs)
+        self.pair.value = choices["pair"]
+        choose("problem", choices["problem"], [value for _, value in self.problem.options])
+        choose("level", choices["level"], self.level.options)
+        low, high = choices["layers"]
+        if not 0 <= low <= high <= self.layers.max:
+            raise InputError(f"the view's layers are {low} to {high}: expected within 0 to {self.layers.max}, as this pair has")
+        self._drawing = True
+        try:
+            for name in _VIEW:
+                if name not in ("pair", "edge"):
+                    getattr(self, name).value = tuple(choices[name]) if name == "layers" else choices[name]
+            if choices["edge"]:
+                self.edge.options = [NO_EDGE, (choices["edge"], choices["edge"])]
+                self.edge.value = choices["edge"]
+        finally:
+            self._drawing = False
+        self._draw()
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write `view` to a file, ``.json``.
+
+        Raises:
+            InputError: another suffix, or it cannot be written.
+        """
+        path = _target(file, (".json",))
+        _written(path, json.dumps(self.view(), indent=1, ensure_ascii=False) + "\n")
+        self.saved.value = _said_saved(path, f"open it with rc.explore(study, view={str(path)!r})")
+        return path
+
+    def export(self, file: str | os.PathLike[str]) -> Path:
+        """Write the graph to a file: ``.svg`` as it is seen, ``.html`` interactive on its own, ``.png`` and ``.pdf`` through kaleido.
+
+        Raises:
+            InputError: nothing is shown, another suffix, no kaleido or browser, or it cannot be written.
+        """
+        path = _target(file, (".svg", ".html", ".png", ".pdf"))
+        if not self.graph.svg:
+            raise InputError("no graph is shown, so there is none to save; choose a problem that has scores")
+        if path.suffix == ".svg":
+            _written(path, self.graph.svg)
+        else:
+            from rlcircuits.display import export
+
+            export(self.graph.figure, path)
+        self.saved.value = _said_saved(path, "")
+        return path
+
+    def _try(self, action: Any) -> None:
+        """What a button does; why it could not is told beside it."""
+        try:
+            action()
+        except InputError as error:
+            self.saved.value = _notes([str(error)])
+
+
+_VIEW = ("pair", "problem", "level", "alpha", "k", "layers", "sources", "destinations", "edge", "exact")
+_CLICKS = """
+export default { render({ model, el }) {
+  // A click, or Enter, on anything within this explorer that stands for an edge.
+  const heard = (event) => {
+    const place = event.target.closest && event.target.closest("[data-edge]");
+    const box = el.closest(".rlc-explorer");
+    if (!place || !box || !box.contains(place)) return;
+    if (event.type === "keydown" && event.key !== "Enter" && event.key !== " ") return;
+    if (event.type === "keydown") event.preventDefault();
+    model.set("picked", { edge: place.dataset.edge, at: Date.now() });
+    model.save_changes();
+  };
+  document.addEventListener("click", heard);
+  document.addEventListener("keydown", heard);
+  return () => { document.removeEventListener("click", heard); document.removeEventListener("keydown", heard); };
+} };
+"""
+
+
+def clicks() -> Any:
+    """An invisible widget that tells which edge was clicked; None where anywidget is not installed (the list of edges remains)."""
+    try:
+        import anywidget
+        import traitlets
+    except ImportError:
+        return None
+
+    class Clicks(anywidget.AnyWidget):
+        """``picked``: the edge last clicked, and when."""
+
+        _esm = _CLICKS
+        picked = traitlets.Dict().tag(sync=True)
+
+    return Clicks()
 
 
 class View:
-    """A place for a figure: an ``Output`` that holds it in plotly's own form, drawn by JupyterLab and by the book.
+    """A place for a picture.
 
     Attributes:
         widget: to put into the page.
-        figure: the figure shown, None when there is none.
+        svg: the picture shown, empty when there is none.
     """
 
     def __init__(self) -> None:
         import ipywidgets
 
-        self.figure: go.Figure | None = None
-        self.widget = ipywidgets.Output()
+        self.svg = ""
+        self._figure: Any = None
+        self.widget = ipywidgets.HTML()
 
-    def show(self, figure: go.Figure) -> None:
-        """Replace what is shown by `figure`."""
-        # The place keeps its height while one figure goes and the next is drawn, so nothing below it jumps.
-        self.widget.layout.min_height = f"{figure.layout.height or 450}px"
-        bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": figure.layout.title.text or "Figure"}
-        self.widget.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
-        self.figure = figure
+    @property
+    def figure(self) -> go.Figure | None:
+        """The same as a plotly figure, for saving; None when there is none."""
+        return None if self._figure is None else self._figure()
+
+    def show(self, svg: str, figure: Any) -> None:
+        """Replace what is shown; `figure` makes the plotly figure when it is asked for."""
+        self.svg, self._figure = svg, figure
+        _put(self.widget, svg)
 
     def clear(self) -> None:
         """Show nothing."""
-        self.widget.layout.min_height = None
-        self.widget.outputs = ()
-        self.figure = None
+        self.svg, self._figure = "", None
+        _put(self.widget, "")
+
+
+def _put(widget: Any, text: str) -> None:
+    if widget.value != text:
+        widget.value = text
 
 
 def largest_differences(
@@ -234,7 +663,12 @@ def largest_differences(
     Raises:
         InputError: an unknown problem, or two models that cannot be paired.
     """
-    matrices, sources, destinations = figures.panels_of(base, tuned, sample, names)
+    return _largest(*figures.panels_of(base, tuned, sample, names), n)
+
+
+def _largest(
+    matrices: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str], n: int = 50
+) -> pd.DataFrame:
     values = list(matrices.values())
     rows, columns = np.nonzero(np.isfinite(values[-1]))
     order = np.argsort(-np.abs(values[-1][rows, columns]), kind="stable")[:n]
@@ -276,7 +710,30 @@ def _pairs(study: Any) -> dict[str, Any]:
         getattr(study, name, None) is not None for name in ("base_scores", "tuned_scores", "base_answers")
     ):
         return {str(getattr(getattr(study, "pair", None), "name", "pair")): study}
+    if isinstance(study, xr.DataArray):
+        return {str(study.attrs.get("model", "scores")): SimpleNamespace(base_scores=study)}
     return {}
+
+
+def _opened(study: Any) -> tuple[Any, str]:
+    """The study, from a path too; None, and what is wrong, where there is none."""
+    if not isinstance(study, (str, os.PathLike)):
+        return study, ""
+    from rlcircuits.store import load_scores
+
+    path = Path(study).expanduser()
+    files = {f"{side}_scores": path / f"{side}.nc" for side in ("base", "tuned")}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found:
+        there = "is no folder" if not path.is_dir() else "holds neither base.nc nor tuned.nc"
+        return None, (
+            f"no study at {str(path)!r}: it {there}. Give a folder that `rlcircuits attribute --out` wrote, or a study: "
+            "rc.explore(rc.study(pairs=[…], problems=…))"
+        )
+    try:
+        return SimpleNamespace(pairs={path.name: SimpleNamespace(**{n: load_scores(f) for n, f in found.items()})}), ""
+    except InputError as error:
+        return None, str(error)
 
 
 def _part(pair: Any, name: str) -> tuple[Any, str]:
@@ -324,11 +781,6 @@ def _kind(name: str) -> str:
 # --- text -----------------------------------------------------------------------------------------
 
 
-def escaped(text: object) -> str:
-    """`text` for a page: shown as it is, whatever it holds."""
-    return html.escape(str(text), quote=True)
-
-
 def _notes(notes: Sequence[str]) -> str:
     items = "".join(f"<li>{escaped(note)}</li>" for note in dict.fromkeys(notes))
     return f'<ul class="mathjax_ignore" style="color:#8a3b00">{items}</ul>' if items else ""
@@ -371,7 +823,7 @@ def _answer_html(
         return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
     ids = list(answer.answer)
     spans = []
-    for position, token in enumerate(ids):
+    for position, token in enumerate(ids[:LONGEST]):
         scored = cut is None or position < cut
         loss = losses[position] if losses is not None and position < len(losses) else None
         title = f"token {position + 1}, id {token}" + (f", loss {loss:.3g} nats" if loss is not None else "")
@@ -383,22 +835,104 @@ def _answer_html(
             f'<span title="{escaped(title)}" style="background:{shade};{border}padding:1px 4px;margin:1px;'
             f'white-space:pre">{escaped(tokenizer.decode([token]))}</span>'
         )
+    if len(ids) > LONGEST:
+        spans.append(f"… {len(ids) - LONGEST:,} more")
     scored_tokens = f", first {min(cut, len(ids))} scored" if cut is not None else ""
     return f"<p><b>{side}</b> ({verdict}, {len(ids)} tokens{scored_tokens}): {' '.join(spans)}</p>"
 
 
-def _table_html(table: pd.DataFrame, two: bool) -> str:
+def _table_html(table: pd.DataFrame, two: bool, chosen: str = "") -> str:
     if table.empty:
         return "<p>No edge is left by the layers and kinds chosen.</p>"
-    title = "Largest differences (nats)" if two else "Strongest edges (nats)"
+    title = "Largest differences (nats); click an edge" if two else "Strongest edges (nats); click one"
     head = "".join(f"<th style='padding:0 10px;text-align:right'>{escaped(c)}</th>" for c in table.columns)
     rows = "".join(
-        "<tr>"
+        f'<tr data-edge="{escaped(row[0])}" tabindex="0" style="cursor:pointer{";background:#ffe3a3" if row[0] == chosen else ""}">'
         + "".join(
-            f"<td style='padding:0 10px;text-align:right'>{escaped(cell)}</td>"
+            f"<td style='padding:0 10px;text-align:right;white-space:nowrap'>{escaped(cell)}</td>"
             for cell in (v if isinstance(v, str) else f"{v:.3g}" for v in row)
         )
         + "</tr>"
         for row in table.itertuples(index=False)
     )
-    return f'<p><b>{title}</b></p><table class="mathjax_ignore"><tr>{head}</tr>{rows}</table>'
+    return f'<p><b>{title}</b></p><table class="mathjax_ignore tex2jax_ignore"><tr>{head}</tr>{rows}</table>'
+
+
+def _edge_html(
+    edge: str,
+    shown: Shown,
+    scores: Sequence[np.ndarray],
+    effects: pd.DataFrame | None,
+    sample: str | None,
+    pictures: Sequence[str],
+) -> str:
+    """One edge in numbers and pictures."""
+    rows = []
+    for name, values in zip(shown.names, scores, strict=True):
+        said = f"{name}: score {values.mean():.3g} nats on average over {len(values)} problems"
+        if sample is not None:
+            said += f", {values[shown.samples.index(sample)]:.3g} on this one"
+        if effects is not None:
+            exact = effects[name].to_numpy(float)
+            said += f"; exactly {np.nanmean(exact):.3g}"
+            if sample is not None:
+                said += f", {exact[shown.samples.index(sample)]:.3g} on this one"
+        rows.append(f"<li>{escaped(said)}</li>")
+    head = f"<p><b>Edge {escaped(edge)}</b></p><ul>{''.join(rows)}</ul>"
+    return f'<div class="mathjax_ignore tex2jax_ignore">{head}{"".join(pictures)}</div>'
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    path = Path(file).expanduser()
+    if path.suffix not in suffixes:
+        raise InputError(f"cannot save to {str(file)!r}: expected a file name that ends in {' or '.join(suffixes)}")
+    return path
+
+
+def _written(path: Path, text: str) -> None:
+    from rlcircuits.store import written
+
+    with written(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def _said_saved(path: Path, more: str) -> str:
+    return f'<span class="mathjax_ignore">saved: {escaped(path)}{escaped("; " + more if more else "")}</span>'
+
+
+def _checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The choices of a saved view, each of its type.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    where = "the view"
+    if not isinstance(view, Mapping):
+        path = Path(view).expanduser()
+        where = f"the view {str(path)!r}"
+        try:
+            view = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise InputError(f"no view at {str(path)!r} ({error.strerror}): expected a file that the explorer saved") from None
+        except ValueError as error:
+            raise InputError(f"{where} cannot be read ({error}): expected a file that the explorer saved") from None
+    if not isinstance(view, Mapping) or view.get("rlcircuits view") != FORMAT:
+        raise InputError(f'{where} is none: expected a file that the explorer saved, with "rlcircuits view": {FORMAT}')
+    for name in view:
+        choose(f"choice in {where}:", name, ("rlcircuits view", *_VIEW))
+    kinds = {"alpha": (int, float), "k": int, "layers": list, "exact": bool}
+    for name in _VIEW:
+        kind = kinds.get(name, str)
+        if not isinstance(view.get(name), kind):
+            raise InputError(f"{where}: {name} is {view.get(name)!r}, expected {getattr(kind, '__name__', 'a number')}")
+    if len(view["layers"]) != 2 or not all(isinstance(n, int) for n in view["layers"]):
+        raise InputError(f"{where}: layers is {view['layers']!r}, expected the first and the last")
+    kinds_of = ("all", *KINDS)
+    for name in ("sources", "destinations"):
+        choose(f"kind of {name} in {where}:", view[name], kinds_of)
+    if not 0.001 <= view["alpha"] <= 1 or view["k"] < 1:
+        raise InputError(f"{where}: alpha is {view['alpha']}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1")
+    return dict(view)

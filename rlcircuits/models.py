@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,14 +312,23 @@ def _by_the_file(tokenizer: PreTrainedTokenizerBase, where: str, revision: str |
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's weight, configuration and tokenizer files."""
+    """SHA-256 over the names and contents of a checkpoint's weight, configuration and tokenizer files.
+
+    A process reads each file once, as long as its size, time and place stay.
+    """
     whole = hashlib.sha256()
     for file in sorted(Path(folder).iterdir()):
         if file.is_file() and (file.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt"}) and file.name not in _NOT_MODEL:
             whole.update(file.name.encode() + b"\0")
-            with file.open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, "sha256").digest())
+            status = file.stat()
+            whole.update(_content(str(file), status.st_size, status.st_mtime_ns, status.st_ino))
     return whole.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _content(file: str, _size: int, _time: int, _place: int) -> bytes:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 _NOT_MODEL = {"manifest.json", "member.json", "trainer_state.json", "README.md"}

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -98,6 +98,7 @@ class Study:
     Attributes:
         pairs: `PairStudy` by pair name.
         level, alpha, n, seed: the settings they share.
+        settings: the other arguments of `study`; empty for a study that was put together by hand.
     """
 
     pairs: Mapping[str, PairStudy]
@@ -105,6 +106,69 @@ class Study:
     alpha: float
     n: int
     seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, pair: str) -> PairStudy:
+        """One pair by name, which the Tab key completes.
+
+        Raises:
+            InputError: no pair of that name.
+        """
+        return self.pairs[choose("pair", pair, self.pairs)]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.pairs)
+
+    def at(self, level: str | None = None, alpha: float | None = None, pairs: Iterable[str] | None = None) -> Study:
+        """The same study at another level or α, or of some of its pairs; what the store has is not computed again.
+
+        Args:
+            level, alpha: as for `study`; this study's when None.
+            pairs: names among ``self.pairs``; all when None.
+
+        Raises:
+            InputError: an unknown name, a study put together by hand, or as `study`.
+        """
+        if not self.settings:
+            raise InputError("this study does not know how it was made: make it with rc.study(…) to see it at other settings")
+        names = list(self.pairs) if pairs is None else [choose("pair", name, self.pairs) for name in pairs]
+        return study(
+            [self.pairs[name].pair for name in names],
+            level=self.level if level is None else level,
+            alpha=self.alpha if alpha is None else alpha,
+            n=self.n,
+            seed=self.seed,
+            **{**self.settings, "answers": {name: file for name, file in self.settings["answers"].items() if name in names}},
+        )
+
+    def ablate(self, pair: str, edge: str) -> pd.DataFrame:
+        """The exact effect of one edge on every problem of a pair, each model on its own answers; kept in the store.
+
+        Args:
+            pair: a name among ``self.pairs``.
+            edge: ``"source->destination"``, of the study's level.
+
+        Returns:
+            Index problem; columns base and tuned: loss without the edge − loss, in nats, see `rlcircuits.ablate`.
+
+        Raises:
+            InputError: an unknown pair or edge, or a study put together by hand.
+        """
+        import pandas as pd
+
+        if not self.settings:
+            raise InputError("this study does not know its models' settings: make it with rc.study(…), or use rc.ablate(model, …)")
+        one = self.pairs[choose("pair", pair, self.pairs)]
+        scores = one.base_scores
+        for kind, name in zip(("source", "destination"), edge.partition("->")[::2]):
+            choose(kind, name, [str(n) for n in scores[kind].values])
+        settings = self.settings
+        run = _Run(settings["store"], settings["problems"], self.level, settings["batch_size"], settings["engine"])
+        found = {}
+        for side, traces in (("base", one.selection.base_traces), ("tuned", one.selection.tuned_traces)):
+            model = run.side(one.pair, side, settings["device"], settings["dtype"])
+            found[side] = run.effects(model, traces, one.selection.t_cut, edge)
+        return pd.DataFrame(found).rename_axis("problem")
 
     def table(self) -> pd.DataFrame:
         """All comparisons in one table, indexed by (pair, metric), with Holm-corrected p-values over all its rows."""
@@ -193,7 +257,8 @@ def study(
             tuned_losses=losses[1],
             comparison=run.comparison(*scores),
         )
-    return Study(done, level, alpha, n, seed)
+    settings = {"problems": problems, "mean": mean, "keep": keep, "store": store, "engine": engine, "answers": files}
+    return Study(done, level, alpha, n, seed, {**settings, "device": device, "dtype": dtype, "batch_size": batch_size})
 
 
 def generate_pair(
@@ -250,6 +315,15 @@ def _digest(traces: Iterable[Trace]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+_kept: dict[tuple, Model] | None = None
+
+
+def keep_models() -> None:
+    """From now on this process keeps the two models it used last, for work that comes in many small parts."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
 class _Side:
     """One model of a pair, loaded only when a step needs it."""
 
@@ -260,7 +334,15 @@ class _Side:
 
     @cached_property
     def model(self) -> Model:
-        return self.pair.load(self.side, self.device, self.dtype)
+        if _kept is None:
+            return self.pair.load(self.side, self.device, self.dtype)
+        key = (self.pair.fingerprint(self.side) or self.name, self.device, self.dtype)
+        if key not in _kept:
+            while len(_kept) > 1:  # a base and one model tuned from it
+                _kept.pop(next(iter(_kept)))
+            _kept[key] = self.pair.load(self.side, self.device, self.dtype)
+        _kept[key] = _kept.pop(key)
+        return _kept[key]
 
     @property
     def outline(self) -> Outline:
@@ -350,6 +432,27 @@ class _Run:
 
         table = load_table(self.store.make("losses", inputs, build, note=side.name) / "losses.parquet")
         return dict(zip(table["problem"], table["losses"]))
+
+    def effects(self, side: _Side, traces: list[Trace], cut: int, edge: str) -> pd.Series:
+        """The exact effect of one edge on each trace, in nats, by problem."""
+        import pandas as pd
+
+        from rlcircuits.ablation import ablate
+        from rlcircuits.attribution import CODE
+
+        digest = _digest([trace.cut(cut) for trace in traces])
+        code = source_digest("ablation", *CODE)
+        inputs = {**side.key, "traces": digest, "level": self.level, "cut": cut, "edge": edge, "code": code}
+
+        def build(folder: Path) -> None:
+            exact = ablate(side.model, traces, self.level, [edge], cut=cut, batch_size=self.batch_size)
+            source, _, destination = edge.partition("->")
+            effect = exact.sel(source=source, destination=destination)
+            table = pd.DataFrame({"problem": effect["sample"].values.astype(str), "effect": effect.values})
+            save_table(table, folder / "effects.parquet")
+
+        folder = self.store.make("edge-effects", inputs, build, note=f"{side.name} without {edge}")
+        return load_table(folder / "effects.parquet").set_index("problem")["effect"]
 
     def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
         digest = [hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest() for one in (base, tuned)]

@@ -342,7 +342,8 @@ def test_the_table_of_contents_is_read_in_order(tmp_path: Path) -> None:
 
 def test_every_notebook_is_in_the_book() -> None:
     listed = {path.name for path in machinery.notebooks(ROOT / "book" / "_toc.yml")}
-    assert listed == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    greets = {"welcome.ipynb"}  # what `make lab` opens on; readers of the book have the introduction
+    assert listed == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")} - greets
 
 
 def _write(path: Path, source: str) -> Path:

@@ -404,3 +404,52 @@ def test_faithfulness_curves_show_the_signed_ranking_and_random_edges():
     assert "EAP 0.65" in figure.layout.meta["alt"]
     with pytest.raises(InputError, match="no circuits"):
         figures.faithfulness_curves({})
+
+
+def test_one_edge_is_scattered_with_its_means_and_intervals():
+    base, tuned = graph_scores(0, n=40), graph_scores(1, n=40)
+    figure = figures.edge_scatter(base, tuned, "a0->m1")
+    _, dots, mean = figure.data
+    x, y = (s.sel(source="a0", destination="m1").values for s in (base, tuned))
+    np.testing.assert_array_equal(dots.customdata, np.stack([x, y], axis=-1))
+    assert np.all(np.diff(np.array(dots.x)[np.argsort(x)]) > 0)  # the axis keeps the order
+    base_mean, tuned_mean, low, high = mean.customdata[0][:4]
+    assert base_mean == pytest.approx(x.mean()) and tuned_mean == pytest.approx(y.mean())
+    expected = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=4000, random_state=1).confidence_interval
+    assert high == pytest.approx(expected.high, abs=0.1 * x.std()) and low == pytest.approx(expected.low, abs=0.1 * x.std())
+    assert mean.error_x.array[0] > 0 and mean.error_x.arrayminus[0] > 0
+    with pytest.raises(InputError, match="not an edge"):
+        figures.edge_scatter(base, tuned, "m2->a0")
+
+
+def test_a_drop_down_shows_one_problem_at_a_time():
+    base, tuned = graph_scores(0), graph_scores(1)
+    figure = figures.graph_by_problem(base, tuned, {"p/1": EVIL}, k=5)
+    (menu,) = figure.layout.updatemenus
+    assert [b.label for b in menu.buttons][:3] == ["mean of all problems", "p/0", f"p/1: {SAFE}"]
+    one = figures.residual_graph(base, tuned, 5, "p/1")
+    shown = [t for t, visible in zip(figure.data, menu.buttons[2].args[0]["visible"], strict=True) if visible]
+    assert len(shown) == len(one.data)
+    for found, expected in zip(shown, one.data, strict=True):
+        np.testing.assert_array_equal(found.x, expected.x)
+    assert [t.visible for t in figure.data] == menu.buttons[0].args[0]["visible"]
+
+
+def test_a_large_graph_stays_light():
+    """32 layers of 32 heads: 1.6 million edges, of which a page gets the strongest, and heatmaps without heads."""
+    scores = graph_scores(0, "head", n=1, n_layers=2)
+    graph = Graph.build("head", 32, 32, 8)
+    w = np.where(graph.mask, np.random.default_rng(0).laplace(size=(1, *graph.mask.shape)), np.nan).astype(np.float32)
+    coords = {"sample": ["p/0"], "source": list(graph.sources), "destination": list(graph.destinations)}
+    large = xr.DataArray(w, dims=metrics.DIMS, coords=coords, attrs=scores.attrs)
+    figure = figures.graph_by_size(large, -large)
+    assert graph.n_edges > 8e5 and len(figure.data) == 4 * 3 * 5 and len(figure.layout.sliders[0].steps) == 4
+    assert sum(len(t.x) for t in figure.data) < 60_000 and not figure.layout.shapes
+    assert len(figure.to_json()) < 4e6
+    heat = figures.adjacency(large, -large)
+    assert len(heat.to_json()) < 1e6 and "summed over the heads" in heat.layout.title.subtitle.text
+    z = np.array(heat.data[0].z, float)
+    layers = [[i for i, n in enumerate(names) if n.split("<")[0].split(".")[0] == "a3"] for names in (graph.sources, graph.destinations)]
+    into = [i for i in range(len(graph.destinations)) if graph.destinations[i].startswith("a5.") and "<q>" in graph.destinations[i]]
+    at = list(heat.data[0].y).index("a3"), list(heat.data[0].x).index("a5&lt;q&gt;")
+    assert z[at] == pytest.approx(w[0][np.ix_(layers[0], into)].sum(), rel=1e-4)

@@ -1,0 +1,126 @@
+"""What all figures share: colours, theme, text that stays text, a title and a description in words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from rlcircuits.errors import InputError
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
+POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#7F7F7F"
+DIVERGING = ((0.0, "#00446B"), (0.25, NEGATIVE), (0.5, "#FFFFFF"), (0.75, POSITIVE), (1.0, "#7A3600"))
+SEQUENTIAL = ((0.0, "#FFFFFF"), (1.0, "#E69F00"))
+NO_EDGE = "#ECECEC"
+
+_AXIS = {
+    "gridcolor": "#E3E3E3",
+    "zerolinecolor": "#9A9A9A",
+    "linecolor": "#9A9A9A",
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 14}},
+}
+THEME = go.layout.Template(
+    layout={
+        "font": {
+            "family": "Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif",
+            "size": 14,
+            "color": "#222222",
+        },
+        "title": {"x": 0.0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 18}},
+        "colorway": PALETTE,
+        "paper_bgcolor": "#FFFFFF",
+        "plot_bgcolor": "#FFFFFF",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "margin": {"l": 70, "r": 30, "t": 115, "b": 90},
+        "hoverlabel": {"align": "left", "namelength": -1},
+        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0.0},
+    }
+)
+
+Scores = Mapping[str, xr.DataArray]
+
+
+def as_text(text: object) -> str:
+    """`text` so that plotly shows exactly it: no HTML tag, no entity, no TeX between dollar signs.
+
+    >>> as_text("<b>$x$</b>")
+    '&lt;b&gt;&#36;x&#36;&lt;/b&gt;'
+    """
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+    return re.sub(r"\r\n|[\r\n]", "⏎", escaped)
+
+
+def some(given: Mapping) -> dict:
+    """The dictionary, with at least one entry.
+
+    Raises:
+        InputError: it is none, or empty.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"expected a dictionary from a model's name to its data, not {type(given).__name__}")
+    if not given:
+        raise InputError("nothing to draw: expected a dictionary with at least one model")
+    return {str(name): value for name, value in given.items()}
+
+
+def grid(rows: int, panel: int, between: int = 90) -> tuple[int, float]:
+    """Height of a figure of `rows` rows of panels, in pixels, and the share of it between two rows."""
+    inside = rows * panel + (rows - 1) * between
+    return inside + 205, between / inside if rows > 1 else 0.0
+
+
+def line_of(i: int) -> dict[str, str]:
+    """Colour and dash of the i-th model."""
+    return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)]}
+
+
+def dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int = 460) -> go.Figure:
+    """Give a figure the theme, its title and its description, and return it."""
+    figure.update_layout(
+        template=THEME,
+        title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 13, "color": "#555555"}}},
+        height=height,
+        meta={"alt": f"{title} {alt}"},
+    )
+    figure.update_annotations(font_size=14)
+    return figure
+
+
+class SignedLog:
+    """An axis for values of both signs over orders of magnitude: asinh(value / unit), the same unit on both axes.
+
+    The unit is the power of ten below the smallest tenth of all sizes on either axis, so few values are in its linear part.
+    """
+
+    def __init__(self, values: np.ndarray, others: np.ndarray) -> None:
+        sizes = np.abs(np.concatenate([values, others]))
+        sizes = sizes[sizes > 0]
+        self.unit = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.1))) if len(sizes) else 1.0
+        self.reach = 1.2 * float(np.abs(values).max()) or 1.0
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.arcsinh(np.asarray(values) / self.unit)
+
+    def line(self) -> np.ndarray:
+        """Values from end to end, evenly spaced on the axis."""
+        end = math.asinh(self.reach / self.unit)
+        return self.unit * np.sinh(np.linspace(-end, end, 201))
+
+    def axis(self) -> dict[str, Any]:
+        """Range and ticks, at powers of ten."""
+        first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
+        powers = np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
+        ticks = [*(-(10.0 ** powers[::-1])), 0.0, *(10.0**powers)]
+        text = [f"−10<sup>{p}</sup>" for p in powers[::-1]] + ["0"] + [f"10<sup>{p}</sup>" for p in powers]
+        end = float(self([self.reach])[0])
+        return {"range": [-end, end], "tickvals": self(np.array(ticks)), "ticktext": text}

@@ -1,0 +1,190 @@
+"""How results look as the last line of a cell, and what the Tab key knows of them.
+
+1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few facts and a
+   small table. It names types by their modules, so nothing is imported for it.
+2. Scores stay an ``xarray.DataArray``; `Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
+   (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
+3. All text is escaped, and kept from MathJax.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlcircuits.errors import choose
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from rlcircuits.graph import Graph
+
+DIMS = ("sample", "source", "destination")
+
+
+def register(ipython: Any) -> None:
+    """Tell an IPython shell how to show this package's types."""
+    formatter = ipython.display_formatter.formatters["text/html"]
+    formatter.for_type_by_name("rlcircuits.pipeline", "Study", study_html)
+    formatter.for_type_by_name("rlcircuits.pipeline", "PairStudy", pair_html)
+    formatter.for_type_by_name("rlcircuits.answers", "Selection", selection_html)
+    formatter.for_type_by_name("rlcircuits.graph", "Graph", graph_html)
+    formatter.for_type_by_name("xarray.core.dataarray", "DataArray", scores_html)
+
+
+def card(title: str, facts: Mapping[str, object], *tables: str) -> str:
+    """A title, facts and tables (HTML already) as one block."""
+    cells = "".join(
+        f'<tr><td style="text-align:left;color:#555">{_text(name)}</td><td style="text-align:left">{_text(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f'<div class="mathjax_ignore tex2jax_ignore"><b>{_text(title)}</b><table>{cells}</table>{"".join(tables)}</div>'
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """A table with few digits, escaped."""
+    from rlcircuits.display import digits
+
+    return digits(table).to_html(escape=True, border=0)
+
+
+def study_html(study: Any) -> str:
+    """A study: its settings, and one line for each pair."""
+    import pandas as pd
+
+    rows = {}
+    for name, one in study.pairs.items():
+        before, after = one.accuracy
+        rows[name] = {
+            "method": one.pair.method,
+            "accuracy, base": f"{before:.1%}",
+            "accuracy, tuned": f"{after:.1%}",
+            "problems": len(one.selection.problems),
+            "T_cut": one.selection.t_cut,
+        }
+    facts = {"level": study.level, "α": study.alpha, "drawn": f"at most {study.n}, seed {study.seed}"}
+    hint = f"<p>{_text('study.table() compares, rc.explore(study) explores, study[name] is one pair')}</p>"
+    return card(f"Study of {len(rows)} pair{'s' * (len(rows) != 1)}", facts, table_html(pd.DataFrame.from_dict(rows, orient="index")), hint)
+
+
+def pair_html(one: Any) -> str:
+    """A pair: the models, the selection, and the metrics compared."""
+    from rlcircuits.display import comparison
+
+    before, after = one.accuracy
+    facts = {
+        "base": one.pair.base,
+        "tuned": f"{one.pair.tuned} ({one.pair.method})",
+        "accuracy": f"{before:.1%} → {after:.1%}",
+        "selected": f"{len(one.selection.problems)} of {len(one.base_answers)} problems, first {one.selection.t_cut} tokens scored",
+    }
+    return card(f"Pair {one.pair.name}", facts, comparison(one.comparison).to_html(escape=True, border=0))
+
+
+def selection_html(selection: Any) -> str:
+    """A selection: its lengths, and what each rule dropped."""
+    facts = {
+        "kept": f"{len(selection.problems)} problems",
+        "T̄": f"{selection.t_bar:.1f} tokens",
+        "T_cut": f"{selection.t_cut} tokens (α {selection.alpha:g})",
+    }
+    return card("Selection", facts, table_html(selection.dropped))
+
+
+def graph_html(graph: Graph) -> str:
+    """A graph: its sizes, and the first of its nodes."""
+    facts = {
+        "layers": graph.n_layers,
+        "heads": f"{graph.n_heads} query, {graph.n_kv_heads} key/value",
+        "attention and MLP": "read the same stream" if graph.parallel else "one after the other",
+        "sources": f"{len(graph.sources):,}: {_some(graph.sources)}",
+        "destinations": f"{len(graph.destinations):,}: {_some(graph.destinations)}",
+        "edges": f"{graph.n_edges:,}",
+    }
+    return card(f"Residual graph, level {graph.level}", facts)
+
+
+def scores_html(array: xr.DataArray) -> str:
+    """Edge scores: what they are, the strongest edges, then xarray's own view; any other DataArray: only that."""
+    plain = array._repr_html_()
+    if tuple(array.dims) != DIMS or "level" not in array.attrs:
+        return plain
+    edges = Edges(array)
+    facts = {
+        "level": array.attrs["level"],
+        "method": array.attrs.get("method", array.attrs.get("intervention", "")),
+        "model": array.attrs.get("model", ""),
+        "problems": array.sizes["sample"],
+        "edges": f"{len(edges.names):,}",
+    }
+    facts = {name: value for name, value in facts.items() if value != ""}
+    hint = f"<p>{_text('nats; strongest edges by mean score. One edge: scores.rlc[name]; more: scores.rlc.strongest(n)')}</p>"
+    return card("Edge scores", facts, table_html(edges.strongest(5)), hint, plain)
+
+
+class Edges:
+    """``scores.rlc``: the edges of scores, by name.
+
+    >>> import xarray, rlcircuits.rich
+    >>> scores = xarray.DataArray([[[1.0, 2.0]]], dims=("sample", "source", "destination"),
+    ...     coords={"sample": ["p"], "source": ["input"], "destination": ["a0", "logits"]})
+    >>> float(rlcircuits.rich.Edges(scores)["input->logits"].mean())
+    2.0
+    """
+
+    def __init__(self, scores: xr.DataArray) -> None:
+        self._scores = scores
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every edge, ``"source->destination"``."""
+        values = self._scores.transpose(*DIMS).values
+        sources, destinations = (self._scores[dim].values.astype(str) for dim in DIMS[1:])
+        return [f"{sources[i]}->{destinations[j]}" for i, j in np.argwhere(np.isfinite(values).any(axis=0))]
+
+    def __getitem__(self, edge: str) -> xr.DataArray:
+        """The edge's score on each problem, in nats.
+
+        Raises:
+            InputError: no such source or destination.
+        """
+        source, _, destination = str(edge).partition("->")
+        for dim, name in (("source", source), ("destination", destination)):
+            choose(dim, name, [str(n) for n in self._scores[dim].values])
+        return self._scores.sel(source=source, destination=destination)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.names
+
+    def strongest(self, n: int = 10) -> pd.DataFrame:
+        """The `n` edges of largest |mean score|: mean, lowest and highest score over problems, in nats."""
+        import pandas as pd
+
+        values = self._scores.transpose(*DIMS).values.astype(np.float64)
+        mean = values.sum(axis=0) / max(1, len(values))
+        where = np.argwhere(np.isfinite(mean))
+        where = where[np.argsort(-np.abs(mean[tuple(where.T)]), kind="stable")[:n]]
+        sources, destinations = (self._scores[dim].values.astype(str) for dim in DIMS[1:])
+        rows = [(f"{sources[i]}->{destinations[j]}", mean[i, j], values[:, i, j].min(), values[:, i, j].max()) for i, j in where]
+        return pd.DataFrame(rows, columns=["edge", "mean", "lowest", "highest"]).set_index("edge")
+
+
+def register_accessor() -> None:
+    """Give every DataArray ``.rlc``."""
+    import xarray as xr
+
+    if not hasattr(xr.DataArray, "rlc"):
+        xr.register_dataarray_accessor("rlc")(Edges)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names if len(names) < 12 else [*names[:6], "…", *names[-3:]])
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

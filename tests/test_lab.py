@@ -1,0 +1,259 @@
+"""The explorer as a person uses it: a real JupyterLab, clicked through in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+import rlcircuits as rc
+from tests.checkpoints import save
+
+ROOT = Path(__file__).resolve().parent.parent
+# Every token that the models can say is markup of some kind: it must be seen as it is.
+WORDS = tuple((f"$w_{i}$", f"<script>window.evil={i}</script>", f"\\(y_{i}\\)", f"**b{i}**", f"<b>{i}</b>")[i % 5] for i in range(50))
+CELL = """\
+import rlcircuits as rc
+from rlcircuits import ModelPair, Problem, ProblemSet
+problems = ProblemSet("evil", tuple(Problem(f"p/{{i}}", q, "1") for i, q in enumerate({questions!r})), "final")
+pairs = [ModelPair(name, {folder!r} + "/base", {folder!r} + "/" + name, max_new_tokens=8) for name in ("one", "two")]
+study = rc.study(pairs, problems, keep="all", alpha=0.4, n=8, store={folder!r} + "/runs")
+box = rc.explore(study)
+box
+"""
+
+
+def questions() -> list[str]:
+    return [f"{WORDS[i]} {WORDS[i + 1]} {WORDS[2 * i + 3]}" for i in range(0, 12)]
+
+
+def made(folder: Path) -> rc.Study:
+    """A study of two pairs of tiny checkpoints, in `folder`; what the notebook finds in its store."""
+    for seed, name in enumerate(("base", "one", "two")):
+        save(folder / name, words=WORDS, seed=seed)
+    scope: dict[str, Any] = {}
+    exec(CELL.format(questions=questions(), folder=str(folder)).split("box =")[0], scope)
+    return scope["study"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, rc.Study]]:
+    """The address of a JupyterLab on a folder with one notebook and its artefacts."""
+    pytest.importorskip("jupyterlab", reason="no JupyterLab here: pip install rlcircuits[book]")
+    pytest.importorskip("anywidget", reason="no anywidget here, so clicks on pictures are not heard: pip install rlcircuits[book]")
+    folder = tmp_path_factory.mktemp("lab")
+    study = made(folder)
+    cell = nbformat.v4.new_code_cell(CELL.format(questions=questions(), folder=str(folder)))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "explore.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mine = {f"JUPYTER_{kind}_DIR": str(folder / ".jupyter" / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    environment = {**os.environ, **mine, "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+                   "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+               f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=letmein", "--expose-app-in-browser",
+               "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: _answers(port), "JupyterLab to answer")
+        yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=letmein", folder, study
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium, headless."""
+    pytest.importorskip("selenium")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with chromedriver here (on Debian: apt-get install chromium chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    switches = "headless=new no-sandbox disable-gpu no-first-run disable-background-networking disable-dev-shm-usage window-size=1500,2200"
+    for switch in switches.split():
+        options.add_argument(f"--{switch}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    chrome.set_script_timeout(40)
+    yield chrome
+    chrome.quit()
+
+
+def until(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """What `found` gives once it gives something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.1)
+    pytest.fail(f"waited {seconds:.0f} s for {what}")
+
+
+OPEN = """
+const app = window.jupyterapp;
+if (!app || !app.shell.currentWidget || !app.shell.currentWidget.sessionContext) return false;
+const session = app.shell.currentWidget.sessionContext.session;
+return !!(session && session.kernel && session.kernel.status === 'idle');
+"""
+# Chooses an option as a click does, and tells after how many milliseconds the graph is another one.
+CHOOSE = """
+const [select, value, done] = arguments;
+const box = document.querySelector('.rlc-explorer'), place = () => (box.querySelector('.rlc-svg') || {}).outerHTML;
+const before = place(), start = performance.now();
+const watch = new MutationObserver(() => {
+  if (place() && place() !== before) {
+    watch.disconnect();
+    requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
+  }
+});
+watch.observe(box, { childList: true, subtree: true });
+select.selectedIndex = [...select.options].findIndex(o => o.text.startsWith(value));
+select.dispatchEvent(new Event('change', { bubbles: true }));
+"""
+
+
+def shot(browser: Any, name: str) -> None:
+    """Keep what is seen, for a person to look at, where RLCIRCUITS_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("RLCIRCUITS_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def control(browser: Any, label: str, kind: str = "select") -> Any:
+    """The control beside this label."""
+    found = f"//div[contains(@class,'rlc-explorer')]//label[normalize-space(.)='{label}']/following-sibling::*/descendant-or-self::{kind}"
+    return browser.find_element("xpath", found)
+
+
+def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browser: Any) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    address, folder, study = lab
+    browser.get(address)
+    until(lambda: browser.execute_script(OPEN), "the notebook and its kernel")
+    browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    until(lambda: browser.execute_script("return !!document.querySelector('.rlc-explorer .rlc-e')"), "the explorer")
+    text = lambda: browser.execute_script("return document.querySelector('.rlc-explorer').textContent")  # noqa: E731
+    shot(browser, "opened")
+
+    # a problem, and another pair
+    problem, pair = control(browser, "problem"), control(browser, "pair")
+    both = [i for i in study.pairs["one"].selection.problems if i in study.pairs["two"].selection.problems]
+    assert len(both) > 2
+    took = [browser.execute_async_script(CHOOSE, problem, f"{i}:") for i in both]
+    took += [browser.execute_async_script(CHOOSE, pair, name) for name in ("two", "one")]
+    print("milliseconds from click to picture:", [round(t) for t in took])
+    assert sorted(took)[len(took) // 2] < 300
+
+    # model text is text
+    answer = study.pairs["one"].base_answers[both[-1]]
+    for token in {WORDS[i - 3] for i in answer.answer if 3 <= i < 53}:
+        assert token in text()
+    assert all(kind in " ".join(WORDS) for kind in ("$", "<script>", "\\(", "**", "<b>"))
+    assert study.pairs["one"].problems[both[-1]].question in text()
+    assert browser.execute_script("return window.evil") is None
+    assert browser.execute_script("return document.querySelectorAll('.rlc-explorer mjx-container, .rlc-explorer script, .rlc-explorer strong').length") == 0
+
+    # what is drawn is what the study holds
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('.rlc-explorer .rlc-cell')].map(c => [c.dataset.edge, c.querySelector('title').textContent])"
+    )
+    scores = study.pairs["one"].base_scores.sel(sample=both[-1])
+    for edge, said in drawn[:15]:
+        source, _, destination = edge.partition("->")
+        assert f"base: {float(scores.sel(source=source, destination=destination)):.3g} nats" in said
+
+    # a click on an edge of the picture: its scores, then what removing it really does
+    dot = browser.find_elements("css selector", ".rlc-explorer .rlc-e circle")[-1]
+    edge = dot.find_element("xpath", "..").get_attribute("data-edge")
+    ActionChains(browser).move_to_element(dot).click().perform()
+    until(lambda: f"Edge {edge}" in text(), "the edge clicked", 10)
+    shot(browser, "computing")
+    until(lambda: "What removing it really does" in text(), "its exact effect")
+    effects = study.ablate("one", edge)
+    mean = effects["tuned"].mean()
+    said = re.search(r"tuned: score .*?exactly (\S+),", text())[1]
+    assert float(said) == pytest.approx(mean, rel=0.01)
+    row = browser.find_elements("css selector", ".rlc-explorer tr[data-edge]")[3]
+    other = row.get_attribute("data-edge")
+    row.click()
+    until(lambda: f"Edge {other}" in text(), "the row clicked", 10)
+    shot(browser, "edge")
+
+    # another α is computed while the page goes on
+    alpha = control(browser, "α (scored)", "input")
+    alpha.send_keys(Keys.CONTROL, "a")
+    alpha.send_keys("0.8", Keys.ENTER)
+    until(lambda: "at level block and α 0.8: being computed" in text() or "first 6 scored" in text(), "α to be taken", 10)
+    cut = study.at(alpha=0.8).pairs["one"].selection.t_cut
+    until(lambda: f"first {cut} scored" in text() and "being computed" not in text(), "the answers at another α")
+    shot(browser, "alpha")
+
+    # the view is saved, and says what was chosen
+    next(b for b in browser.find_elements("css selector", ".rlc-explorer button") if b.text == "save view").click()
+    saved = until(lambda: (folder / "view.json").exists() and json.loads((folder / "view.json").read_text()), "the view", 10)
+    assert (saved["pair"], saved["problem"], saved["alpha"], saved["edge"]) == ("one", both[-1], 0.8, other)
+    assert rc.explore(study, view=saved).explorer.view() == saved
+
+
+def test_interrupting_a_cell_loses_nothing_finished(tmp_path: Path) -> None:
+    """A real kernel, interrupted while a study runs: what was finished stays, and the same cell goes on from there."""
+    manager = pytest.importorskip("jupyter_client.manager")
+    for seed, name in enumerate(("base", *"abcdef")):
+        save(tmp_path / name, words=WORDS, seed=seed)
+    many = [f"{WORDS[i % 50]} {WORDS[7 * i % 50]} {WORDS[(3 * i + 1) % 50]}" for i in range(150)]
+    code = f"""
+import rlcircuits as rc
+problems = rc.ProblemSet("many", tuple(rc.Problem(f"p/{{i}}", q, "1") for i, q in enumerate({many!r})), "final")
+pairs = [rc.ModelPair(name, {str(tmp_path)!r} + "/base", {str(tmp_path)!r} + "/" + name, max_new_tokens=40) for name in "abcdef"]
+study = rc.study(pairs, problems, keep="all", alpha=0.9, n=150, store={str(tmp_path)!r} + "/runs")
+print(len(study.pairs), "pairs")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kernel, client = manager.start_new_kernel(kernel_name="python3", env=environment, cwd=str(tmp_path))
+    try:
+        finished = lambda: {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/[!.]*/manifest.json")}  # noqa: E731
+        client.execute(code)
+        until(lambda: len(finished()) >= 3, "three finished steps")
+        kernel.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)["content"]
+        assert reply["status"] == "error" and reply["ename"] == "KeyboardInterrupt"
+        kept = finished()
+        assert 3 <= len(kept) < 37
+        printed: list[str] = []
+        again = client.execute_interactive(
+            code, timeout=90, output_hook=lambda m: printed.append(m["content"].get("text", "")) if m["msg_type"] == "stream" else None
+        )
+        assert again["content"]["status"] == "ok" and "6 pairs" in "".join(printed)
+        after = finished()
+        assert len(after) > len(kept) and {path: after[path] for path in kept} == kept
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
