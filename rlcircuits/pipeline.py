@@ -125,6 +125,9 @@ def study(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int | str = "auto",
+    beta: float = 0.5,
+    gamma: float = 1.5,
+    delta: float = 0.5,
 ) -> Study:
     """Run every step for every pair, or find it in the store.
 
@@ -139,6 +142,7 @@ def study(
         keep: ``"both-correct"`` or ``"all"`` problems.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
+        beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
 
     Raises:
         InputError: a pair that cannot be loaded or compared, settings out of range, or no problem left by the rules.
@@ -158,7 +162,7 @@ def study(
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in ("base", "tuned")]
         answers = run.answers(one, sides)
-        selection = select(*answers, alpha=alpha, n=n, seed=seed, mean=mean, keep=keep)
+        selection = select(*answers, alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
         scores = [
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
