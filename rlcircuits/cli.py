@@ -180,7 +180,7 @@ def _sweep(options: argparse.Namespace) -> int:
     )
     if options.dry_run:
         cells = sweep.preview(options.file, options.out, settings)
-        print(cells.to_string(index=False, na_rep="?", float_format=lambda value: f"{value:.0f}"))
+        print(cells.to_string(index=False, na_rep="?", formatters={"seconds": lambda value: "?" if value != value else f"{value:.0f}"}))
         due = cells[cells["state"].str.startswith("due")]
         unknown = f", and {due['seconds'].isna().sum()} of unknown cost" if due["seconds"].isna().any() else ""
         print(f"\n{len(cells)} cells, {len(due)} to run: about {due['seconds'].sum():.0f} s of work{unknown}")

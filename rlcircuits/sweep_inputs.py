@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from rlcircuits.problems import ProblemSet
 
 
-def known_pair(name: str, file: str = "") -> str:
-    """The name of a pair; raises InputError, with the nearest name, when there is none of it.
+def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> str:
+    """The name of a pair; raises InputError, with the nearest name, when there is none of it, or when two checkpoints are given too.
 
     Args:
         name: a registered pair, or ``family/<member>`` with or without ``@<seed>``; empty stays empty.
         file: YAML with pairs besides the registered ones; none when empty.
+        base, tuned: the two checkpoints given in place of a name; empty with one.
     """
     if name == "":
+        if bool(base) != bool(tuned):
+            raise InputError(f"only {'base' if base else 'tuned'} is given: expected base and tuned, or the name of a pair")
         return name
+    if base or tuned:
+        raise InputError(f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints")
     bare, mark, seed = name.partition("@")
     if bare.startswith("family/") and mark and not seed.isdecimal():
         raise InputError(f"pair {name!r}: expected a seed after the @, a whole number, such as {bare}@1")

@@ -116,8 +116,9 @@ def notebook_page(executed: NotebookNode, name: str) -> str | None:
     except ImportError:
         return None
     for cell in executed.cells:
-        if "outputs" in cell:  # drawn from the figure's own HTML, see `rlcircuits.display`
-            for output in cell.outputs:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
+            for output in cell.outputs:  # a figure is drawn from its own HTML, see `rlcircuits.display`
                 if "rlc-figure" in str(output.get("data", {}).get("text/html", "")):
                     output["data"].pop("application/vnd.plotly.v1+json", None)
     exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="", widget_renderer_url="")
