@@ -403,13 +403,13 @@ def _engine_factory(settings: Settings) -> Any:
         return Local
     from rlcircuits.sweep_ray import Ray, require
 
-    require()
+    require(settings.address)
     return Ray
 
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What cells inherit of this process, with as many threads each as leave every cell its share of the cores."""
-    found = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    found = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("RLCIRCUITS_")}
     processes = settings.processes or os.cpu_count() or 1
     found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     found.setdefault("TOKENIZERS_PARALLELISM", "false")

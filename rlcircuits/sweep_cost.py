@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,10 +49,26 @@ def _estimate(cell: Cell, first: bool) -> float | None:
     except ImportError:
         return None
     given = cell.parameters
-    if not given.get("pair"):
+    if not given.get("pair") or given["pair"].startswith("family/"):
         return None
+    asked = given.get("n_problems") or (_count(given.get("problems", "")) if first else None)
+    if first and asked is None:
+        return None
+    dtype = given.get("dtype", "auto")
+    chosen = {name: given[name] for name in ("level", "alpha", "n") if name in given}
     try:
-        found = estimate(given["pair"], given.get("problems") or "family")
-        return float(found.seconds)
-    except (InputError, TypeError, ValueError, AttributeError):
+        found = estimate(given["pair"], asked, dtype="bfloat16" if dtype == "auto" else dtype, **chosen)
+    except (InputError, OSError):
+        return None
+    return found.seconds if first else 2 * given.get("n", 100) * found.trace_seconds
+
+
+@functools.lru_cache(maxsize=None)
+def _count(problems: str) -> int | None:
+    """How many problems a set has; None where it is not to be had now."""
+    from rlcircuits.sweep_inputs import chosen_problems
+
+    try:
+        return len(chosen_problems(problems))
+    except (InputError, OSError):
         return None

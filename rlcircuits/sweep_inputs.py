@@ -91,7 +91,8 @@ def chosen_problems(name: str, **fields: Any) -> ProblemSet:
 def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
     from rlcircuits import problems
 
-    is_file = Path(name).suffix in (".jsonl", ".parquet", ".json", ".yaml", ".yml") or Path(name).expanduser().is_file()
+    named = name.partition("=")[0] in _sets()  # also gsm8k=FILE, whose fields are known
+    is_file = not named and (Path(name).suffix in (".jsonl", ".parquet") or os.sep in name or Path(name).expanduser().is_file())
     if hasattr(problems, "problem_set"):
         return problems.problem_set(name, **(dict(fields) if is_file else {}))
     if is_file:
@@ -103,10 +104,11 @@ def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
 
 
 def _sets() -> list[str]:
-    import yaml
-
-    data = Path(__file__).with_name("problem_sets.yaml")
-    return ["family", *(yaml.safe_load(data.read_text("utf-8")) if data.is_file() else ())]
+    try:
+        from rlcircuits.problem_sets import problem_sets
+    except ImportError:
+        return ["family"]
+    return ["family", *problem_sets()]
 
 
 def _registered(file: str) -> dict[str, ModelPair]:

@@ -27,11 +27,18 @@ if TYPE_CHECKING:
 STORE_BYTES = 100 * 2**20  # of Ray's object store: orders and words are all that passes through it
 
 
-def require() -> None:
-    """Make sure that Ray is installed; raises InputError with the way to install it."""
+def require(address: str | None = None) -> None:
+    """Make sure that Ray is installed, before it is first imported set for `address`.
+
+    Raises:
+        InputError: it is not installed; with the way to install it.
+    """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs leaves CUDA_VISIBLE_DEVICES alone
+        if address is None or address.rpartition(":")[0] in ("127.0.0.1", "localhost"):
+            # Ray replaces 127.0.0.1 by the machine's outer address, unless its switch for several machines is off.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray  # noqa: F401
     except ImportError:
         raise InputError("--engine ray needs Ray, which is not installed: pip install 'rlcircuits[cluster]', or use --engine local") from None
@@ -41,7 +48,7 @@ class Ray:
     """Tasks on a cluster; see `rlcircuits.sweep.Engine`."""
 
     def __init__(self, settings: Settings) -> None:
-        require()
+        require(settings.address)
         import ray
 
         self.ray, self.settings = ray, settings
