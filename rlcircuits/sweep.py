@@ -255,7 +255,6 @@ class _Sweep:
         self.due, self.queue = due, _Queue(due, ready)
         self.attempts: dict[str, int] = {}
         self.cells = {cell.name: cell for cell in plan.cells}
-        self.earlier = {name: record for name, record in records.items() if name in chosen}
         self.begun: dict[str, float] = {}
 
     def go(self, factory: Any) -> None:
@@ -266,7 +265,7 @@ class _Sweep:
                 self._loop(engine, bar)
         finally:
             engine.stop()
-            self.records = {**{n: r for n, r in self.earlier.items() if n not in self.records}, **self.records}
+            self.records = {**found(self.plan, self.folder), **self.records}
 
     def _loop(self, engine: Engine, bar: Any) -> None:
         alone, reported = False, time.monotonic()

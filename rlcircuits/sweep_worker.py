@@ -78,7 +78,7 @@ def work(order: Order) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = Path(order["folder"])
     attempt = _Attempt(order)
-    threading.Thread(target=_watch, args=(os.getppid(), attempt), daemon=True).start()
+    threading.Thread(target=_watch, args=(_parent_is_there(), attempt), daemon=True).start()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG).open("w") as log:
@@ -169,11 +169,19 @@ class _Attempt:
         return limit is not None and time.monotonic() - self.started > limit
 
 
-def _watch(parent: int, attempt: _Attempt) -> None:
+def _parent_is_there() -> Callable[[], bool]:
+    """Tells whether the process that ordered the cell is alive; with a fork server, that is not the one that forked."""
+    from multiprocessing import parent_process
+
+    parent, above = parent_process(), os.getppid()
+    return parent.is_alive if parent is not None else lambda: os.getppid() == above
+
+
+def _watch(parent_is_there: Callable[[], bool], attempt: _Attempt) -> None:
     """End this process and its kernel when the parent is gone or the time is up."""
-    while os.getppid() == parent and not attempt.overdue:
+    while (there := parent_is_there()) and not attempt.overdue:
         time.sleep(0.2)
-    if os.getppid() == parent:
+    if there:
         words = f"stopped after {attempt.order['timeout']:g} s, its timeout"
         with contextlib.suppress(OSError, InputError):
             attempt.finish(failure(attempt.order, words, retry=False, seconds=time.monotonic() - attempt.started))

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 COUNTED = [
-    'x = 1\ngroup = "a"\nstore = "."\njournal = ""',
+    'x = 1\ngroup = "a"\nstore = "."',
     "from rlcircuits.notebook import glue, number, validate\n\n"
-    'validate(globals(), x=number(int, least=0), group=("a", "b", "c"), store=str, journal=str)',
+    'validate(globals(), x=number(int, least=0), group=("a", "b", "c"), store=str)',
     # What a cell computes goes through the store: one artefact a group, which its cells share, and one of its own.
     "import os, time\nfrom rlcircuits.store import Store\n\n"
-    "with open(journal, 'a') as lines:\n    lines.write(f'{x} {group}\\n')\n\n"
+    "with open(store + '-journal.txt', 'a') as lines:\n    lines.write(f'{x} {group}\\n')\n\n"
     "def build(folder):\n    (folder / 'first.txt').write_text(group)\n    time.sleep(0.2)\n"
     "    (folder / 'second.bin').write_bytes(group.encode() * 5000)\n\n"
     "def own(folder):\n    (folder / 'square.txt').write_text(str(x * x))\n\n"
@@ -45,21 +45,21 @@ def write_sweep(path: Path, **content: object) -> Path:
 
 
 def counted(folder: Path, xs: int = 4, groups: str = "abc") -> Path:
-    """A sweep over a notebook that counts its runs in ``journal.txt`` and computes through the store ``store``."""
+    """A sweep over a notebook that counts its runs in ``store-journal.txt`` and computes through the store ``store``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_notebook(folder / "counted.ipynb", COUNTED)
     return write_sweep(
         folder / "counted.yaml",
         notebook="counted.ipynb",
         grid={"group": list(groups), "x": list(range(xs))},
-        fixed={"store": str(folder / "store"), "journal": str(folder / "journal.txt")},
+        fixed={"store": str(folder / "store")},
         share=["group"],
     )
 
 
 def runs(folder: Path) -> int:
     """How many times cells of `counted` began."""
-    journal = folder / "journal.txt"
+    journal = folder / "store-journal.txt"
     return len(journal.read_text().splitlines()) if journal.is_file() else 0
 
 
