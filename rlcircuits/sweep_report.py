@@ -51,8 +51,7 @@ def summary_table(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
     rows = [records.get(cell.name, {}) for cell in plan.cells]
     columns: dict[str, list[Any]] = {"cell": [cell.name for cell in plan.cells]}
     for name in given:
-        column = f"parameter.{name}" if name in OWN else name
-        columns[column] = _uniform([cell.parameters.get(name) for cell in plan.cells])
+        columns[_column(name)] = _uniform([cell.parameters.get(name) for cell in plan.cells])
     columns["status"] = [row.get("status", "not run") for row in rows]
     for name in found:
         column = f"metric.{name}" if name in columns or name in OWN else name
@@ -77,7 +76,7 @@ def write_report(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
 
 def shown(plan: Plan, table: pd.DataFrame) -> str:
     """The table for a terminal: what varies, status, seconds and a few metrics, then what failed and why."""
-    varying = [name if name in table else f"parameter.{name}" for name in plan.varying]
+    varying = [_column(name) for name in plan.varying]
     metrics = [name for name in plan.show if name in table] or _metrics(plan, table)[:3]
     short = table[[*varying, "status", "seconds", *metrics]].head(_ROWS_SHOWN)
     text = short.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}", max_colwidth=40)
@@ -91,7 +90,7 @@ def shown(plan: Plan, table: pd.DataFrame) -> str:
 
 def index_page(plan: Plan, table: pd.DataFrame, folder: Path) -> str:
     """The index as HTML; every text in it is escaped."""
-    varying = [name if name in table else f"parameter.{name}" for name in plan.varying]
+    varying = [_column(name) for name in plan.varying]
     metrics = _metrics(plan, table)
     heads = ["cell", *varying, "status", "seconds", *metrics, "error"]
     rows = []
@@ -141,6 +140,10 @@ def write_static(folder: Path) -> None:
 
         with written(target) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def _column(parameter: str) -> str:
+    return f"parameter.{parameter}" if parameter in OWN else parameter
 
 
 def _metrics(plan: Plan, table: pd.DataFrame) -> list[str]:
