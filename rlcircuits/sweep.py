@@ -33,7 +33,16 @@ from rlcircuits.errors import InputError, choose
 from rlcircuits.store import StoreError, written
 from rlcircuits.sweep_plan import Cell, Plan, load_plan
 from rlcircuits.sweep_report import shown, write_report, write_static
-from rlcircuits.sweep_worker import CANNOT_WRITE, Order, end_tree, failure, is_memory, read_record, work, write_record
+from rlcircuits.sweep_worker import (
+    CANNOT_WRITE,
+    Order,
+    end_tree,
+    failure,
+    is_memory,
+    read_record,
+    work,
+    write_record,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
