@@ -32,12 +32,27 @@ WORK = "total = 0\nfor i in range(int(turns)):\n    total += i * i % 7"
 
 def main() -> None:
     """Measure and write the figures."""
-    parser = argparse.ArgumentParser(description="What a sweep costs beyond its cells, and what a second worker gains.")
-    parser.add_argument("--cells", type=int, nargs="*", default=[10, 100], metavar="N", help="sizes of the empty sweeps (default: 10 100)")
-    parser.add_argument("--work", type=float, default=10.0, metavar="S", help="seconds of work of a cell, about (default: 10)")
+    parser = argparse.ArgumentParser(
+        description="What a sweep costs beyond its cells, and what a second worker gains."
+    )
+    parser.add_argument(
+        "--cells",
+        type=int,
+        nargs="*",
+        default=[10, 100],
+        metavar="N",
+        help="sizes of the empty sweeps (default: 10 100)",
+    )
+    parser.add_argument(
+        "--work", type=float, default=10.0, metavar="S", help="seconds of work of a cell, about (default: 10)"
+    )
     parser.add_argument("--work-cells", type=int, default=6, metavar="N", help="cells that work (default: 6)")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="for the empty sweeps (default: 2)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the figures go (default: only printed)")
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="for the empty sweeps (default: 2)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the figures go (default: only printed)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rlcircuits-sweep-") as scratch:
         found = measure(Path(scratch), options)
@@ -52,7 +67,11 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict:
     """All figures."""
     overhead = [empty(scratch / f"empty{cells}", cells, options.processes) for cells in options.cells]
     turns = calibrated(options.work)
-    seconds = {n: working(scratch / f"work{n}", options.work_cells, turns, n) for n in (1, 2)} if options.work_cells else {}
+    seconds = (
+        {n: working(scratch / f"work{n}", options.work_cells, turns, n) for n in (1, 2)}
+        if options.work_cells
+        else {}
+    )
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} in the end",
         "overhead": overhead,
@@ -87,7 +106,9 @@ def empty(folder: Path, cells: int, processes: int) -> dict:
 def working(folder: Path, cells: int, turns: int, processes: int) -> float:
     """Seconds of a sweep whose cells compute."""
     notebook(folder, "x = 0\nturns = 1", WORK)
-    (folder / "work.yaml").write_text(f"notebook: cell.ipynb\ngrid: {{x: {list(range(cells))}}}\nfixed: {{turns: {turns}}}\n")
+    (folder / "work.yaml").write_text(
+        f"notebook: cell.ipynb\ngrid: {{x: {list(range(cells))}}}\nfixed: {{turns: {turns}}}\n"
+    )
     return round(run(folder / "work.yaml", folder / "out", processes), 2)
 
 
@@ -101,13 +122,28 @@ def calibrated(seconds: float) -> int:
 def notebook(folder: Path, parameters: str, code: str) -> None:
     """A notebook of two cells."""
     folder.mkdir(parents=True)
-    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), folder / "cell.ipynb")
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), folder / "cell.ipynb"
+    )
 
 
 def run(file: Path, out: Path, processes: int) -> float:
     """Seconds of the command, from its start to its end."""
-    command = [sys.executable, "-m", "rlcircuits.cli", "sweep", str(file), "--out", str(out), "--processes", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "rlcircuits.cli",
+        "sweep",
+        str(file),
+        "--out",
+        str(out),
+        "--processes",
+        str(processes),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -49,7 +49,14 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "ray")
 REPORT_SECONDS = 30.0  # between two summaries while cells run
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", "PYTHONPATH")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "TOKENIZERS_PARALLELISM",
+    "HF_HUB_OFFLINE",
+    "PYTHONPATH",
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,15 @@ class Settings:
         if self.only is not None:
             choose("choice of --only", self.only, ("failed",))
         if self.only is not None and self.fresh:
-            raise InputError("--only failed and --fresh exclude each other: the first keeps what finished, the second runs it again")
+            raise InputError(
+                "--only failed and --fresh exclude each other: the first keeps what finished, the second runs it again"
+            )
         if self.address is not None and self.engine != "ray":
             raise InputError(f"--address {self.address} is of a Ray cluster: expected --engine ray with it")
         if self.engine == "local" and self.gpus != int(self.gpus):
-            raise InputError(f"--gpus-per-cell {self.gpus:g}: expected a whole number here; only Ray shares a GPU between cells")
+            raise InputError(
+                f"--gpus-per-cell {self.gpus:g}: expected a whole number here; only Ray shares a GPU between cells"
+            )
 
 
 class Engine(Protocol):
@@ -125,7 +136,9 @@ class Outcome:
         return int((self.table["status"] == "failed").sum())
 
 
-def sweep(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> Outcome:
+def sweep(
+    file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, settings: Settings | None = None
+) -> Outcome:
     """Run what is due of a sweep and write its summary.
 
     Args:
@@ -148,7 +161,10 @@ def sweep(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
         records = found(plan, folder)
         due = _due(plan, records, settings)
         kept = len(plan.cells) - len(due)
-        print(f"{plan.file.name}: {len(plan.cells)} cells, {kept} kept, {len(due)} to run; in {folder}", file=sys.stderr)
+        print(
+            f"{plan.file.name}: {len(plan.cells)} cells, {kept} kept, {len(due)} to run; in {folder}",
+            file=sys.stderr,
+        )
         run = _Sweep(plan, folder, settings, source, records, due)
         try:
             if due:
@@ -166,17 +182,23 @@ def folder_of(plan: Plan, out: str | os.PathLike[str] | None) -> Path:
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / "sweeps" / plan.file.stem
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {str(folder)!r} is a file: expected a folder, or a path where one can be made")
+        raise InputError(
+            f"--out {str(folder)!r} is a file: expected a folder, or a path where one can be made"
+        )
     return folder.absolute()
 
 
 def found(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
     """The sound records of a plan's cells that bear the cells' keys."""
     there = {cell.name: read_record(folder / "cells" / cell.name) for cell in plan.cells}
-    return {c.name: record for c in plan.cells if (record := there[c.name]) is not None and record["key"] == c.key}
+    return {
+        c.name: record for c in plan.cells if (record := there[c.name]) is not None and record["key"] == c.key
+    }
 
 
-def preview(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> pd.DataFrame:
+def preview(
+    file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, settings: Settings | None = None
+) -> pd.DataFrame:
     """What a sweep would do: one row per cell with its parameters, what would become of it, and its cost.
 
     Returns:
@@ -197,7 +219,11 @@ def preview(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     for cell in plan.cells:
         failed = records.get(cell.name, {}).get("status") == "failed"
         done = records.get(cell.name, {}).get("status") == "done"
-        state = ("due, failed before" if failed else "due") if cell.name in due else ("kept" if done else "not asked for")
+        state = (
+            ("due, failed before" if failed else "due")
+            if cell.name in due
+            else ("kept" if done else "not asked for")
+        )
         values = {name: cell.parameters.get(name) for name in plan.varying}
         rows.append({"cell": cell.name, **values, "state": state, "seconds": costs[cell.name]})
     return pd.DataFrame(rows)
@@ -255,12 +281,22 @@ class _Queue:
 
 class _Sweep:
     def __init__(
-        self, plan: Plan, folder: Path, settings: Settings, source: tuple[Path, str], records: dict[str, Any], due: Sequence[Cell]
+        self,
+        plan: Plan,
+        folder: Path,
+        settings: Settings,
+        source: tuple[Path, str],
+        records: dict[str, Any],
+        due: Sequence[Cell],
     ) -> None:
         self.plan, self.folder, self.settings, self.source = plan, folder, settings, source
         chosen = {cell.name for cell in due}
         self.records = {name: record for name, record in records.items() if name not in chosen}
-        ready = {cell.group for cell in plan.cells if self.records.get(cell.name, {}).get("status") == "done" and cell.group}
+        ready = {
+            cell.group
+            for cell in plan.cells
+            if self.records.get(cell.name, {}).get("status") == "done" and cell.group
+        }
         self.due, self.queue = due, _Queue(due, ready)
         self.attempts: dict[str, int] = {}
         self.cells = {cell.name: cell for cell in plan.cells}
@@ -279,7 +315,9 @@ class _Sweep:
     def _loop(self, engine: Engine, bar: Any) -> None:
         alone, reported = False, time.monotonic()
         while self.queue or self.begun:
-            while not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun))):
+            while (
+                not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun)))
+            ):
                 cell, alone = next_one
                 self.begun[cell.name] = time.monotonic()
                 engine.start(self._order(cell))
@@ -315,7 +353,9 @@ class _Sweep:
         record = read_record(folder)
         if record is None or record["token"] != order["token"]:
             words = f"the process of the cell {end or 'left no result'}"
-            record = failure(order, words, retry=end is None or "could not be written" not in end, seconds=seconds)
+            record = failure(
+                order, words, retry=end is None or "could not be written" not in end, seconds=seconds
+            )
             with contextlib.suppress(StoreError, OSError):
                 write_record(folder, record)
         error = record["error"] or ""
@@ -343,7 +383,9 @@ class Local:
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         self.context = get_context(method)
         if method == "forkserver":
-            self.context.set_forkserver_preload(["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweep_worker"])
+            self.context.set_forkserver_preload(
+                ["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweep_worker"]
+            )
         self.running: dict[Any, tuple[Order, Any, str | None]] = {}
 
     def room(self, running: int) -> bool:
@@ -402,7 +444,9 @@ def _devices(per_cell: int) -> deque[str]:
         names = [name.strip() for name in visible.split(",") if name.strip()]
     parts = [",".join(names[i : i + per_cell]) for i in range(0, len(names) - per_cell + 1, per_cell)]
     if not parts:
-        raise InputError(f"--gpus-per-cell {per_cell}: only {len(names)} GPUs can be seen here; leave it out to run on the CPU")
+        raise InputError(
+            f"--gpus-per-cell {per_cell}: only {len(names)} GPUs can be seen here; leave it out to run on the CPU"
+        )
     return deque(parts)
 
 
@@ -417,7 +461,11 @@ def _engine_factory(settings: Settings) -> Any:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What cells inherit of this process, with as many threads each as leave every cell its share of the cores."""
-    found = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("RLCIRCUITS_")}
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith("RLCIRCUITS_")
+    }
     processes = settings.processes or os.cpu_count() or 1
     found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -442,10 +490,15 @@ def _alone(folder: Path, settings: Settings) -> Iterator[None]:
             f"another sweep is at work in {str(folder)!r}{_holder(holder)}: wait for it, or give this one another --out"
         ) from None
     except OSError as error:
-        raise StoreError(f"cannot write {str(folder)!r}: {error.strerror or error}; choose a folder that can be written") from None
+        raise StoreError(
+            f"cannot write {str(folder)!r}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
     try:
         with written(holder) as temporary:
-            temporary.write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "engine": settings.engine}), "utf-8")
+            temporary.write_text(
+                json.dumps({"process": os.getpid(), "host": platform.node(), "engine": settings.engine}),
+                "utf-8",
+            )
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -491,11 +544,22 @@ def _bar(total: int) -> Any:
 
     layout = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed} gone, about {remaining} left"
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, desc="cells", bar_format=layout, smoothing=0, mininterval=interval, disable=None if interval < 1 else False)
+    return tqdm(
+        total=total,
+        desc="cells",
+        bar_format=layout,
+        smoothing=0,
+        mininterval=interval,
+        disable=None if interval < 1 else False,
+    )
 
 
 def tell(outcome: Outcome) -> None:
     """Print the table of a finished sweep and where the rest is."""
     print(shown(outcome.plan, outcome.table))
-    counts = ", ".join(f"{count} {status}" for status, count in outcome.table["status"].value_counts().items())
-    print(f"\n{counts}\nwritten: {outcome.folder / 'summary.parquet'}\n         {outcome.folder / 'index.html'}")
+    counts = ", ".join(
+        f"{count} {status}" for status, count in outcome.table["status"].value_counts().items()
+    )
+    print(
+        f"\n{counts}\nwritten: {outcome.folder / 'summary.parquet'}\n         {outcome.folder / 'index.html'}"
+    )

@@ -30,10 +30,14 @@ def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> st
     """
     if name == "":
         if bool(base) != bool(tuned):
-            raise InputError(f"only {'base' if base else 'tuned'} is given: expected base and tuned, or the name of a pair")
+            raise InputError(
+                f"only {'base' if base else 'tuned'} is given: expected base and tuned, or the name of a pair"
+            )
         return name
     if base or tuned:
-        raise InputError(f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints")
+        raise InputError(
+            f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints"
+        )
     bare, mark, seed = name.partition("@")
     if bare.startswith("family/") and mark and not seed.isdecimal():
         raise InputError(f"pair {name!r}: expected a seed after the @, a whole number, such as {bare}@1")
@@ -92,7 +96,9 @@ def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
     from rlcircuits import problems
 
     named = name.partition("=")[0] in _sets()  # also gsm8k=FILE, whose fields are known
-    is_file = not named and (Path(name).suffix in (".jsonl", ".parquet") or os.sep in name or Path(name).expanduser().is_file())
+    is_file = not named and (
+        Path(name).suffix in (".jsonl", ".parquet") or os.sep in name or Path(name).expanduser().is_file()
+    )
     if hasattr(problems, "problem_set"):
         return problems.problem_set(name, **(dict(fields) if is_file else {}))
     if is_file:

@@ -35,13 +35,17 @@ def require(address: str | None = None) -> None:
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs leaves CUDA_VISIBLE_DEVICES alone
+        os.environ.setdefault(
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+        )  # a task without GPUs leaves CUDA_VISIBLE_DEVICES alone
         if address is None or address.rpartition(":")[0] in ("127.0.0.1", "localhost"):
             # Ray replaces 127.0.0.1 by the machine's outer address, unless its switch for several machines is off.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray  # noqa: F401
     except ImportError:
-        raise InputError("--engine ray needs Ray, which is not installed: pip install 'rlcircuits[cluster]', or use --engine local") from None
+        raise InputError(
+            "--engine ray needs Ray, which is not installed: pip install 'rlcircuits[cluster]', or use --engine local"
+        ) from None
 
 
 class Ray:
@@ -58,7 +62,9 @@ class Ray:
         total = ray.cluster_resources()
         if settings.gpus and total.get("GPU", 0) < settings.gpus:
             self.stop()
-            raise InputError(f"--gpus-per-cell {settings.gpus:g}: this cluster has {total.get('GPU', 0):g} GPUs in all")
+            raise InputError(
+                f"--gpus-per-cell {settings.gpus:g}: this cluster has {total.get('GPU', 0):g} GPUs in all"
+            )
         self.task = ray.remote(num_cpus=1, num_gpus=settings.gpus, max_retries=0, max_calls=1)(_cell)
         self.running: dict[Any, Order] = {}
 
@@ -102,22 +108,38 @@ class Ray:
 def _connect(settings: Settings) -> None:
     import ray
 
-    common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    common: dict[str, Any] = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": "error",
+        "configure_logging": False,
+    }
     try:
         if settings.address is not None:
-            ray.init(address=settings.address, **{k: v for k, v in common.items() if k != "include_dashboard"})
+            ray.init(
+                address=settings.address, **{k: v for k, v in common.items() if k != "include_dashboard"}
+            )
         else:
-            ray.init(num_cpus=settings.processes, object_store_memory=STORE_BYTES, _node_ip_address="127.0.0.1", **common)
+            ray.init(
+                num_cpus=settings.processes,
+                object_store_memory=STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **common,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"the Ray cluster at {settings.address!r}" if settings.address else "a Ray of this machine"
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where} cannot be reached ({reason}): is it running (`ray start --head`), and the address right?") from None
+        raise InputError(
+            f"{where} cannot be reached ({reason}): is it running (`ray start --head`), and the address right?"
+        ) from None
 
 
 def _cell(order: Order) -> str | None:
     """On a node: run the cell in a process of its own; returns what is known of its end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlcircuits.sweep_worker"], stdin=subprocess.PIPE, env={**os.environ, **order["environment"]}
+        [sys.executable, "-m", "rlcircuits.sweep_worker"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **order["environment"]},
     )
     try:
         process.communicate(json.dumps(order).encode())
@@ -127,7 +149,9 @@ def _cell(order: Order) -> str | None:
         if process.poll() is None:
             end_tree(process.pid)
     if process.returncode == CANNOT_WRITE:
-        return "ended, as its result could not be written: is the disk full, and the folder there on every node?"
+        return (
+            "ended, as its result could not be written: is the disk full, and the folder there on every node?"
+        )
     if process.returncode:
         return f"ended with exit code {process.returncode}, see {LOG} in its folder"
     return None

@@ -47,7 +47,9 @@ def summary_table(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     given = list(dict.fromkeys(name for cell in plan.cells for name in cell.parameters))
-    found = list(dict.fromkeys(name for cell in plan.cells for name in records.get(cell.name, {}).get("metrics", {})))
+    found = list(
+        dict.fromkeys(name for cell in plan.cells for name in records.get(cell.name, {}).get("metrics", {}))
+    )
     rows = [records.get(cell.name, {}) for cell in plan.cells]
     columns: dict[str, list[Any]] = {"cell": [cell.name for cell in plan.cells]}
     for name in given:
@@ -104,7 +106,11 @@ def index_page(plan: Plan, table: pd.DataFrame, folder: Path) -> str:
     title = f"Sweep {plan.file.name}"
     head = "".join(f"<th>{_text(one)}</th>" for one in heads)
     body = f"<h1>{_text(title)}</h1>\n<p>{_text(plan.notebook.name)}: {_text(counts)}. All numbers: {SUMMARY}.</p>"
-    body += f'\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"
+    body += (
+        f'\n<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + "\n</tbody></table></div>"
+    )
     return _page(title, body)
 
 
@@ -116,14 +122,20 @@ def notebook_page(executed: NotebookNode, name: str) -> str | None:
         return None
     for cell in executed.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
+            cell.outputs = [
+                output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})
+            ]
             for output in cell.outputs:  # a figure is drawn from its own HTML, see `rlcircuits.display`
                 if "rlc-figure" in str(output.get("data", {}).get("text/html", "")):
                     output["data"].pop("application/vnd.plotly.v1+json", None)
-    exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="", widget_renderer_url="")
+    exporter = HTMLExporter(
+        template_name="basic", mathjax_url="", require_js_url="", jquery_url="", widget_renderer_url=""
+    )
     body, _ = exporter.from_notebook_node(executed)
     figures = _FIGURES if "rlc-figure" in body else ""
-    return _page(name, f'<p><a href="../../{INDEX}">All cells</a></p>\n<h1>{_text(name)}</h1>\n{body}{figures}')
+    return _page(
+        name, f'<p><a href="../../{INDEX}">All cells</a></p>\n<h1>{_text(name)}</h1>\n{body}{figures}'
+    )
 
 
 def write_static(folder: Path) -> None:
@@ -151,7 +163,9 @@ def _metrics(plan: Plan, table: pd.DataFrame) -> list[str]:
     import pandas as pd
 
     given = {name for cell in plan.cells for name in cell.parameters}
-    names = [name for name in table if name not in OWN and name not in given and not name.startswith("parameter.")]
+    names = [
+        name for name in table if name not in OWN and name not in given and not name.startswith("parameter.")
+    ]
     asked = [name for name in plan.show if name in names]
     return asked or [name for name in names if pd.api.types.is_numeric_dtype(table[name])][:12]
 
@@ -194,7 +208,6 @@ def _page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-
 
 
 _STYLE = """

@@ -30,7 +30,13 @@ from typing import Any, TypedDict
 from rlcircuits.errors import InputError
 from rlcircuits.store import canonical_json, written
 
-RECORD, NOTEBOOK, PAGE, LOG, RUNNING = "record.json", "notebook.ipynb", "notebook.html", "log.txt", "running.ipynb"
+RECORD, NOTEBOOK, PAGE, LOG, RUNNING = (
+    "record.json",
+    "notebook.ipynb",
+    "notebook.html",
+    "log.txt",
+    "running.ipynb",
+)
 CANNOT_WRITE = 74  # exit code when not even the record could be written
 _PASSING = {
     errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED,
@@ -40,7 +46,10 @@ _PASSING_NAMES = {
     "MemoryError", "OutOfMemoryError", "DeadKernelError", "BlockingIOError", "InterruptedError", "TimeoutError", "ConnectionError",
     "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError", "ZMQError",
 }  # fmt: skip
-_PASSING_WORDS = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|Kernel died|Kernel didn't respond", re.IGNORECASE)
+_PASSING_WORDS = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|Kernel died|Kernel didn't respond",
+    re.IGNORECASE,
+)
 _MEMORY = re.compile(r"memory", re.IGNORECASE)
 _LONGEST_ERROR = 2000
 
@@ -184,7 +193,9 @@ def _watch(parent_is_there: Callable[[], bool], attempt: _Attempt) -> None:
     if there:
         words = f"stopped after {attempt.order['timeout']:g} s, its timeout"
         with contextlib.suppress(OSError, InputError):
-            attempt.finish(failure(attempt.order, words, retry=False, seconds=time.monotonic() - attempt.started))
+            attempt.finish(
+                failure(attempt.order, words, retry=False, seconds=time.monotonic() - attempt.started)
+            )
     end_tree(os.getpid(), itself=False)
     os._exit(1)
 
@@ -209,7 +220,9 @@ def _locked(folder: Path):
     try:
         lock.acquire(timeout=60)
     except Timeout:
-        raise InputError(f"another process still works in {str(folder)!r}: end it, then run the same again") from None
+        raise InputError(
+            f"another process still works in {str(folder)!r}: end it, then run the same again"
+        ) from None
     try:
         yield
     finally:
@@ -240,7 +253,16 @@ def _run(order: Order) -> dict[str, Any]:
     compute = _publish(folder, order["name"])
     digest = _sha256(folder / NOTEBOOK)
     seconds = time.monotonic() - started
-    return _record(order, status, seconds, error=error, retry=retry, metrics=metrics, compute=compute, notebook_sha256=digest)
+    return _record(
+        order,
+        status,
+        seconds,
+        error=error,
+        retry=retry,
+        metrics=metrics,
+        compute=compute,
+        notebook_sha256=digest,
+    )
 
 
 def _publish(folder: Path, name: str) -> float:

@@ -90,7 +90,11 @@ def test_one_of_each_group_goes_first() -> None:
 
 def test_the_grids_that_come_with_the_package() -> None:
     family = load_plan(ROOT / "sweeps" / "family.yaml")
-    assert len(family.cells) == 36 and {c.parameters["pair"] for c in family.cells} == {"family/ppo", "family/grpo", "family/dpo"}
+    assert len(family.cells) == 36 and {c.parameters["pair"] for c in family.cells} == {
+        "family/ppo",
+        "family/grpo",
+        "family/dpo",
+    }
     assert len({c.group for c in family.cells}) == 3
     content = yaml.safe_load((ROOT / "sweeps" / "paper.yaml").read_text())
     assert [len(values) for values in content["grid"].values()] == [4, 3, 4]
@@ -105,7 +109,11 @@ def test_the_grids_that_come_with_the_package() -> None:
 
 
 def test_names_of_pairs_and_problems(tmp_path: Path) -> None:
-    assert known_pair("family/ppo@3") == "family/ppo@3" and known_pair("mistral") == "mistral" and known_pair("") == ""
+    assert (
+        known_pair("family/ppo@3") == "family/ppo@3"
+        and known_pair("mistral") == "mistral"
+        and known_pair("") == ""
+    )
     for name, more, says in [
         ("mistrl", {}, "did you mean 'mistral'"),
         ("family/sft", {}, "unknown pair"),
@@ -127,7 +135,14 @@ def test_names_of_pairs_and_problems(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ran")
-    file = simple(folder, cells=[{"alpha": 1, "status": "<b>"}, {"alpha": 0.5, "level": "head", "model": 3}, {"words": ["x"], "model": "m"}])
+    file = simple(
+        folder,
+        cells=[
+            {"alpha": 1, "status": "<b>"},
+            {"alpha": 0.5, "level": "head", "model": 3},
+            {"words": ["x"], "model": "m"},
+        ],
+    )
     outcome = sweep(file, folder / "out", Settings(processes=2))
     assert outcome.failed == 0
     return folder
@@ -160,8 +175,12 @@ def test_pages_escape_and_need_no_network(ran: Path) -> None:
 
 def test_figures_of_the_package_are_drawn_from_the_sweeps_own_plotly(ran: Path) -> None:
     html = '<figure class="rlc-figure" id="a"><div class="rlc-plot"></div></figure>'
-    shown = nbformat.v4.new_output("display_data", {"text/html": html, "application/vnd.plotly.v1+json": {"data": []}})
-    page = notebook_page(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show()", outputs=[shown])]), "cell")
+    shown = nbformat.v4.new_output(
+        "display_data", {"text/html": html, "application/vnd.plotly.v1+json": {"data": []}}
+    )
+    page = notebook_page(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show()", outputs=[shown])]), "cell"
+    )
     assert html in page and 'src="../../static/plotly.min.js"' in page
     assert (ran / "out" / "static" / "plotly.min.js").stat().st_size > 10**6
 
@@ -181,7 +200,9 @@ def test_resume_fresh_only_failed_and_dry_run(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "store" / "square").rename(tmp_path / "elsewhere")
     assert main([*command, "--only", "failed"]) == 0 and runs(tmp_path) == 3
     assert main([*command, "--fresh"]) == 0 and runs(tmp_path) == 5
-    (file.parent / "counted.ipynb").write_text((file.parent / "counted.ipynb").read_text().replace("'length'", "'size'"))
+    (file.parent / "counted.ipynb").write_text(
+        (file.parent / "counted.ipynb").read_text().replace("'length'", "'size'")
+    )
     assert main(command) == 0 and runs(tmp_path) == 7
     assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["size"]) == [5000, 5000]
 
@@ -240,9 +261,13 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
         tokenizer(words).save_pretrained(tmp_path / name)
     save(tmp_path / "other", layers=2, words=words[::-1])
     asked = tuple(rc.Problem(f"q{i}", " ".join(words[i : i + 3]), "unknown") for i in range(30))
-    said = rc.generate(rc.load_model(tmp_path / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6)
+    said = rc.generate(
+        rc.load_model(tmp_path / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6
+    )
     stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
-    lines = [json.dumps({"question": p.question, "answer": stated[p.id]}) + "\n" for p in asked if stated[p.id]]
+    lines = [
+        json.dumps({"question": p.question, "answer": stated[p.id]}) + "\n" for p in asked if stated[p.id]
+    ]
     (tmp_path / "problems.jsonl").write_text("".join(lines))
     file = write_sweep(
         tmp_path / "own.yaml",
@@ -258,10 +283,22 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     assert list(table["status"]) == ["done", "failed", "failed"], list(table["error"])
     pair = rc.ModelPair("own", str(tmp_path / "base"), str(tmp_path / "tuned"), max_new_tokens=6)
     problems = rc.load_problems(tmp_path / "problems.jsonl", grader="final")
-    study = rc.study(pair, problems, alpha=1.0, n=5, store=tmp_path / "elsewhere", device="cpu", beta=0.0, gamma=9.0, delta=2.0)
+    study = rc.study(
+        pair,
+        problems,
+        alpha=1.0,
+        n=5,
+        store=tmp_path / "elsewhere",
+        device="cpu",
+        beta=0.0,
+        gamma=9.0,
+        delta=2.0,
+    )
     expected = study.pairs["own"].comparison
     for metric in expected.index:
         for column in ("base", "tuned", "difference", "low", "high", "p"):
             found = table[f"{metric}/{column}"][0]
-            assert found == expected.loc[metric, column] or (math.isnan(found) and math.isnan(expected.loc[metric, column]))
+            assert found == expected.loc[metric, column] or (
+                math.isnan(found) and math.isnan(expected.loc[metric, column])
+            )
     assert "vocabular" in table["error"][2] and "Traceback" not in "".join(table["error"].dropna())

@@ -33,7 +33,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame,
     """The table of `counted` when nothing happens, and the seconds that takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     began = time.monotonic()
-    assert start(counted(folder, xs=2), folder / "out", "--processes", "2").wait() == 0, (folder / "out.log").read_text()
+    assert start(counted(folder, xs=2), folder / "out", "--processes", "2").wait() == 0, (
+        folder / "out.log"
+    ).read_text()
     assert runs(folder) == 6
     return pd.read_parquet(folder / "out" / "summary.parquet"), time.monotonic() - began
 
@@ -97,7 +99,7 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 sweep.wait(chance.uniform(0.05, 0.5) * seconds)
             if sweep.poll() is None and killed + kills < KILLS:
-                victim = chance.choice(VICTIMS)
+                victim, struck = chance.choice(VICTIMS), False
                 while sweep.poll() is None and not (struck := strike(victim, sweep, mark, chance)):
                     time.sleep(0.1)  # no kernel, no worker at this moment
                 kills += struck
@@ -119,7 +121,9 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
         assert len(list((folder / "store").glob("*/[0-9a-f]*"))) == 3 + 6
         assert "DamagedArtefact" not in (folder / "out.log").read_text()
         assert not left_over(mark)
-    print(f"\n{killed} kills ({by_victim}) over {rounds} sweeps of 6 cells; {repeated} runs of cells repeated")
+    print(
+        f"\n{killed} kills ({by_victim}) over {rounds} sweeps of 6 cells; {repeated} runs of cells repeated"
+    )
 
 
 def test_a_second_sweep_in_the_same_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -254,14 +258,18 @@ def tiny_disk(tmp_path: Path):
     """A disk of two megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False, capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False, capture_output=True
+    )
     if done.returncode:
         pytest.skip("a small disk can only be mounted by root")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_really_full_disk_ends_in_one_message_and_goes_on_when_there_is_room(tiny_disk: Path, tmp_path: Path, capsys) -> None:
+def test_a_really_full_disk_ends_in_one_message_and_goes_on_when_there_is_room(
+    tiny_disk: Path, tmp_path: Path, capsys
+) -> None:
     file = counted(tmp_path, xs=2, groups="a")
     out = tiny_disk / "out"
     assert main(["sweep", str(file), "--out", str(out)]) == 0
@@ -286,7 +294,10 @@ def test_an_unreadable_copy_of_the_notebook_fails_its_cells_with_a_reason(tmp_pa
     spoiling = [COUNTED[0], "from pathlib import Path\nPath(store, 'spoils.ipynb').write_text('{')"]
     write_notebook(tmp_path / "spoils.ipynb", spoiling)
     file = write_sweep(
-        tmp_path / "spoils.yaml", notebook="spoils.ipynb", grid={"x": [1, 2]}, fixed={"store": str(tmp_path / "out")}
+        tmp_path / "spoils.yaml",
+        notebook="spoils.ipynb",
+        grid={"x": [1, 2]},
+        fixed={"store": str(tmp_path / "out")},
     )
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--processes", "1"]) == 1
     table = pd.read_parquet(tmp_path / "out" / "summary.parquet")

@@ -40,7 +40,10 @@ RAW = [
 
 def valid(chance: random.Random) -> dict[str, Any]:
     """A right sweep file."""
-    content: dict[str, Any] = {"notebook": "small.ipynb", "grid": {"alpha": [0.1, 0.3], "level": ["block", "head"]}}
+    content: dict[str, Any] = {
+        "notebook": "small.ipynb",
+        "grid": {"alpha": [0.1, 0.3], "level": ["block", "head"]},
+    }
     if chance.random() < 0.5:
         content["fixed"] = {"n": 5, "pair": "family/ppo"}
     if chance.random() < 0.3:
@@ -59,7 +62,9 @@ def spoiled(chance: random.Random) -> bytes:
     content = valid(chance)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         chance.choice(FAULTS)(content, chance)
-    text = yaml.dump(content, sort_keys=False, allow_unicode=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+    text = yaml.dump(content, sort_keys=False, allow_unicode=chance.random() < 0.5).encode(
+        "utf-8", "surrogatepass"
+    )
     if chance.random() < 0.15:  # a fault of the file itself
         at = chance.randrange(len(text) + 1)
         noise = bytes(chance.choices(range(256), k=chance.randrange(4)))
@@ -69,7 +74,14 @@ def spoiled(chance: random.Random) -> bytes:
 
 def _slip(name: str, chance: random.Random) -> str:
     at = chance.randrange(max(len(name), 1))
-    return chance.choice((name[:at] + name[at + 1 :], name[:at] + chance.choice(string.ascii_letters) + name[at:], name.upper(), name * 2))
+    return chance.choice(
+        (
+            name[:at] + name[at + 1 :],
+            name[:at] + chance.choice(string.ascii_letters) + name[at:],
+            name.upper(),
+            name * 2,
+        )
+    )
 
 
 def _misname(content: dict, chance: random.Random) -> None:
@@ -89,14 +101,20 @@ def _drop(content: dict, chance: random.Random) -> None:
 
 
 def _odd(content: dict, chance: random.Random) -> None:
-    content[chance.choice(["notebook", "grid", "cells", "fixed", "share", "show", "timeout", "more", 3, None])] = chance.choice(ODD)
+    content[
+        chance.choice(["notebook", "grid", "cells", "fixed", "share", "show", "timeout", "more", 3, None])
+    ] = chance.choice(ODD)
 
 
 def _odd_grid(content: dict, chance: random.Random) -> None:
     if isinstance(content.get("grid"), dict):
         value = chance.choice(ODD)
-        name = chance.choice(["alpha", "level", "n", "pair", "keep", "members", "model", "beta", "a b", "", 7])
-        content["grid"][name] = value if chance.random() < 0.4 else [value, *chance.choices(ODD, k=chance.randrange(3))]
+        name = chance.choice(
+            ["alpha", "level", "n", "pair", "keep", "members", "model", "beta", "a b", "", 7]
+        )
+        content["grid"][name] = (
+            value if chance.random() < 0.4 else [value, *chance.choices(ODD, k=chance.randrange(3))]
+        )
 
 
 def _odd_cell(content: dict, chance: random.Random) -> None:
@@ -105,7 +123,9 @@ def _odd_cell(content: dict, chance: random.Random) -> None:
 
 
 def _odd_fixed(content: dict, chance: random.Random) -> None:
-    content["fixed"] = {chance.choice(["alpha", "level", "n", "pair", "keep", "members", "model", "seed"]): chance.choice(ODD)}
+    content["fixed"] = {
+        chance.choice(["alpha", "level", "n", "pair", "keep", "members", "model", "seed"]): chance.choice(ODD)
+    }
 
 
 def _many(content: dict, chance: random.Random) -> None:
@@ -160,11 +180,43 @@ def test_wrong_sweep_files_end_in_one_message(small: Path) -> None:
 
 def test_wrong_options_end_in_one_message(small: Path) -> None:
     (small / "right.yaml").write_text("notebook: small.ipynb\ngrid: {alpha: [0.1, 0.2]}\n")
-    options = ["--engine", "--address", "--gpus-per-cell", "--processes", "--retries", "--only", "--out", "--fresh", "--resume", "--nope"]
-    odd = ["", "0", "-1", "nan", "1e9", "rya", "locl", "local", "failed", "faild", "x" * 300, "🙂", "1.5", "--", "none:none", str(small)]
+    options = [
+        "--engine",
+        "--address",
+        "--gpus-per-cell",
+        "--processes",
+        "--retries",
+        "--only",
+        "--out",
+        "--fresh",
+        "--resume",
+        "--nope",
+    ]
+    odd = [
+        "",
+        "0",
+        "-1",
+        "nan",
+        "1e9",
+        "rya",
+        "locl",
+        "local",
+        "failed",
+        "faild",
+        "x" * 300,
+        "🙂",
+        "1.5",
+        "--",
+        "none:none",
+        str(small),
+    ]
     chance, refused = random.Random(2), 0
     for _ in range(OPTIONS):
-        given = [word for _ in range(chance.randrange(1, 3)) for word in (chance.choice(options), chance.choice(odd))]
+        given = [
+            word
+            for _ in range(chance.randrange(1, 3))
+            for word in (chance.choice(options), chance.choice(odd))
+        ]
         file = chance.choice(["right.yaml"] * 3 + ["wrogn.yaml", "", "."])
         code, words = called(["sweep", str(small / file), *given, "--dry-run"])
         refused += check(code, words, given)
@@ -177,18 +229,33 @@ def test_wrong_options_end_in_one_message(small: Path) -> None:
     [
         ("notebok: small.ipynb", ["unknown key 'notebok'", "did you mean 'notebook'?"]),
         ("notebook: smal.ipynb\ngrid: {alpha: [1]}", ["no file 'smal.ipynb'", "did you mean 'small.ipynb'?"]),
-        ("notebook: small.ipynb\ngrid: {alhpa: [0.1]}", ["grid", "unknown parameter 'alhpa'", "did you mean 'alpha'?"]),
+        (
+            "notebook: small.ipynb\ngrid: {alhpa: [0.1]}",
+            ["grid", "unknown parameter 'alhpa'", "did you mean 'alpha'?"],
+        ),
         ("notebook: small.ipynb\ngrid: {alpha: 0.1}", ["grid: alpha is the number 0.1", "such as [0.1]"]),
         ("notebook: small.ipynb\ngrid: {alpha: [1e-3]}", ["parameter alpha is '1e-3' (str)", "1.0e-3"]),
         ("notebook: small.ipynb\ngrid: {alpha: [1.5]}", ["parameter alpha is 1.5", "at most 1"]),
-        ("notebook: small.ipynb\ngrid: {pair: [family/pppo]}", ["unknown pair 'family/pppo'", "did you mean 'family/ppo'?"]),
-        ("notebook: small.ipynb\ngrid: {level: [haed]}", ["parameter level is 'haed'", "did you mean 'head'?"]),
+        (
+            "notebook: small.ipynb\ngrid: {pair: [family/pppo]}",
+            ["unknown pair 'family/pppo'", "did you mean 'family/ppo'?"],
+        ),
+        (
+            "notebook: small.ipynb\ngrid: {level: [haed]}",
+            ["parameter level is 'haed'", "did you mean 'head'?"],
+        ),
         ("notebook: small.ipynb\ngrid: {n: [1, 1]}", ["n lists '1' twice"]),
         ("notebook: small.ipynb\ngrid: {n: [1]}\nfixed: {n: 2}", ["n stands in grid and in fixed"]),
         ("notebook: small.ipynb\ngrid: {n: [1]}\ngrid: {n: [2]}", ["line 3", "'grid' is given twice"]),
-        ("notebook: small.ipynb\ngrid: {n: [1, 2]}\nshare: [piar]", ["share names 'piar'", "did you mean 'pair'?"]),
+        (
+            "notebook: small.ipynb\ngrid: {n: [1, 2]}\nshare: [piar]",
+            ["share names 'piar'", "did you mean 'pair'?"],
+        ),
         ("notebook: small.ipynb\ncells: [{n: 1}, {n: 1}]", ["the same cell twice"]),
-        ("notebook: small.ipynb\ncells: [{n: 1}, {n: one}]", ["cells, number 2: n", "parameter n is 'one' (str)"]),
+        (
+            "notebook: small.ipynb\ncells: [{n: 1}, {n: one}]",
+            ["cells, number 2: n", "parameter n is 'one' (str)"],
+        ),
         ("notebook: small.ipynb\ngrid: {n: [1]}\ntimeout: soon", ["timeout is the text 'soon'", "seconds"]),
         ("notebook: small.ipynb", ["has no cells"]),
     ],
@@ -198,5 +265,3 @@ def test_messages_name_file_key_and_the_nearest_name(small: Path, content: str, 
     code, words = called(["sweep", str(small / "one.yaml")])
     assert code == 2 and "one.yaml" in words and all(part in words for part in says), words
     assert not (small / "runs").exists()
-
-

@@ -92,7 +92,9 @@ def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp
 def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
     """What `--engine ray` starts without an address, while its cells run."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
-    sweep = start(counted(tmp_path, xs=2, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1")
+    sweep = start(
+        counted(tmp_path, xs=2, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1"
+    )
     until(lambda: list(tmp_path.glob("out/cells/*/record.json")) or sweep.poll() is not None)
     assert sweep.poll() is None, (tmp_path / "out.log").read_text()
     heard = listening(psutil.Process(sweep.pid))
@@ -103,12 +105,23 @@ def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_what_the_cluster_has_not_is_said(cluster: Any, tmp_path: Path) -> None:
-    sweep = start(counted(tmp_path), tmp_path / "out", "--engine", "ray", "--address", cluster.address, "--gpus-per-cell", "2")
+    sweep = start(
+        counted(tmp_path),
+        tmp_path / "out",
+        "--engine",
+        "ray",
+        "--address",
+        cluster.address,
+        "--gpus-per-cell",
+        "2",
+    )
     assert sweep.wait(120) == 2
     assert "this cluster has 0 GPUs in all" in (tmp_path / "out.log").read_text()
 
 
-def test_without_ray_the_way_to_install_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_way_to_install_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     imported = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
