@@ -1,4 +1,4 @@
-"""The shell's way in: ``rlcircuits pairs``, ``rlcircuits attribute``, ``rlcircuits family`` and ``rlcircuits sweep``.
+"""The shell's way in: ``rlcircuits pairs``, ``rlcircuits attribute`` and ``rlcircuits family``.
 
 Wrong input ends with exit code 2 and one message; an interrupted run with 130 and a word on how to go on.
 """
@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--processes", type=_whole, default=2, metavar="N", help="processes at a time (default: 2)")
     study.set_defaults(run=_study)
 
-    _add_sweep(commands)
+    from rlcircuits.sweep_commands import add_sweep
+
+    add_sweep(commands)
     return parser
 
 
@@ -148,56 +150,6 @@ def _add_attribute(commands: Any) -> None:
     output.add_argument("--out", metavar="DIR", help="where to write (default: attribution/<pair>-<level>-<alpha>)")
     output.add_argument("--store", default="runs", metavar="DIR", help="where finished steps are kept (default: runs)")
     attribute.set_defaults(run=_attribute)
-
-
-def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser(
-        "sweep",
-        help="run a notebook over a grid of parameters, on this machine or on Ray, and gather its numbers in one table",
-        description="Run each cell of a sweep file once. Finished cells are kept, so the same command goes on after an interruption. "
-        "Ends with exit code 0, or 1 when a cell failed: the summary says which and why.",
-    )
-    sweep.add_argument("file", metavar="FILE", help="the sweep, YAML: notebook, grid, cells, fixed, share, show, timeout")
-    sweep.add_argument("--out", metavar="DIR", help="where cells, summary.parquet and index.html go (default: runs/sweeps/<name of FILE>)")
-    sweep.add_argument("--engine", default="local", metavar="NAME", help="local or ray (default: local)")
-    sweep.add_argument("--address", metavar="A", help="of a Ray cluster, or auto (default: a Ray of this machine alone)")
-    sweep.add_argument("--gpus-per-cell", type=_gpus, default=0.0, metavar="N", help="GPUs each cell has to itself (default: 0)")
-    sweep.add_argument("--processes", type=_whole, metavar="N", help="cells at a time (default: one per core; on Ray all that fit)")
-    sweep.add_argument("--retries", type=_seed, default=2, metavar="N", help="further attempts where a fault may pass (default: 2)")
-    sweep.add_argument("--dry-run", action="store_true", help="print the cells and what they would cost, run nothing")
-    sweep.add_argument("--only", metavar="failed", help="failed: only the cells that failed before")
-    again = sweep.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="keep what finished under the same inputs (the default)")
-    again.add_argument("--fresh", action="store_true", help="run finished cells, too; artefacts in the store are still found")
-    sweep.set_defaults(run=_sweep)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from rlcircuits import sweep
-
-    settings = sweep.Settings(
-        options.engine, options.processes, options.address, options.gpus_per_cell, options.retries, options.fresh, options.only
-    )
-    if options.dry_run:
-        cells = sweep.preview(options.file, options.out, settings)
-        print(cells.to_string(index=False, na_rep="?", formatters={"seconds": lambda value: "?" if value != value else f"{value:.0f}"}))
-        due = cells[cells["state"].str.startswith("due")]
-        unknown = f", and {due['seconds'].isna().sum()} of unknown cost" if due["seconds"].isna().any() else ""
-        print(f"\n{len(cells)} cells, {len(due)} to run: about {due['seconds'].sum():.0f} s of work{unknown}")
-        return 0
-    outcome = sweep.sweep(options.file, options.out, settings)
-    sweep.tell(outcome)
-    return 1 if outcome.failed else 0
-
-
-def _gpus(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number of GPUs, at least 0")
-    return value
 
 
 def _pairs(_options: argparse.Namespace) -> None:

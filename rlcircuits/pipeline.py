@@ -121,13 +121,13 @@ def study(
     seed: int = 42,
     mean: str = "paper",
     keep: str = "both-correct",
+    beta: float = 0.5,
+    gamma: float = 1.5,
+    delta: float = 0.5,
     store: Store | str = "runs",
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int | str = "auto",
-    beta: float = 0.5,
-    gamma: float = 1.5,
-    delta: float = 0.5,
 ) -> Study:
     """Run every step for every pair, or find it in the store.
 
@@ -140,9 +140,9 @@ def study(
         seed: of the draw; the published value is 42.
         mean: T̄ as the ``"paper"`` or the published ``"code"`` takes it, see `rlcircuits.select`.
         keep: ``"both-correct"`` or ``"all"`` problems.
+        beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
-        beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
 
     Raises:
         InputError: a pair that cannot be loaded or compared, settings out of range, or no problem left by the rules.
