@@ -28,6 +28,7 @@ def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> st
         file: YAML with pairs besides the registered ones; none when empty.
         base, tuned: the two checkpoints given in place of a name; empty with one.
     """
+    _expect_text("pair", name)
     if name == "":
         if bool(base) != bool(tuned):
             raise InputError(
@@ -77,6 +78,7 @@ def known_problems(name: str, **fields: Any) -> str:
         name: a set known by name, a ``.jsonl`` or ``.parquet`` file; empty is the family's.
         fields: ``question``, ``answer``, ``grader`` of a file.
     """
+    _expect_text("problems", name)
     if name not in ("", *_sets()):
         chosen_problems(name, **fields)
     return name
@@ -107,6 +109,11 @@ def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
 
     choose("problem set", name, ["family"])
     return family_problems("test", 500)
+
+
+def _expect_text(parameter: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"parameter {parameter} is {value!r} ({type(value).__name__}); expected a text")
 
 
 def _sets() -> list[str]:
