@@ -2,7 +2,8 @@
 
 1. **Overhead**: a sweep over an empty notebook, of 10, 100 and 1,000 cells (``--cells``). Seconds of the whole run, from the start of
    the command to its end, times the processes at work, minus the seconds the notebook's own code took, over the number of cells.
-2. **Scheduler**: the same 1,000 cells, all of them kept already: what planning, reading the records and reporting cost per cell.
+2. **Scheduler**: sweeps of 10, 100 and 1,000 cells by an engine that starts no process and only leaves a record, as a cell does:
+   what planning, choosing, recording and reporting cost per cell, without any kernel.
 3. **Two workers**: a sweep whose cells compute for `--work` seconds each in one thread, by one process and by two.
 
 Nothing is kept but the figures, in ``<out>/sweep.json``.
@@ -23,6 +24,9 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+
+from rlcircuits import sweep
+from rlcircuits.sweep_worker import Order, failure, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -66,15 +70,14 @@ def main() -> None:
 def measure(scratch: Path, options: argparse.Namespace) -> dict:
     """All figures."""
     overhead = [empty(scratch / f"empty{cells}", cells, options.processes) for cells in options.cells]
-    turns = calibrated(options.work)
-    seconds = (
-        {n: working(scratch / f"work{n}", options.work_cells, turns, n) for n in (1, 2)}
-        if options.work_cells
-        else {}
-    )
+    seconds = {}
+    if options.work_cells:
+        turns = calibrated(options.work)
+        seconds = {n: working(scratch / f"work{n}", options.work_cells, turns, n) for n in (1, 2)}
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} in the end",
         "overhead": overhead,
+        "scheduler": [scheduled(scratch / f"scheduled{cells}", cells) for cells in (10, 100, 1000)],
         "two_workers": {
             "cells": options.work_cells,
             "seconds": seconds,
@@ -101,6 +104,53 @@ def empty(folder: Path, cells: int, processes: int) -> dict:
         "seconds_when_kept": round(again, 2),
         "kept_per_cell": round(again / cells, 4),
     }
+
+
+class Instant:
+    """An engine whose cells are done at once: a record, as a cell leaves it, and nothing else."""
+
+    def __init__(self, settings: sweep.Settings) -> None:
+        self.orders: list[Order] = []
+
+    def room(self, running: int) -> bool:
+        return running < 2
+
+    def start(self, order: Order) -> None:
+        record = failure(order, "", retry=False, seconds=0.0)
+        done = {
+            **record,
+            "status": "done",
+            "error": None,
+            "metrics": {f"metric{i}": i / 7 for i in range(50)},
+        }
+        Path(order["folder"]).mkdir(parents=True, exist_ok=True)
+        write_record(Path(order["folder"]), done)
+        self.orders.append(order)
+
+    def ended(self, seconds: float) -> list[tuple[Order, str | None]]:
+        done, self.orders = [(order, None) for order in self.orders], []
+        return done
+
+    def stop(self) -> None:
+        self.orders = []
+
+
+def scheduled(folder: Path, cells: int) -> dict:
+    """A sweep of so many cells in groups of ten, without processes."""
+    notebook(folder, "x = 0\ngroup = 0", "pass")
+    grid = {"group": list(range(cells // 10)), "x": list(range(10))}
+    (folder / "cells.yaml").write_text(
+        json.dumps({"notebook": "cell.ipynb", "grid": grid, "share": ["group"]})
+    )
+    before, sweep._engine_factory = sweep._engine_factory, lambda settings: Instant
+    started = time.monotonic()
+    try:
+        done = sweep.sweep(folder / "cells.yaml", folder / "out")
+    finally:
+        sweep._engine_factory = before
+    seconds = time.monotonic() - started
+    assert list(done.table["status"]) == ["done"] * cells
+    return {"cells": cells, "seconds": round(seconds, 2), "per_cell": round(seconds / cells, 4)}
 
 
 def working(folder: Path, cells: int, turns: int, processes: int) -> float:

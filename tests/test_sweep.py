@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -302,3 +305,11 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
                 math.isnan(found) and math.isnan(expected.loc[metric, column])
             )
     assert "vocabular" in table["error"][2] and "Traceback" not in "".join(table["error"].dropna())
+
+
+def test_the_benchmark_of_sweeps_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/sweep.py", "--cells", "2", "--work-cells", "0", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    measured = json.loads((tmp_path / "sweep.json").read_text())["overhead"][0]
+    assert measured["cells"] == 2 and 0 < measured["overhead_per_cell"] < 60
+    assert measured["seconds_when_kept"] < measured["seconds"]
