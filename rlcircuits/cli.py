@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print(f"rlcircuits: {error}", file=sys.stderr)
         return 2
@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
     study.add_argument("--processes", type=_whole, default=2, metavar="N", help="processes at a time (default: 2)")
     study.set_defaults(run=_study)
+
+    from rlcircuits.sweep_commands import add_sweep
+
+    add_sweep(commands)
     return parser
 
 

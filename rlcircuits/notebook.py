@@ -6,7 +6,8 @@ papermill warns of a parameter that a notebook does not have and passes on a val
    refuses names that papermill injected but the notebook does not declare;
 2. `run` executes a notebook with parameters, and refuses, before a kernel is started, names that its `parameters` cell
    does not define and values of another type than the default there;
-3. `glue` keeps a number under a name, so that prose can quote it and never types it.
+3. `glue` keeps a number under a name, so that prose can quote it and never types it; `glued` reads it from an executed
+   notebook, so that a sweep can put it into a table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,9 +26,23 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from nbformat import NotebookNode
 
 _INJECTED = "# Parameters"  # the first line of the cell that papermill injects
+_GLUE = "application/papermill.record/"  # what myst-nb looks for
+
+
+class CellError(InputError):
+    """A cell of a notebook failed.
+
+    Attributes:
+        ename, evalue: type and message of what was raised in the kernel.
+    """
+
+    def __init__(self, message: str, ename: str, evalue: str) -> None:
+        super().__init__(message)
+        self.ename, self.evalue = ename, evalue
 
 
 @dataclass(frozen=True)
@@ -118,8 +134,8 @@ def run(
         progress: show papermill's progress bar.
 
     Raises:
-        InputError: the notebook cannot be read, a parameter is unknown or of another type than its default, or a cell
-            failed; the message then names notebook, cell, error and value.
+        InputError: the notebook cannot be read, or a parameter is unknown or of another type than its default.
+        CellError: a cell failed; the message names notebook, cell, error and value.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -139,9 +155,8 @@ def run(
             language="python",
         )
     except PapermillExecutionError as error:
-        raise InputError(
-            f"{path.name}, {_place(path, error.source)}: {error.ename}: {error.evalue}"
-        ) from None
+        message = f"{path.name}, {_place(path, error.source)}: {error.ename}: {error.evalue}"
+        raise CellError(message, error.ename, error.evalue) from None
 
 
 def _place(path: Path, source: str) -> str:
@@ -155,14 +170,28 @@ def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
     """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as `run` does."""
     known = defaults(path)
     for name, value in parameters.items():
-        if name not in known:
-            raise InputError(f"{Path(path).name}: {_unknown(name, known)}")
-        default = known[name]
-        if default is not None and not _is(value, type(default)):
-            raise InputError(
-                f"{Path(path).name}: parameter {name} is {value!r} ({type(value).__name__}); "
-                f"expected {_words(type(default))}, as its default {default!r}"
-            )
+        check_parameter(name, value, known, Path(path).name)
+
+
+def check_parameter(name: str, value: object, known: Mapping[str, Any], where: str) -> None:
+    """Check one parameter against the notebook's `defaults`.
+
+    Args:
+        name, value: what is given.
+        known: names and default values.
+        where: how the message begins, such as the notebook's name.
+
+    Raises:
+        InputError: an unknown name, or a value of another type than the default.
+    """
+    if name not in known:
+        raise InputError(f"{where}: {_unknown(name, known)}")
+    default = known[name]
+    if default is not None and not _is(value, type(default)):
+        raise InputError(
+            f"{where}: parameter {name} is {reprlib.repr(value)} ({type(value).__name__}); "
+            f"expected {_words(type(default))}, as its default {default!r}"
+        )
 
 
 def defaults(path: str | Path) -> dict[str, Any]:
@@ -206,11 +235,46 @@ def glue(name: str, value: object) -> None:
     from IPython.display import display
 
     plain = value.item() if hasattr(value, "item") else value
-    prefix = "application/papermill.record/"  # what myst-nb looks for
     text = plain if isinstance(plain, str) else repr(plain)
     display(
-        {f"{prefix}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True
+        {f"{_GLUE}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}}, raw=True
     )
+
+
+def glue_table(table: pd.DataFrame, columns: Iterable[str] | None = None) -> None:
+    """Keep the numbers of a table, each under ``<row>/<column>``, such as ``gini/difference``.
+
+    Args:
+        table: its index names the rows.
+        columns: which of its columns; those it does not have are left out; all when not given.
+    """
+    chosen = [column for column in (table.columns if columns is None else columns) if column in table]
+    for row, values in table[chosen].iterrows():
+        for column, value in values.items():
+            glue(f"{row}/{column}", value)
+
+
+def glued(notebook: NotebookNode) -> dict[str, int | float | bool | str | None]:
+    """What an executed notebook kept by `glue`, by name, in the notebook's order."""
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            record = output.get("metadata", {}).get("scrapbook", {})
+            text = output.get("data", {}).get(f"{_GLUE}text/plain")
+            if "name" in record and isinstance(text, str):
+                found[record["name"]] = _plain(text)
+    return found
+
+
+def _plain(text: str) -> int | float | bool | str | None:
+    """The number, truth value or None whose `repr` a text is; any other text is itself."""
+    if text in ("nan", "inf", "-inf"):
+        return float(text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
 
 
 def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:

@@ -192,6 +192,9 @@ def study(
     seed: int = 42,
     mean: str = "paper",
     keep: str = "both-correct",
+    beta: float = 0.5,
+    gamma: float = 1.5,
+    delta: float = 0.5,
     store: Store | str = "runs",
     device: str = "auto",
     dtype: str = "auto",
@@ -210,6 +213,7 @@ def study(
         seed: of the draw; the published value is 42.
         mean: T̄ as the ``"paper"`` or the published ``"code"`` takes it, see `rlcircuits.select`.
         keep: ``"both-correct"`` or ``"all"`` problems.
+        beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
         engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generate`.
@@ -237,7 +241,7 @@ def study(
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in SIDES]
         said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
-        selection = select(*said, alpha=alpha, n=n, seed=seed, mean=mean, keep=keep)
+        selection = select(*said, alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
         scores = [
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
@@ -257,8 +261,9 @@ def study(
             tuned_losses=losses[1],
             comparison=run.comparison(*scores),
         )
-    settings = {"problems": problems, "mean": mean, "keep": keep, "store": store, "engine": engine, "answers": files}
-    return Study(done, level, alpha, n, seed, {**settings, "device": device, "dtype": dtype, "batch_size": batch_size})
+    settings = {"problems": problems, "mean": mean, "keep": keep, "beta": beta, "gamma": gamma, "delta": delta, "store": store}
+    settings |= {"engine": engine, "answers": files, "device": device, "dtype": dtype, "batch_size": batch_size}
+    return Study(done, level, alpha, n, seed, settings)
 
 
 def generate_pair(

@@ -1,0 +1,134 @@
+"""A sweep on a real Ray of two nodes, bound to 127.0.0.1: a worker is killed, then a node, and all cells come to their end."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from rlcircuits.cli import main
+from tests.sweeps import counted, runs, start
+
+# Read when Ray is first imported: no report to anyone, and 127.0.0.1 stays what it is.
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def until(what: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """The first true value of `what`."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.1)
+    return found
+
+
+def tasks(cluster: Any) -> list[psutil.Process]:
+    """Ray's workers that run a cell now: the parents of cells' own processes."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+    cells = []
+    for process in (p for raylet in raylets for p in psutil.Process(raylet).children(recursive=True)):
+        try:
+            if "rlcircuits.sweep_worker" in process.cmdline():
+                cells.append(process.parent())
+        except psutil.Error:
+            continue
+    return [cell for cell in cells if cell is not None]
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses that a process and its descendants listen at."""
+    found: set[str] = set()
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            found |= {c.laddr.ip for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp_path: Path) -> None:
+    second = cluster.add_node(**SMALL)
+    cluster.wait_for_nodes()
+    file, out = counted(tmp_path, xs=4, groups="ab"), tmp_path / "out"
+    sweep = start(file, out, "--engine", "ray", "--address", cluster.address, "--retries", "4")
+    until(lambda: list(out.glob("cells/*/record.json")) or sweep.poll() is not None)
+    until(lambda: tasks(cluster) or sweep.poll() is not None)[0].kill()
+    before = len(list(out.glob("cells/*/record.json")))
+    until(lambda: len(list(out.glob("cells/*/record.json"))) > before or sweep.poll() is not None)
+    assert sweep.poll() is None, (tmp_path / "out.log").read_text()
+    cluster.remove_node(second, allow_graceful=False)
+    assert sweep.wait(240) == 0, (tmp_path / "out.log").read_text()
+    table = pd.read_parquet(out / "summary.parquet")
+    assert list(table["status"]) == ["done"] * 8
+    assert list(table["square"]) == [0, 1, 4, 9] * 2
+    assert 1 <= (table["attempts"] > 1).sum() <= 2
+    assert runs(tmp_path) <= 8 + 2
+    again = start(file, out, "--engine", "ray", "--address", cluster.address)
+    assert again.wait(120) == 0 and runs(tmp_path) <= 8 + 2
+
+
+@pytest.mark.slow
+def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
+    """What `--engine ray` starts without an address, while its cells run."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
+    sweep = start(
+        counted(tmp_path, xs=1, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1"
+    )
+    until(lambda: runs(tmp_path) or sweep.poll() is not None)
+    assert sweep.poll() is None, (tmp_path / "out.log").read_text()
+    heard = listening(psutil.Process(sweep.pid))
+    assert heard and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert sweep.wait(120) == 0
+    assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["status"]) == ["done"]
+
+
+@pytest.mark.slow
+def test_what_the_cluster_has_not_is_said(cluster: Any, tmp_path: Path) -> None:
+    sweep = start(
+        counted(tmp_path),
+        tmp_path / "out",
+        "--engine",
+        "ray",
+        "--address",
+        cluster.address,
+        "--gpus-per-cell",
+        "2",
+    )
+    assert sweep.wait(120) == 2
+    assert "this cluster has 0 GPUs in all" in (tmp_path / "out.log").read_text()
+
+
+def test_without_ray_the_way_to_install_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name.split(".")[0] == "ray":
+            raise ImportError("No module named 'ray'")
+        return imported(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main(["sweep", str(counted(tmp_path)), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
+    assert "pip install 'rlcircuits[cluster]'" in capsys.readouterr().err
