@@ -49,7 +49,8 @@ def page() -> str:
 
 def anchor(name: str) -> str:
     """The label of a public name's entry: {ref}`text <api-name>` leads there from any page."""
-    return "api-" + name.lower().replace("_", "-")
+    ending = "-class" if name[0].isupper() and not name.isupper() else ""  # labels know no case: `study` and `Study`
+    return "api-" + name.lower().replace("_", "-") + ending
 
 
 def homes() -> dict[str, tuple[str, ...]]:
@@ -125,6 +126,7 @@ def _option(command: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def _plain(text: str) -> str:
     """Text that MyST shows as it is: what could open a tag, a role, a table or emphasis is escaped outside of `code`."""
+    text = re.sub(r"(?<![`\w-])(--[a-z][\w-]*)(?![`\w])", r"`\1`", text)  # "--base" would become "–base"
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\<>{}\[\]*_#|$~])", r"\\\1", part) for part in parts)
 
