@@ -92,7 +92,7 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
         wide = high > 2.5
         figure.update_yaxes(
             type="log" if wide else "linear", range=[np.log10(max(low, 0.05)), np.log10(high)] if wide else [low, high],
-            dtick="D2" if wide else None, **at,
+            tickvals=[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50] if wide else None, **at,
         )  # fmt: skip
     figure.update_xaxes(type="log", tickvals=sorted(set(table["factor"])), ticktext=[f"{f:g}" for f in sorted(set(table["factor"]))])
     for number in range(max(0, len(metrics) - columns), len(metrics)):
