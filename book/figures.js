@@ -33,7 +33,7 @@
     var width = target.getBoundingClientRect().width;
     if (!width || !layout.title) { return; }
     var more = broken(layout.title, width / 9) * 22;
-    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 6.6) * 17; }
+    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 6.6) * 24; }
     if (more) {
       layout.margin = Object.assign({}, layout.margin);
       layout.margin.t = (layout.margin.t || template(layout) || 100) + more;

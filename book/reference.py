@@ -30,7 +30,7 @@ from rlcircuits import cli, notebook
 HEAD = """# Python reference
 
 Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
-is first used. `display` and `notebook`, at the end, are for notebooks.
+is first used. The modules at the end are for notebooks.
 """
 _SECTION = re.compile(
     r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)"
@@ -38,6 +38,8 @@ _SECTION = re.compile(
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 _EXTRA = {
     "display": ("show", "figure_html"),
+    "deformations": ("responses",),
+    "by_hand": ("llama",),
     "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue"),
 }
 
