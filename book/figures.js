@@ -29,8 +29,8 @@
       if (/^xaxis[0-9]*$/.test(key) && layout[key].domain) { starts[layout[key].domain[0].toFixed(2)] = true; }
     });
     var columns = Object.keys(starts).length;
-    if (columns > 1) { target.style.minWidth = 230 * columns + "px"; }
     var width = target.getBoundingClientRect().width;
+    if (columns > 1 && width < 600) { target.style.minWidth = 230 * columns + "px"; }
     if (!width || !layout.title) { return; }
     var more = broken(layout.title, width / 9) * 22;
     if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 6.6) * 24; }

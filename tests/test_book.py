@@ -224,7 +224,7 @@ class Visit:
     asked: list[str]
     failed: list[Any]
     errors: list[str]
-    faults: list[dict[str, Any]]  # of accessibility, serious or critical
+    faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths
     paint: float  # first contentful paint, ms
     phone: dict[str, Any]
 
@@ -297,6 +297,7 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
         _sized(browser, 375, 800, mobile=True)
         _open(browser, path)
         phone = browser.execute_script(WIDTHS)
+        faults += _faults(browser, axe)
         _sized(browser, 1280, 900, mobile=False)
         browser.get("about:blank")
         browser.get_log("performance"), browser.get_log("browser")
