@@ -4,8 +4,8 @@
 2. Each is executed with its default parameters, two at a time, in the folder `notebooks/`, into `_build/notebooks/`. A
    result is kept with a key, the hash of what it was made from: the notebook's cells, the package's source and the lock.
    As long as the key holds, the notebook is not run again; so a build that was interrupted goes on where it stopped.
-3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the reference made
-   from the docstrings, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
+3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the pages of reference made
+   from the code, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
    installed package, so that no page asks the network for anything.
 4. Jupyter Book turns it into `_build/html/`; any warning is an error.
 """
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -219,7 +220,13 @@ def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
         put(source / "notebooks" / path.name, for_pages(executed / path.name).encode())
     for name, file in assets():
         put(source / "_extra" / "vendor" / name, file.read_bytes())
-    put(source / "reference.md", reference.page().encode())
+    for name, text in (
+        ("reference.md", reference.page()),
+        ("command_line.md", reference.command_page()),
+        ("notebook_parameters.md", reference.parameters_page(paths)),
+        ("_generated/recipe.md", reference.recipe_table()),
+    ):
+        put(source / name, text.encode())
     put(source / "offline.py", (BOOK / "offline.py").read_bytes())
     for path in source.rglob("*"):
         if path.is_file() and path not in wanted:
@@ -240,6 +247,8 @@ def frame(source: Path) -> str:
 def for_pages(path: Path) -> str:
     """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages, progress."""
     content = notebook.read(path)
+    # In the folder the number puts the notebooks in order; on pages the table of contents does.
+    content.cells[0].source = re.sub(r"\A# \d+\. ", "# ", content.cells[0].source)
     saved = content.metadata.get("widgets", {}).values()
     widgets = {model: entry for one in saved for model, entry in one["state"].items()}
     for number, cell in enumerate(content.cells, 1):

@@ -2,6 +2,8 @@
 
 Jupyter Book puts thebe, which asks a server for a kernel, on every page (twice, which is a script error) even when it is
 switched off: it is taken off. Whatever else a page would load from another host is a warning, that is, an error.
+
+It also sets right two roles that docutils gives to bibliographies and screen readers cannot make sense of.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 def only_local(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
     """Drop thebe's scripts from the page and warn of every script or style from another host."""
+    body = context.get("body") or ""
+    context["body"] = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">').replace(
+        ' role="doc-biblioentry"', ""
+    )
     kept = []
     for script in context.get("script_files", []):
         body = (getattr(script, "attributes", None) or {}).get("body") or ""

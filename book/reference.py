@@ -1,27 +1,36 @@
-"""The reference page, made from the signatures and docstrings of every public name.
+"""The pages that are made from the code: every public name, the command line, the notebooks' parameters, the family's recipe.
 
 1. Names are grouped by the module they live in, in the order of `rlcircuits`' own table; a module is introduced by its
    docstring, which is the algorithm.
-2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists.
+2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists. Each has an
+   anchor, `api-` and its name, and an entry in the index.
+3. The command line is read from the parser itself, the parameters from the cells that hold and check them, the recipe from its data:
+   none of these pages can fall behind.
 
 Docstrings are Markdown here, not reStructuredText: any text is valid Markdown, so no docstring can break the book.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import importlib
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import rlcircuits
+from rlcircuits import cli, notebook
 
-HEAD = """# Reference
+HEAD = """# Python reference
 
 Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
-is first used. `display` and `notebook`, at the end, are for notebooks.
+is first used. The modules at the end are for notebooks.
 """
 _SECTION = re.compile(
     r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)"
@@ -29,6 +38,8 @@ _SECTION = re.compile(
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 _EXTRA = {
     "display": ("show", "figure_html"),
+    "deformations": ("responses",),
+    "by_hand": ("llama",),
     "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue"),
 }
 
@@ -36,6 +47,12 @@ _EXTRA = {
 def page() -> str:
     """The whole page as Markdown."""
     return "\n".join([HEAD, *(module_section(name, names) for name, names in {**homes(), **_EXTRA}.items())])
+
+
+def anchor(name: str) -> str:
+    """The label of a public name's entry: {ref}`text <api-name>` leads there from any page."""
+    ending = "-class" if name[0].isupper() and not name.isupper() else ""  # labels know no case: `study` and `Study`
+    return "api-" + name.lower().replace("_", "-") + ending
 
 
 def homes() -> dict[str, tuple[str, ...]]:
@@ -57,7 +74,7 @@ def module_section(name: str, names: tuple[str, ...]) -> str:
 def entry(module: ModuleType, name: str) -> str:
     """One public name: heading, signature, docstring; for a class its public methods, too."""
     value = getattr(module, name)
-    parts = [f"### `{name}`\n"]
+    parts = [f"```{{index}} single: {name} (rlcircuits)\n```\n", f"({anchor(name)})=\n### `{name}`\n"]
     if not callable(value):
         parts.append(prose(_comment_above(module, name)))
         parts.append(_values(value))
@@ -74,6 +91,102 @@ def entry(module: ModuleType, name: str) -> str:
             parts.append(_signature(method, inner) if not isinstance(function, property) else "")
             parts.append(prose(inspect.getdoc(inner)))
     return "\n".join(parts) + "\n"
+
+
+def command_page() -> str:
+    """Every command of the shell with its options, from the parser."""
+    parser = cli._parser()
+    parts = [
+        "# Command line\n",
+        "The commands of `rlcircuits`, as `rlcircuits COMMAND --help` shows them. Wrong input ends with exit code 2 and one message; an",
+        "interrupted run ends with 130, keeps what was finished, and goes on from there when it is called again.\n",
+    ]
+    (choices,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help for choice in choices._choices_actions}
+    for name, command in choices.choices.items():
+        parts += [f"```{{index}} single: {name} (command)\n```\n", f"(command-{name})=\n## `rlcircuits {name}`\n"]
+        said = " ".join((command.description or helps.get(name) or "").split())
+        parts.append(_plain(said[:1].upper() + said[1:]).rstrip(".") + ".\n")
+        parts.append(f"```text\n{command.format_usage().removeprefix('usage: ').strip()}\n```\n")
+        for group in command._action_groups:
+            options = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
+            if options:
+                parts.append(f"**{_plain(group.title or 'options')}**\n")
+                parts += [_option(command, action) for action in options]
+                parts.append("")
+        if command.epilog:
+            parts.append(f"```text\n{textwrap.dedent(command.epilog).strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def _option(command: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """One option as an item of a list: its names, what it takes, what it means."""
+    shown = command._get_formatter()._format_action_invocation(action)
+    meaning = " ".join((action.help or "").split()) % {"default": action.default, "prog": command.prog}
+    return f"- `{shown}`: {_plain(meaning)}"
+
+
+def _plain(text: str) -> str:
+    """Text that MyST shows as it is: what could open a tag, a role, a table or emphasis is escaped outside of `code`."""
+    text = re.sub(r"(?<![`\w-])(--[a-z][\w-]*)(?![`\w])", r"`\1`", text)  # "--base" would become "–base"
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([\\<>{}\[\]*_#|$~])", r"\\\1", part) for part in parts)
+
+
+def parameters_page(notebooks: Iterable[Path]) -> str:
+    """The parameters of each notebook: name, default, what it means, and what is allowed."""
+    parts = [
+        "# Notebook parameters\n",
+        "Each notebook's first code cell holds its parameters, the second checks them. Set them there, or give them to papermill with "
+        "`-p name value`; a name that the notebook does not have, or a value that it does not allow, is refused.\n",
+        "*Allowed* is what the second cell says: `number(...)` gives the bounds of a number, names in capitals are lists of names in the "
+        "package.\n",
+    ]
+    for path in notebooks:
+        cells = notebook.read(path).cells
+        title = re.sub(r"^# (\d+\. )?", "", cells[0].source.splitlines()[0])
+        code = [cell.source for cell in cells if cell.cell_type == "code"]
+        allowed = _allowed(code[1])
+        parts += [f"## [{title}](notebooks/{path.name})\n", "| parameter | default | meaning | allowed |", "|---|---|---|---|"]
+        for name, default, meaning in parameters(code[0]):
+            cell = (f"`{text}`".replace("|", "\\|") for text in (name, default))
+            parts.append(f"| {' | '.join(cell)} | {_plain(meaning)} | `{allowed.get(name, 'any')}` |".replace("str | None", "str or None"))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def parameters(source: str) -> list[tuple[str, str, str]]:
+    """(name, default as written, comment) of each assignment of a parameters cell."""
+    lines = source.splitlines()
+    found = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            line = lines[statement.end_lineno - 1].encode()  # the columns of `ast` are bytes
+            after = line[statement.value.end_col_offset :].decode()
+            found.append((statement.targets[0].id, ast.unparse(statement.value), after.partition("#")[2].strip()))
+    return found
+
+
+def _allowed(source: str) -> dict[str, str]:
+    """What the call of `validate` in a cell allows for each parameter, as it is written there."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "validate":
+            return {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg}
+    return {}
+
+
+def recipe_table() -> str:
+    """The family's settings by member, from its recipe, as a table."""
+    from rlcircuits.family.recipe import DEFAULT, MEMBERS
+
+    rows = ["| member | updates | settings |", "|---|---|---|"]
+    for member in MEMBERS:
+        settings = asdict(getattr(DEFAULT, member.replace("-", "_")))
+        said = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in settings.items())
+        rows.append(f"| `{member}` | {DEFAULT.updates(member):,} | {said} |")
+    rows += ["", f"Every descendant sees the same {DEFAULT.prompts:,} prompts, none of which the base has seen. *Lam* is $\\lambda$ and",
+             "*clip* $\\varepsilon$; a learning rate is constant unless a warm-up (in steps) is given.", ""]  # fmt: skip
+    return "\n".join(rows)
 
 
 def prose(docstring: str) -> str:

@@ -148,9 +148,19 @@
           return manager.create_view(model);
         }).then(function (view) {
           view.luminoWidget.constructor.attach(view.luminoWidget, place);
+          name(place);
           place.dataset.drawn = "yes";
         });
       });
+    });
+  }
+
+  /* A slider's handles have no name of their own: give them that of the label beside them. */
+  function name(place) {
+    place.querySelectorAll('[role="slider"]:not([aria-label])').forEach(function (handle) {
+      var box = handle.closest(".jupyter-widgets");
+      var label = box && box.querySelector("label");
+      handle.setAttribute("aria-label", (label && label.textContent.trim()) || "value");
     });
   }
 

@@ -1,4 +1,7 @@
-"""The book: every page is there, says what it should, and works in a browser that can reach no host."""
+"""The book: every page is there, says what it should, and works in a browser that can reach no host.
+
+In the browser each page is opened twice, once as on a desk and once as on a phone; what was seen is kept, and the tests ask about it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import pytest
 import yaml
 
 import rlcircuits
+from rlcircuits import cli, notebook
 from rlcircuits.display import figure_html
 from rlcircuits.errors import InputError
 
@@ -32,6 +37,12 @@ PAGES = machinery.pages(ROOT / "book" / "_toc.yml")
 SAYS = {
     "intro": ["RL fine-tuning", "PPO", "GRPO", "DPO", "control"],
     "method": ["activation intensity", "information complexity", "kurtosis", "effective number of edges"],
+    "residual_graph": ["source", "destination", "a3.h5->m7", "grouped-query attention"],
+    "paradigms": ["PPO", "GRPO", "DPO", "Rejection-sampling", "learning rate"],
+    "glossary": ["edge score", "residual stream", "verifiable reward"],
+    "genindex": ["attribute", "information complexity"],
+    "command_line": ["rlcircuits attribute", "--alpha", "exit code 2"],
+    "notebook_parameters": ["n_problems", "papermill"],
     "reference": ["activation_intensity", "structural_zeros", "Raises", "InputError"],
     "bibliography": [
         "2509.21044",
@@ -39,7 +50,7 @@ SAYS = {
         "Proximal Policy Optimization",
         "Direct Preference",
     ],
-    "troubleshooting": ["make clean", "runs/"],
+    "troubleshooting": ["make clean", "runs/", "Cause:", "Wrong:", "Right:", "Binder"],
 }
 
 
@@ -99,7 +110,7 @@ def test_the_page_is_there(name: str, parsed: dict[str, Page]) -> None:
         assert words.lower() in page.text.lower(), f"{name} does not say {words!r}"
     if name.startswith("notebooks/"):
         first = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells[0].source
-        title = first.splitlines()[0].lstrip("# ").strip()
+        title = re.sub(r"^# (\d+\. )?", "", first.splitlines()[0]).strip()
         assert title in page.text
         assert "Traceback (most recent call last)" not in page.text
 
@@ -134,12 +145,12 @@ def test_styles_load_nothing_from_elsewhere(book: Path) -> None:
 
 
 @pytest.mark.book
-def test_ids_are_unique_and_figures_light(book: Path, parsed: dict[str, Page]) -> None:
+def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> None:
     for name, page in parsed.items():
         twice = {i for i in page.ids if page.ids.count(i) > 1}
         assert not twice, f"{name}: {sorted(twice)[:5]}"
         size = (book / f"{name}.html").stat().st_size
-        assert size < 6_000_000, f"{name}.html has {size / 1e6:.1f} MB"
+        assert size <= 1_000_000, f"{name}.html has {size / 1e6:.1f} MB"
         assert "plotly.js v" not in (book / f"{name}.html").read_text(), (
             "plotly.js belongs into a file of its own"
         )
@@ -205,28 +216,197 @@ return {
 """
 
 
-@pytest.mark.book
-@pytest.mark.parametrize("name", PAGES)
-def test_the_page_works_without_a_network(name: str, book: Path, browser: Any) -> None:
-    browser.get((book / f"{name}.html").as_uri())
+@dataclass(frozen=True)
+class Visit:
+    """What was seen of one page."""
+
+    drawn: dict[str, Any]
+    asked: list[str]
+    failed: list[Any]
+    errors: list[str]
+    faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths
+    paint: float  # first contentful paint, ms
+    phone: dict[str, Any]
+
+
+# How wide the page is on a phone, and what is too wide without a place of its own in which it scrolls.
+WIDTHS = """
+const inside = e => { if (getComputedStyle(e).position === 'fixed') return true; for (let p = e.parentElement; p; p = p.parentElement)
+  if (getComputedStyle(p).overflowX !== 'visible' || getComputedStyle(p).position === 'fixed') return true; return false; };
+return { width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth), window: innerWidth,
+  wide: [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 376
+    && e.getBoundingClientRect().width && !inside(e)).slice(0, 5).map(e => e.outerHTML.slice(0, 120)) };
+"""
+FAULTS = """
+const done = arguments[arguments.length - 1];
+axe.run(document, {resultTypes: ['violations']}).then(found => done(found.violations
+  .filter(v => ['serious', 'critical'].includes(v.impact))
+  .map(v => ({id: v.id, where: v.nodes.slice(0, 3).map(n => n.html.slice(0, 200))}))));
+"""
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core."""
+    found = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed: pip install 'rlcircuits[test]'")
+    return next(Path(found.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
+
+
+def _sized(browser: Any, width: int, height: int, mobile: bool) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def _open(browser: Any, path: Path) -> dict[str, Any]:
+    """Open a page and wait until all of it is drawn, or 40 s."""
+    browser.get(path.as_uri())
     deadline = time.monotonic() + 40
     while True:
         drawn = browser.execute_script(DRAWN)
-        whole = all(
+        drawn["whole"] = all(
             [*drawn["plots"], *drawn["formulas"], *drawn["widgets"], len(drawn["widgets"]) == drawn["views"]]
         )
-        if whole or time.monotonic() > deadline:
+        if drawn["whole"] or time.monotonic() > deadline:
+            return drawn
+        time.sleep(0.1)
+
+
+def _faults(browser: Any, axe: str) -> list[dict[str, Any]]:
+    browser.execute_script(axe)
+    return browser.execute_async_script(FAULTS)
+
+
+@pytest.fixture(scope="module")
+def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
+    """Opens a page as on a desk, then as on a phone; the second time it is asked for, it tells what it saw the first time."""
+    seen: dict[str, Visit] = {}
+
+    def look(name: str) -> Visit:
+        if name in seen:
+            return seen[name]
+        path = book / f"{name}.html"
+        _sized(browser, 1280, 900, mobile=False)
+        drawn = _open(browser, path)
+        events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        paint = "return (performance.getEntriesByName('first-contentful-paint')[0] || {}).startTime"
+        deadline = time.monotonic() + 5
+        while (painted := browser.execute_script(paint)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        faults = _faults(browser, axe)
+        _sized(browser, 375, 800, mobile=True)
+        _open(browser, path)
+        phone = browser.execute_script(WIDTHS)
+        faults += _faults(browser, axe)
+        _sized(browser, 1280, 900, mobile=False)
+        browser.get("about:blank")
+        browser.get_log("performance"), browser.get_log("browser")
+        seen[name] = Visit(
+            drawn=drawn,
+            asked=[e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"],
+            failed=[event["params"] for event in events if event["method"] == "Network.loadingFailed"],
+            errors=errors,
+            faults=faults,
+            paint=painted if painted is not None else float("inf"),
+            phone=phone,
+        )
+        return seen[name]
+
+    return look
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_works_without_a_network(name: str, visit: Callable[[str], Visit]) -> None:
+    """Everything is drawn, nothing is asked of another host, nothing fails."""
+    found = visit(name)
+    assert found.drawn["whole"], found.drawn
+    assert not found.drawn["merror"], "a formula that MathJax does not understand"
+    assert found.asked and not found.failed, found.failed
+    assert [url for url in found.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert not found.errors, found.errors
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", [*PAGES, "search"])
+def test_no_serious_accessibility_fault(name: str, visit: Callable[[str], Visit]) -> None:
+    assert visit(name).faults == []
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", [*PAGES, "search"])
+def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visit]) -> None:
+    phone = visit(name).phone
+    assert phone["window"] == 375 and phone["width"] <= 375 and not phone["wide"], phone
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", PAGES)
+def test_the_first_paint_is_quick(name: str, visit: Callable[[str], Visit]) -> None:
+    assert visit(name).paint <= 2000
+
+
+@pytest.mark.book
+def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:
+    """An image without a text, a button without a name, a line too wide: all are seen."""
+    _sized(browser, 375, 800, mobile=True)
+    _open(browser, book / "glossary.html")
+    browser.execute_script(
+        "const place = document.querySelector('article'); place.insertAdjacentHTML('beforeend',"
+        "'<img src=\"data:,\"><button></button><div style=\"width: 900px\">wide</div><p style=\"color: #ddd\">pale</p>')"
+    )
+    assert {"image-alt", "button-name", "color-contrast"} <= {fault["id"] for fault in _faults(browser, axe)}
+    phone = browser.execute_script(WIDTHS)
+    assert phone["width"] > 375 and phone["wide"]
+    _sized(browser, 1280, 900, mobile=False)
+
+
+FOCUS = """
+const e = document.activeElement, s = getComputedStyle(e);
+return { href: e.getAttribute && e.getAttribute('href'), navigation: !!e.closest && !!e.closest('.bd-sidebar-primary nav'),
+  seen: s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0 || s.boxShadow !== 'none' };
+"""
+
+
+@pytest.mark.book
+def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
+    """By Tab alone to a page of the table of contents, each stop visible, and by Enter to that page."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    _sized(browser, 1280, 900, mobile=False)
+    _open(browser, book / "method.html")
+    for _ in range(40):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        stop = browser.execute_script(FOCUS)
+        if stop["navigation"] and (stop["href"] or "").startswith("paradigms"):
             break
-        time.sleep(0.2)
-    assert whole, drawn
-    assert not drawn["merror"], "a formula that MathJax does not understand"
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    failed = [event["params"] for event in events if event["method"] == "Network.loadingFailed"]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert asked and not failed, failed
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert not errors, errors
+        if stop["navigation"]:
+            assert stop["seen"], stop
+    assert stop["navigation"] and stop["seen"], stop
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    deadline = time.monotonic() + 10
+    while "paradigms" not in browser.current_url and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert browser.current_url.endswith("paradigms.html")
+
+
+@pytest.mark.book
+def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
+    _sized(browser, 1280, 900, mobile=False)
+    name = next(n for n in PAGES if "metrics" in n)
+    _open(browser, book / f"{name}.html")
+    shut = "return [...document.querySelectorAll('article details')].map(d => d.querySelector('pre').checkVisibility())"
+    assert browser.execute_script(shut) and not any(browser.execute_script(shut))
+    for part in browser.find_elements("css selector", "article details > summary"):
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
+        part.click()
+    assert all(browser.execute_script(shut))
+    links = [e for e in browser.find_elements("css selector", ".dropdown-launch-buttons a")]
+    assert len(links) == 2 and not any(link.is_displayed() for link in links)
+    browser.execute_script("scrollTo(0, 0)")
+    browser.find_element("css selector", ".dropdown-launch-buttons button").click()
+    assert all(link.is_displayed() for link in links)
 
 
 @pytest.mark.book
@@ -248,14 +428,66 @@ def test_the_explorer_is_drawn(book: Path, browser: Any) -> None:
 
 @pytest.mark.book
 def test_search_finds_on_disk(book: Path, browser: Any) -> None:
-    browser.get((book / "search.html").as_uri() + "?q=kurtosis")
+    found = _search(book, browser, "kurtosis")
+    assert any("method.html" in target for target in found)
+    assert any("reference.html" in target for target in found)
+    assert _search(book, browser, "zyzzyva") == []
+
+
+def _search(book: Path, browser: Any, words: str) -> list[str]:
+    """The pages that the search page lists, once it says that it is done."""
+    browser.get((book / "search.html").as_uri() + f"?q={words}")
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        found = browser.execute_script("return document.querySelectorAll('#search-results li').length")
-        if found:
-            break
+        said = browser.execute_script("return (document.querySelector('#search-results p') || {}).textContent || ''")
+        links = "return [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
+        if re.search(r"found|did not match|finished", said, re.IGNORECASE):
+            return browser.execute_script(links)
         time.sleep(0.2)
-    assert found
+    pytest.fail(f"the search for {words!r} did not end")
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_launch_buttons_lead_to_the_notebook(name: str, book: Path) -> None:
+    text = (book / f"{name}.html").read_text()
+    binder = re.findall(r'href="https://mybinder\.org/v2/gh/([^"?]+)\?urlpath=lab/tree/([^"]+)"', text)
+    colab = re.findall(r'href="https://colab\.research\.google\.com/github/([^"]+?)/blob/main/([^"]+)"', text)
+    assert binder == [("rlcircuits/rlcircuits/main", f"{name}.ipynb")]
+    assert colab == [("rlcircuits/rlcircuits", f"{name}.ipynb")]
+    assert (ROOT / f"{name}.ipynb").is_file()
+
+
+@pytest.mark.book
+def test_every_public_name_has_an_anchor_and_a_place_in_the_index(parsed: dict[str, Page]) -> None:
+    anchors = [reference.anchor(name) for name in rlcircuits.__all__]
+    assert len(set(anchors)) == len(anchors)
+    assert not set(anchors) - set(parsed["reference"].ids)
+    for name in rlcircuits.__all__:
+        assert name in parsed["genindex"].text
+
+
+@pytest.mark.book
+def test_every_term_of_the_glossary_is_in_the_index(parsed: dict[str, Page]) -> None:
+    glossary = (ROOT / "book" / "glossary.md").read_text().partition("```{glossary}\n")[2]
+    terms = re.findall(r"^(\S.*)$", glossary.replace("```", ""), re.MULTILINE)
+    assert len(terms) > 20 and terms == sorted(terms, key=str.lower)
+    for term in terms:
+        assert term in parsed["genindex"].text, term
+
+
+@pytest.mark.book
+def test_the_argument_is_connected(book: Path) -> None:
+    """Every chapter is led to by another one, not by the table of contents alone."""
+    led = {page: set() for page in PAGES}
+    for page in PAGES:
+        article = re.search(r"<article.*?</article>", (book / f"{page}.html").read_text(), re.DOTALL)
+        for target in re.findall(r'href="([^"#:]+\.html)', article[0] if article else ""):
+            goal = (book / page).parent.joinpath(target).resolve().relative_to(book.resolve()).with_suffix("").as_posix()
+            if goal in led and goal != page:
+                led[goal].add(page)
+    lonely = [page for page, sources in led.items() if not sources and page not in ("intro", "genindex")]
+    assert not lonely, f"no chapter leads to {lonely}"
 
 
 # The machinery by itself.
@@ -314,6 +546,46 @@ def test_every_public_name_is_in_the_reference() -> None:
     headings = re.findall(r"^### `(\w+)`$", page, re.MULTILINE)
     assert set(rlcircuits.__all__) <= set(headings)
     assert len(headings) == len(set(headings))
+
+
+def test_every_command_and_option_is_on_its_page() -> None:
+    page = reference.command_page()
+    (commands,) = (action for action in cli._parser()._actions if action.choices)
+    assert {"pairs", "attribute", "family"} <= set(commands.choices)
+    for name, command in commands.choices.items():
+        section = page.split(f"## `rlcircuits {name}`\n")[1].split("\n## ")[0]
+        for action in command._actions:
+            for option in action.option_strings or [action.metavar or action.dest]:
+                assert option in ("-h", "--help") or str(option) in section, f"{name} {option}"
+
+
+def test_every_parameter_of_every_notebook_is_on_its_page() -> None:
+    paths = list(machinery.notebooks(ROOT / "book" / "_toc.yml"))
+    page = reference.parameters_page(paths)
+    for path in paths:
+        section = page.split(f"](notebooks/{path.name})\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert rows == list(notebook.defaults(path)), path.name
+        assert "`any`" not in section, f"{path.name} does not check one of its parameters"
+
+
+def test_parameters_are_read_as_they_are_written() -> None:
+    source = 'é = "ü#"  # a name, and "text"\nmany = [\n    1,\n    2,\n]  # two\nx = -1\n'
+    assert reference.parameters(source) == [("é", "'ü#'", 'a name, and "text"'), ("many", "[1, 2]", "two"), ("x", "-1", "")]
+
+
+def test_text_of_the_parser_cannot_become_markup() -> None:
+    shown = reference._plain("with --base: <b> {question} | *x* `a|b` $y$")
+    assert shown == r"with `--base`: \<b\> \{question\} \| \*x\* `a|b` \$y\$"
+
+
+def test_the_recipe_of_the_book_is_the_recipe() -> None:
+    from rlcircuits.family.recipe import DEFAULT, MEMBERS
+
+    table = reference.recipe_table()
+    for member in MEMBERS:
+        assert f"| `{member}` | {DEFAULT.updates(member):,} |" in table
+    assert f"clip {DEFAULT.ppo.clip:g}" in table and f"{DEFAULT.prompts:,} prompts" in table
 
 
 def test_docstrings_become_markdown() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,16 +86,46 @@ def test_the_lock_names_no_index_no_build_and_no_path() -> None:
 def test_conda_installs_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
-    assert f"=={python.removeprefix('python=')}.*" and PROJECT["project"]["requires-python"].startswith(
-        ">=3.11"
-    )
-    assert Version(python.removeprefix("python=")) >= Version("3.11")
+    assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(f"{python.removeprefix('python=')}.0")
+    assert python.removeprefix("python=") in (ROOT / "environment.sh").read_text(), "make and conda take the same Python"
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert "-r requirements.lock" in pip
     local = next(line for line in pip if line.startswith("-e ."))
     assert set(re.findall(r"\w+", local.partition("[")[2])) == set(
         PROJECT["project"]["optional-dependencies"].keys() - NOT_LOCKED
     )
+
+
+def test_citation_changelog_and_package_agree() -> None:
+    import rlcircuits
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
+    assert citation["version"] == rlcircuits.__version__
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+    assert citation["repository-code"] == PROJECT["project"]["urls"]["Repository"]
+    assert f"## {rlcircuits.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert config["sphinx"]["config"]["html_theme_options"]["repository_url"] == citation["repository-code"]
+
+
+def test_workflows_run_what_a_reader_would() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = []
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            commands += [step["run"] for step in job["steps"] if "run" in step]
+            for step in job["steps"]:
+                if "upload-pages-artifact" in step.get("uses", ""):
+                    assert step["with"]["path"] == "_build/html"
+    assert {"make book", "make test"} <= set(commands)
+    assert {command.split()[1] for command in commands} <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), f"{page}: {target}"
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
