@@ -37,10 +37,11 @@ _SECTION = re.compile(
 )
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 _EXTRA = {
-    "display": ("show", "figure_html"),
+    "display": ("show", "figure_html", "export"),
     "deformations": ("responses",),
     "by_hand": ("llama",),
-    "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue"),
+    "sweep": ("sweep", "preview", "Settings"),
+    "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue", "glue_table", "glued"),
 }
 
 

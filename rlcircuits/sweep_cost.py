@@ -46,10 +46,8 @@ def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]
 
 def _estimate(cell: Cell, first: bool) -> float | None:
     """By the model's size; the first cell of a group also pays for the answers."""
-    try:
-        from rlcircuits.estimate import estimate
-    except ImportError:
-        return None
+    from rlcircuits.estimate import estimate
+
     given = cell.parameters
     if not given.get("pair") or given["pair"].startswith("family/"):
         return None

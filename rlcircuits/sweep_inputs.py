@@ -56,19 +56,9 @@ def chosen_pair(name: str, file: str = "", store: str | os.PathLike[str] = "runs
     Raises:
         InputError: no such pair.
     """
-    from dataclasses import replace
+    from rlcircuits.models import pair
 
-    from rlcircuits import models
-
-    if hasattr(models, "known_pairs"):
-        return models.pair(name, file or None, store)
-    bare, _, seed = known_pair(name, file).partition("@")
-    if not bare.startswith("family/"):
-        return _registered(file)[name]
-    from rlcircuits.family import family_pairs, make_family
-
-    paths = make_family(int(seed or 0), ("sft", bare.removeprefix("family/")), store=store)
-    return replace(family_pairs(paths)[bare], name=name)
+    return pair(known_pair(name, file), file or None, store)
 
 
 def known_problems(name: str, **fields: Any) -> str:
@@ -95,20 +85,13 @@ def chosen_problems(name: str, **fields: Any) -> ProblemSet:
 
 @functools.lru_cache(maxsize=8)
 def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
-    from rlcircuits import problems
+    from rlcircuits.problems import problem_set
 
     named = name.partition("=")[0] in _sets()  # also gsm8k=FILE, whose fields are known
     is_file = not named and (
         Path(name).suffix in (".jsonl", ".parquet") or os.sep in name or Path(name).expanduser().is_file()
     )
-    if hasattr(problems, "problem_set"):
-        return problems.problem_set(name, **(dict(fields) if is_file else {}))
-    if is_file:
-        return problems.load_problems(name, **dict(fields))
-    from rlcircuits.family import family_problems
-
-    choose("problem set", name, ["family"])
-    return family_problems("test", 500)
+    return problem_set(name, **(dict(fields) if is_file else {}))
 
 
 def _expect_text(parameter: str, value: object) -> None:
@@ -117,10 +100,8 @@ def _expect_text(parameter: str, value: object) -> None:
 
 
 def _sets() -> list[str]:
-    try:
-        from rlcircuits.problem_sets import problem_sets
-    except ImportError:
-        return ["family"]
+    from rlcircuits.problem_sets import problem_sets
+
     return ["family", *problem_sets()]
 
 
