@@ -44,6 +44,7 @@ _KEYS = {
     "id": str,
     "grader": str,
     "extractor": str,
+    "size": int,
     "note": str,
 }
 _SUFFIXES = (".jsonl", ".parquet")

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         print(cells.to_string(index=False, na_rep="?", formatters={"seconds": _seconds}))
         due = cells[cells["state"].str.startswith("due")]
         unknown = int(due["seconds"].isna().sum())
-        known = "" if unknown == len(due) > 0 else f": about {due['seconds'].sum():.0f} s of work"
+        known = "" if unknown == len(due) > 0 else f": about {_duration(due['seconds'].sum())} of work"
         print(f"\n{len(cells)} cells, {len(due)} to run{known}{f', {unknown} of unknown cost' if unknown else ''}")
         return 0
     outcome = sweep.sweep(options.file, options.out, settings)
@@ -57,6 +57,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _seconds(value: float) -> str:
     return "?" if value != value else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that reads best.
+
+    >>> _duration(90), _duration(90_000)
+    ('90 s', '25.0 h')
+    """
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
 
 
 def _least(smallest: int) -> Any:

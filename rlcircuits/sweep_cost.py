@@ -65,9 +65,13 @@ def _estimate(cell: Cell, first: bool) -> float | None:
 
 @functools.lru_cache(maxsize=None)
 def _count(problems: str) -> int | None:
-    """How many problems a set has; None where it is not to be had now."""
+    """How many problems a set has; None where that is not to be had without fetching it."""
+    from rlcircuits.problem_sets import problem_sets
     from rlcircuits.sweep_inputs import chosen_problems
 
+    registered = problem_sets().get(problems, {})
+    if "size" in registered or "hub" in registered:
+        return registered.get("size")
     try:
         return len(chosen_problems(problems))
     except (InputError, OSError):
