@@ -121,6 +121,7 @@ def _connect(settings: Settings) -> None:
             )
         else:
             ray.init(
+                address="local",  # one of its own, even where another runs
                 num_cpus=settings.processes,
                 object_store_memory=STORE_BYTES,
                 _node_ip_address="127.0.0.1",

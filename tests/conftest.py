@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 # A run in a shell's background ignores Ctrl-C, and so would every process that tests start and interrupt.
@@ -17,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests of notebooks and book come last and need the family; it is trained in one core's shade of the others.
 LAST = ("test_notebooks.py", "test_book.py")
+FAMILY = [sys.executable, "-m", "rlcircuits.cli", "family"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,11 +54,10 @@ _family: list[Background] = []
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start training what is missing of the family when a test of this run will need it."""
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         return
     if any("family" in getattr(item, "fixturenames", ()) for item in session.items):
-        command = [sys.executable, "-m", "rlcircuits.cli", "family"]
-        _family.append(Background(command, ROOT / "_build" / "family.log"))
+        _family.append(Background(FAMILY, ROOT / "_build" / "family.log"))
 
 
 def pytest_sessionfinish() -> None:
@@ -70,20 +71,24 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def family() -> None:
     """The default family in `runs/`, as `make book` makes it."""
-    _family[0].wait()
+    if _family:
+        _family[0].wait()
+    else:  # another worker of this run trains it: this command waits for what that one has begun
+        Background(FAMILY, ROOT / "_build" / "family-again.log").wait()
 
 
 @pytest.fixture(scope="session")
 def book(family: None) -> Iterator[Path]:
     """The folder of the built book; built as by `make book` from the same artefacts, whatever is up to date reused."""
-    build = subprocess.run(
-        [sys.executable, "book/build.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ),
-    )
+    with FileLock(ROOT / "_build" / "tests.lock"):  # one worker builds, the others find it done
+        build = subprocess.run(
+            [sys.executable, "book/build.py"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=dict(os.environ),
+        )
     if build.returncode:
         pytest.fail(
             f"book/build.py ended with {build.returncode}:\n{build.stdout[-2000:]}\n{build.stderr[-3000:]}",

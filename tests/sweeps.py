@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 COUNTED = [
-    'x = 1\ngroup = "a"\nstore = "."',
+    'x = 1\ngroup = "a"\nstore = "."\npause = 0.0',
     "from rlcircuits.notebook import glue, number, validate\n\n"
-    'validate(globals(), x=number(int, least=0), group=("a", "b", "c"), store=str)',
+    'validate(globals(), x=number(int, least=0), group=("a", "b", "c"), store=str, pause=number(least=0))',
     # What a cell computes goes through the store: one artefact a group, which its cells share, and one of its own.
     "import os, time\nfrom rlcircuits.store import Store\n\n"
     "with open(store + '-journal.txt', 'a') as lines:\n    lines.write(f'{x} {group}\\n')\n\n"
@@ -25,6 +25,7 @@ COUNTED = [
     "def own(folder):\n    (folder / 'square.txt').write_text(str(x * x))\n\n"
     "shared = Store(store).make('shared', {'group': group}, build)\n"
     "mine = Store(store).make('square', {'x': x, 'group': group}, own)",
+    "time.sleep(pause)",
     "glue('square', int((mine / 'square.txt').read_text()))\n"
     "glue('length', len((shared / 'second.bin').read_bytes()))\nglue('group_name', group)",
 ]
@@ -44,15 +45,16 @@ def write_sweep(path: Path, **content: object) -> Path:
     return path
 
 
-def counted(folder: Path, xs: int = 4, groups: str = "abc") -> Path:
-    """A sweep over a notebook that counts its runs in ``store-journal.txt`` and computes through the store ``store``."""
+def counted(folder: Path, xs: int = 4, groups: str = "abc", pause: float = 0.0) -> Path:
+    """A sweep over a notebook that counts its runs in ``store-journal.txt`` and computes through the store ``store``, and then waits
+    for `pause` seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     write_notebook(folder / "counted.ipynb", COUNTED)
     return write_sweep(
         folder / "counted.yaml",
         notebook="counted.ipynb",
         grid={"group": list(groups), "x": list(range(xs))},
-        fixed={"store": str(folder / "store")},
+        fixed={"store": str(folder / "store"), "pause": pause},
         share=["group"],
     )
 

@@ -95,10 +95,8 @@ def _outputs(path: Path) -> list[str]:
     """What an executed notebook shows, as text."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     shown = [output for cell in cells for output in cell.outputs if output.output_type != "stream"]
-    return [
-        str(output.get("data", {}).get("text/html") or output.get("data", {}).get("text/plain"))
-        for output in shown
-    ]
+    kinds = ("text/html", "text/markdown", "text/plain")
+    return [str(next((output["data"][k] for k in kinds if output.get("data", {}).get(k)), None)) for output in shown]
 
 
 # Parameters: what is refused, and in which words.

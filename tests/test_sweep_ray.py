@@ -70,10 +70,11 @@ def listening(process: psutil.Process) -> set[str]:
 def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp_path: Path) -> None:
     second = cluster.add_node(**SMALL)
     cluster.wait_for_nodes()
-    file, out = counted(tmp_path, xs=4, groups="ab"), tmp_path / "out"
+    file, out = counted(tmp_path, xs=4, groups="ab", pause=1.5), tmp_path / "out"
     sweep = start(file, out, "--engine", "ray", "--address", cluster.address, "--retries", "4")
-    until(lambda: list(out.glob("cells/*/record.json")) or sweep.poll() is not None)
-    until(lambda: tasks(cluster) or sweep.poll() is not None)[0].kill()
+    started = until(lambda: runs(tmp_path) or sweep.poll() is not None)  # a cell computes, and will for a while
+    assert started is not True, (tmp_path / "out.log").read_text()
+    until(lambda: tasks(cluster))[0].kill()
     before = len(list(out.glob("cells/*/record.json")))
     until(lambda: len(list(out.glob("cells/*/record.json"))) > before or sweep.poll() is not None)
     assert sweep.poll() is None, (tmp_path / "out.log").read_text()
