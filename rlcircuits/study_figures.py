@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,7 +84,7 @@ def effect_forest(
     names = in_order(rows["paradigm"])
     figure = make_subplots(
         rows=len(bases), cols=len(metrics), shared_yaxes=True, shared_xaxes="columns", horizontal_spacing=0.03, vertical_spacing=0.12,
-        subplot_titles=[label_of(m) for m in metrics], row_titles=[as_text(b) for b in bases] if len(bases) > 1 else None,
+        subplot_titles=["<br>".join(textwrap.wrap(label_of(m), 18)) for m in metrics], row_titles=[as_text(b) for b in bases] if len(bases) > 1 else None,
     )  # fmt: skip
     said = []
     for r, base in enumerate(bases, start=1):
@@ -99,7 +100,7 @@ def effect_forest(
             if r == len(bases):
                 unit = "ln(tuned / base)" if one["logs"].all() else "difference"
                 figure.update_xaxes(title_text=unit, title_font_size=12, row=r, col=c)
-    figure.update_xaxes(nticks=5)
+    figure.update_xaxes(nticks=4)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=[as_text(n) for n in names][::-1])
     subtitle = f"α = {alpha:g}, {level} level; bars: 95 % over seeds and problems; grey band: the largest null's spread"
     return _dress(figure, title or "What does each paradigm change, beside the nulls?", subtitle, ". ".join(said), 200 + 210 * len(bases))

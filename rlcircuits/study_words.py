@@ -50,7 +50,7 @@ def amount(effect: float, low: float, high: float, scale: str, claim: str = "") 
     if not math.isfinite(effect):
         return "not measured"
     if claim == "grows with α":
-        return f"{effect:+.2f} [{low:+.2f}, {high:+.2f}] in ln(tuned/base) per unit of α" if math.isfinite(low) else f"{effect:+.2f} (no interval)"
+        return f"{effect:+.2f} [{low:+.2f}, {high:+.2f}] per unit of α" if math.isfinite(low) else f"{effect:+.2f} (no interval)"
     if scale == "log ratio":
         shown, ends = f"× {math.exp(effect):.2f}", [f"{math.exp(v):.2f}" for v in (low, high) if math.isfinite(v)]
     else:
