@@ -153,6 +153,9 @@ def _add_attribute(commands: Any) -> None:
     scores = attribute.add_argument_group("scores")
     scores.add_argument("--level", default="block", metavar="LEVEL", help="of the graph: block, qkv or head (default: block)")
     scores.add_argument("--alpha", type=_share, default=0.3, metavar="A", help="share of the mean answer that is scored (default: 0.3)")
+    scores.add_argument("--intervention", default="zero", metavar="NAME", help="what replaces a source: zero or mean (default: zero)")
+    scores.add_argument("--ig-steps", type=_whole, default=1, metavar="M", help="integrated gradients over M steps (default: 1, plain EAP)")
+    scores.add_argument("--memory", default="auto", metavar="MODE", help="auto, fast or lean (default: auto)")
     scores.add_argument("--batch-size", type=_batch, default="auto", metavar="N", help="rows per pass, or auto (default: auto)")
 
     output = attribute.add_argument_group("output")
@@ -190,6 +193,8 @@ def _attribute(options: argparse.Namespace) -> None:
     for kind, known in kinds:
         if getattr(options, kind) is not None:
             choose(kind, getattr(options, kind), known)
+    choose("memory", options.memory, ("auto", "fast", "lean"))
+    choose("intervention", options.intervention, ("zero", "mean"))
     store = Store(options.store)
     _check_models(options)
     problems = _problems(options)
@@ -216,6 +221,9 @@ def _attribute(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         engine=options.engine,
         answers=options.answers,
+        memory=options.memory,
+        intervention=options.intervention,
+        ig_steps=options.ig_steps,
     )
     one = done.pairs[pair.name]
     table = _alone(one) if alone else _table(done, pair)
@@ -270,7 +278,7 @@ def _pair(options: argparse.Namespace, store: Any) -> ModelPair:
 
 def _settings(options: argparse.Namespace, pair: ModelPair, problems: ProblemSet, alone: bool) -> dict[str, Any]:
     """What the results depend on, as they are asked for."""
-    same = ("level", "alpha", "samples", "seed", "keep", "dtype")
+    same = ("level", "alpha", "samples", "seed", "keep", "dtype", "intervention", "ig_steps")
     return {
         "pair": pair.name,
         "base": pair.base,

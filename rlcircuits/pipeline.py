@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -163,7 +163,7 @@ class Study:
         for kind, name in zip(("source", "destination"), edge.partition("->")[::2]):
             choose(kind, name, [str(n) for n in scores[kind].values])
         settings = self.settings
-        run = _Run(settings["store"], settings["problems"], self.level, settings["batch_size"], settings["engine"])
+        run = _Run(settings["store"], settings["problems"], Scoring(self.level), settings["batch_size"], settings["engine"])
         found = {}
         for side, traces in (("base", one.selection.base_traces), ("tuned", one.selection.tuned_traces)):
             model = run.side(one.pair, side, settings["device"], settings["dtype"])
@@ -201,6 +201,9 @@ def study(
     batch_size: int | str = "auto",
     engine: str = "transformers",
     answers: str | os.PathLike[str] | tuple[str, str] | Mapping[str, Any] | None = None,
+    memory: str = "auto",
+    intervention: str = "zero",
+    ig_steps: int = 1,
 ) -> Study:
     """Run every step for every pair, or find it in the store.
 
@@ -219,6 +222,8 @@ def study(
         engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generate`.
         answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
             base's and the tuned model's files; with several pairs, such by pair name.
+        memory, ig_steps: as for `rlcircuits.attribute`.
+        intervention: ``"zero"`` or ``"mean"``, as for `rlcircuits.attribute`; the mean is over each model's own traces.
 
     Raises:
         InputError: a pair that cannot be loaded or compared, answers that are not as expected, settings out of range, or no
@@ -226,6 +231,7 @@ def study(
     """
     choose("level", level, LEVELS)
     choose("engine", engine, ENGINES)
+    scoring = Scoring(level, memory, intervention, ig_steps)
     store = store if isinstance(store, Store) else Store(store)
     if isinstance(pairs, (ModelPair, str)):
         pairs = [pairs]
@@ -236,7 +242,7 @@ def study(
     if len(set(names)) < len(names):
         raise InputError(f"two pairs are called {next(x for x in names if names.count(x) > 1)!r}: give each its own name")
     files = _files(answers, names)
-    run = _Run(store, problems, level, batch_size, engine)
+    run = _Run(store, problems, scoring, batch_size, engine)
     done = {}
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in SIDES]
@@ -263,6 +269,7 @@ def study(
         )
     settings = {"problems": problems, "mean": mean, "keep": keep, "beta": beta, "gamma": gamma, "delta": delta, "store": store}
     settings |= {"engine": engine, "answers": files, "device": device, "dtype": dtype, "batch_size": batch_size}
+    settings |= {"memory": memory, "intervention": intervention, "ig_steps": ig_steps}
     return Study(done, level, alpha, n, seed, settings)
 
 
@@ -288,7 +295,7 @@ def generate_pair(
     """
     choose("engine", engine, ENGINES)
     one = registered_pair(pair) if isinstance(pair, str) else pair
-    run = _Run(store if isinstance(store, Store) else Store(store), problems, "block", batch_size, engine)
+    run = _Run(store if isinstance(store, Store) else Store(store), problems, Scoring("block"), batch_size, engine)
     found = run.answers(one, [run.side(one, name, device, dtype) for name in SIDES])
     return dict(zip(SIDES, found))
 
@@ -362,9 +369,37 @@ class _Side:
         return {"model": self.fingerprint, "dtype": self.dtype}
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How `rlcircuits.attribute` is asked; see there.
+
+    Raises:
+        InputError: a value that is none of those known.
+    """
+
+    level: str
+    memory: str = "auto"
+    intervention: str = "zero"
+    ig_steps: int = 1
+
+    def __post_init__(self) -> None:
+        from rlcircuits.attribution import MEMORY
+
+        choose("level", self.level, LEVELS)
+        choose("memory", self.memory, MEMORY)
+        choose("intervention", self.intervention, ("zero", "mean"))
+        if isinstance(self.ig_steps, bool) or not isinstance(self.ig_steps, int) or self.ig_steps < 1:
+            raise InputError(f"ig_steps is {self.ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the scores depend on; the memory mode changes them by rounding alone."""
+        return {"level": self.level, "intervention": self.intervention, "ig_steps": self.ig_steps}
+
+
 class _Run:
-    def __init__(self, store: Store, problems: ProblemSet, level: str, batch_size: int | str, engine: str) -> None:
-        self.store, self.problems, self.level, self.batch_size, self.engine = store, problems, level, batch_size, engine
+    def __init__(self, store: Store, problems: ProblemSet, scoring: Scoring, batch_size: int | str, engine: str) -> None:
+        self.store, self.problems, self.scoring, self.batch_size, self.engine = store, problems, scoring, batch_size, engine
         self.sides: dict[tuple, _Side] = {}
 
     def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
@@ -413,16 +448,16 @@ class _Run:
         inputs = {
             **side.key,
             "traces": _digest([trace.cut(cut) for trace in traces]),
-            "level": self.level,
+            **self.scoring.key,
             "cut": cut,
             "code": source_digest(*CODE),
         }
 
         def build(folder: Path) -> None:
-            scores = attribute(side.model, traces, self.level, cut=cut, batch_size=self.batch_size)
+            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asdict(self.scoring))
             save_scores(scores, folder / "scores.nc")
 
-        return load_scores(self.store.make("scores", inputs, build, note=f"{side.name}, {self.level}") / "scores.nc")
+        return load_scores(self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc")
 
     def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
         import pandas as pd
@@ -447,10 +482,10 @@ class _Run:
 
         digest = _digest([trace.cut(cut) for trace in traces])
         code = source_digest("ablation", *CODE)
-        inputs = {**side.key, "traces": digest, "level": self.level, "cut": cut, "edge": edge, "code": code}
+        inputs = {**side.key, "traces": digest, "level": self.scoring.level, "cut": cut, "edge": edge, "code": code}
 
         def build(folder: Path) -> None:
-            exact = ablate(side.model, traces, self.level, [edge], cut=cut, batch_size=self.batch_size)
+            exact = ablate(side.model, traces, self.scoring.level, [edge], cut=cut, batch_size=self.batch_size)
             source, _, destination = edge.partition("->")
             effect = exact.sel(source=source, destination=destination)
             table = pd.DataFrame({"problem": effect["sample"].values.astype(str), "effect": effect.values})

@@ -130,6 +130,12 @@ def test_levels_and_the_default_folder(world, capsys, monkeypatch, tmp_path, lev
     assert f"attribution/tuned-{level}-0.5/base.nc" in capsys.readouterr().out
 
 
+def test_integrated_gradients_and_means_from_the_shell(world):
+    assert main(options(world, out=world / "ig", **{"ig-steps": 2, "intervention": "mean", "memory": "lean"})) == 0
+    scores = rc.load_scores(world / "ig" / "base.nc")
+    assert scores.attrs["method"] == "EAP-IG, 2 midpoints" and scores.attrs["intervention"] == "mean"
+
+
 def test_one_model_alone(world, capsys):
     assert main(options(world, tuned=None, out=world / "alone")) == 0
     said = capsys.readouterr().out
@@ -159,6 +165,8 @@ def test_one_model_alone(world, capsys):
         ({"keep": "both"}, "unknown keep 'both'"),
         ({"grader": "finl"}, "unknown grader 'finl'.*did you mean 'final'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
+        ({"intervention": "corrupted"}, "unknown intervention 'corrupted'"),
+        ({"memory": "leen"}, "unknown memory 'leen'.*did you mean 'lean'"),
         ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
         ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),
     ],
@@ -183,6 +191,7 @@ def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, ch
         ({"samples": 0}, "argument --samples: '0', expected a whole number of at least 1"),
         ({"batch-size": "big"}, "argument --batch-size: 'big'"),
         ({"seed": -1}, "argument --seed"),
+        ({"ig-steps": 0}, "argument --ig-steps: '0'"),
         ({"levl": "head"}, "unrecognized arguments: --levl head"),
     ],
 )

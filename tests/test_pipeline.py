@@ -43,6 +43,25 @@ def test_every_step_is_what_calling_it_by_hand_gives(folders, problems, tmp_path
     )
 
 
+def test_integrated_gradients_and_means_are_scores_of_their_own(folders, problems, tmp_path):
+    plain = rc.study(pair_of(folders), problems, store=tmp_path, **SETTINGS).pairs["own"]
+    for given in ({"ig_steps": 3}, {"intervention": "mean"}):
+        one = rc.study(pair_of(folders), problems, store=tmp_path, memory="lean", **given, **SETTINGS)
+        found = one.pairs["own"]
+        model = rc.load_model(folders["tuned"], device="cpu")
+        expected = rc.attribute(model, found.selection.tuned_traces, cut=found.selection.t_cut, **given)
+        np.testing.assert_allclose(found.tuned_scores.values, expected.values, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(found.tuned_scores.values, plain.tuned_scores.values, equal_nan=True)
+        assert one.at(level="qkv").settings["ig_steps"] == given.get("ig_steps", 1)
+
+
+@pytest.mark.parametrize("given", [{"ig_steps": 0}, {"ig_steps": True}, {"intervention": "corrupted"}, {"memory": "little"}])
+def test_scoring_that_is_unknown_is_refused_before_any_work(folders, problems, tmp_path, monkeypatch, given):
+    monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
+    with pytest.raises(rc.InputError, match=next(iter(given))):
+        rc.study(pair_of(folders), problems, store=tmp_path, **given, **SETTINGS)
+
+
 def test_a_warm_study_loads_no_model(folders, problems, tmp_path, monkeypatch):
     first = rc.study(pair_of(folders), problems, store=tmp_path, **SETTINGS)
     monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
