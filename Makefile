@@ -15,8 +15,8 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: help venv family study book test lab bench bench-gpu lint lock clean distclean
 
 help:
-	@echo "make book    train the family, run the notebooks, build the book into _build/html (15 min at first, 2 min again)"
-	@echo "make test    all tests, on the same artefacts (10 min at first)"
+	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
+	@echo "make test    all tests, on the same artefacts (12 min at first)"
 	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
@@ -39,7 +39,7 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 10 min on 2 cores at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 12 min on 2 cores at first; the family they need is trained meanwhile)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 study: $(READY)
