@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlcircuits.commands import add as add_commands
-from rlcircuits.commands import problems_of
+from rlcircuits.commands import add_fields, problems_of
 from rlcircuits.errors import InputError, choose
 
 if TYPE_CHECKING:
@@ -137,15 +137,9 @@ def _add_attribute(commands: Any) -> None:
         metavar="NAME",
         help="a set such as gsm8k, gsm8k=FILE for a local copy, or a .jsonl or .parquet file (default for family/…: its test problems)",
     )
-    problems.add_argument("--sets", metavar="FILE", help="YAML that adds problem sets (default: what RLCIRCUITS_PROBLEM_SETS names)")
-    problems.add_argument("--question", metavar="FIELD", help="field with the question (default: the set's, else question)")
-    problems.add_argument("--answer", metavar="FIELD", help="field with the right answer (default: the set's, else answer)")
-    problems.add_argument("--id", metavar="FIELD", help="field with a unique id (default: set and row)")
-    problems.add_argument("--grader", metavar="NAME", help="math, or final: what follows the last # (default: the set's, else math)")
-    problems.add_argument("--extractor", metavar="NAME", help="what of the right answer is the answer: stated, boxed, hashes or whole")
+    add_fields(problems, _whole)
     problems.add_argument("--answers", metavar="FILE", help="answers that are there already, as `rlcircuits answers` writes them")
     problems.add_argument("--engine", default="transformers", metavar="NAME", help="what generates: transformers, or vllm (untested)")
-    problems.add_argument("--limit", type=_whole, metavar="N", help="read only the first N problems")
     problems.add_argument("--keep", default="both-correct", metavar="RULE", help="both-correct or all (default: both-correct)")
     problems.add_argument("--samples", type=_whole, default=100, metavar="N", help="problems drawn of those kept (default: 100)")
     problems.add_argument("--seed", type=_seed, default=42, metavar="N", help="of that draw (default: 42)")

@@ -23,14 +23,14 @@ def add(commands: Any, whole: Any, share: Any, batch: Any) -> None:
 
     problems = commands.add_parser("problems", help="list the problem sets; or which reference answers of one cannot be graded")
     problems.add_argument("name", nargs="?", metavar="NAME", help="a set, NAME=FILE for a local copy of it, or a file")
-    _add_fields(problems, whole)
+    add_fields(problems, whole)
     problems.set_defaults(run=_problems)
 
     answers = commands.add_parser("answers", help="let both models of a pair answer, and write the answers with their token ids")
     answers.add_argument("--pair", required=True, metavar="NAME", help="a registered pair, or family/<member>[@<seed>]")
     answers.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
     answers.add_argument("--problems", required=True, dest="name", metavar="NAME", help="a problem set, NAME=FILE, or a file")
-    _add_fields(answers, whole)
+    add_fields(answers, whole)
     answers.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file, as `rlcircuits attribute --answers` reads it")
     answers.add_argument("--engine", default="transformers", metavar="NAME", help="transformers, or vllm (an extra, untested)")
     answers.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)")
@@ -53,14 +53,15 @@ def add(commands: Any, whole: Any, share: Any, batch: Any) -> None:
     estimate.set_defaults(run=_estimate)
 
 
-def _add_fields(parser: argparse.ArgumentParser, whole: Any) -> None:
+def add_fields(parser: Any, whole: Any) -> None:
+    """Add the arguments that say how a problem set is read; `parser` may be a group of one."""
     parser.add_argument("--sets", metavar="FILE", help="YAML that adds problem sets (default: what RLCIRCUITS_PROBLEM_SETS names)")
-    parser.add_argument("--question", metavar="FIELD", help="field with the question")
-    parser.add_argument("--answer", metavar="FIELD", help="field with the right answer")
+    parser.add_argument("--question", metavar="FIELD", help="field with the question (default: the set's, else question)")
+    parser.add_argument("--answer", metavar="FIELD", help="field with the right answer (default: the set's, else answer)")
     parser.add_argument("--id", metavar="FIELD", help="field with a unique id (default: set and row)")
-    parser.add_argument("--grader", metavar="NAME", help="math, or final")
-    parser.add_argument("--extractor", metavar="NAME", help="what of the answer field is the answer: stated, boxed, hashes or whole")
-    parser.add_argument("--limit", type=whole, metavar="N", help="only the first N problems")
+    parser.add_argument("--grader", metavar="NAME", help="math, or final: what follows the last # (default: the set's, else math)")
+    parser.add_argument("--extractor", metavar="NAME", help="what of the right answer is the answer: stated, boxed, hashes or whole")
+    parser.add_argument("--limit", type=whole, metavar="N", help="read only the first N problems")
 
 
 def problems_of(options: argparse.Namespace, name: str) -> ProblemSet:
