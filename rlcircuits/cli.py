@@ -242,18 +242,10 @@ def _problems(options: argparse.Namespace) -> ProblemSet:
     if options.pair is not None and options.pair.startswith("family/"):
         return family_problems(n=options.limit or 500)
     if options.pair is not None:
-        _known(options)
+        from rlcircuits.models import known_pair
+
+        known_pair(options.pair, options.pairs)
     raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet, or a set such as gsm8k")
-
-
-def _known(options: argparse.Namespace) -> None:
-    """Refuse a pair that is neither registered nor one of the family's."""
-    from rlcircuits.models import family_member, known_pairs, pairs
-
-    if options.pair.startswith("family/"):
-        family_member(options.pair)
-    else:
-        choose("pair", options.pair, known_pairs(pairs(options.pairs)))
 
 
 def _pair(options: argparse.Namespace, store: Any) -> ModelPair:

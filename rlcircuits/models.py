@@ -468,6 +468,21 @@ def family_member(name: str) -> tuple[str, int]:
     return member, int(seed or 0)
 
 
+def known_pair(name: str, file: str | os.PathLike[str] | None = None) -> str:
+    """The name of a pair, which `pair` knows: checked without loading or training anything.
+
+    Args:
+        name, file: as in `pair`.
+
+    Raises:
+        InputError: as `pair`.
+    """
+    if isinstance(name, str) and FAMILY.fullmatch(name):
+        family_member(name)
+        return name
+    return choose("pair", name, known_pairs(pairs(file)))
+
+
 def known_pairs(registered: Mapping[str, ModelPair] | None = None) -> list[str]:
     """Names of the registered pairs and of the family's."""
     from rlcircuits.family.recipe import MEMBERS

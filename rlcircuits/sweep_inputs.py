@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError, choose
+from rlcircuits import models
+from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
     from rlcircuits.models import ModelPair
@@ -39,11 +40,7 @@ def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> st
         raise InputError(
             f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints"
         )
-    bare, mark, seed = name.partition("@")
-    if bare.startswith("family/") and mark and not seed.isdecimal():
-        raise InputError(f"pair {name!r}: expected a seed after the @, a whole number, such as {bare}@1")
-    known = choose("pair", bare if bare.startswith("family/") else name, [*_registered(file), *_family()])
-    return known + mark + seed if bare.startswith("family/") else known
+    return models.known_pair(name, file or None)
 
 
 def chosen_pair(name: str, file: str = "", store: str | os.PathLike[str] = "runs") -> ModelPair:
@@ -56,9 +53,7 @@ def chosen_pair(name: str, file: str = "", store: str | os.PathLike[str] = "runs
     Raises:
         InputError: no such pair.
     """
-    from rlcircuits.models import pair
-
-    return pair(known_pair(name, file), file or None, store)
+    return models.pair(name, file or None, store)
 
 
 def known_problems(name: str, **fields: Any) -> str:
@@ -103,15 +98,3 @@ def _sets() -> list[str]:
     from rlcircuits.problem_sets import problem_sets
 
     return ["family", *problem_sets()]
-
-
-def _registered(file: str) -> dict[str, ModelPair]:
-    from rlcircuits.models import pairs
-
-    return pairs(file) if file else pairs()
-
-
-def _family() -> list[str]:
-    from rlcircuits.family import MEMBERS
-
-    return [f"family/{member}" for member in MEMBERS if member != "sft"]
