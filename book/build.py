@@ -32,6 +32,7 @@ import yaml
 
 from rlcircuits import notebook
 from rlcircuits.errors import InputError
+from rlcircuits.interruption import uninterruptible_children
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -110,8 +111,9 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
     )
     failures, started = [], time.monotonic()
     # One process per notebook: papermill keeps state of its own, and a fault in one must not reach another.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        running = {pool.submit(_run, str(path), str(folder / path.name)): path for path in due}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with uninterruptible_children():  # Ctrl-C is this process's to handle
+            running = {pool.submit(_run, str(path), str(folder / path.name)): path for path in due}
         try:
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -161,13 +163,6 @@ def _run(path: str, out: str) -> tuple[float, str | None]:
         return time.monotonic() - started, None
     except InputError as error:
         return time.monotonic() - started, str(error)
-
-
-def _quiet() -> None:
-    """In a process that runs notebooks: Ctrl-C is the parent's to handle."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build(paths: Sequence[Path], out: Path) -> int:

@@ -20,11 +20,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
+from rlcircuits.interruption import uninterruptible_children
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,9 +249,14 @@ def _workers(processes: int):
     os.environ.update(_ONE_THREAD)  # read when a process starts, before it imports anything
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin)
     try:
+        with uninterruptible_children():  # Ctrl-C is this process's to handle
+            for _ in range(processes):
+                pool.submit(os.getpid)
         yield pool
-    except BaseException:
+    except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():  # what they finished is in the store, what they are at is made again
+            worker.terminate()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

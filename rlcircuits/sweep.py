@@ -20,7 +20,6 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 import uuid
 from collections import deque
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcircuits.errors import InputError, choose
+from rlcircuits.interruption import Interruptions, terminable, uninterruptible_children
 from rlcircuits.store import StoreError, written
 from rlcircuits.sweep_plan import Cell, Plan, load_plan
 from rlcircuits.sweep_report import shown, write_report, write_static
@@ -155,7 +155,7 @@ def sweep(
     plan = load_plan(file)
     folder = folder_of(plan, out)
     engine = _engine_factory(settings)
-    with _alone(folder, settings), _terminable():
+    with _alone(folder, settings), terminable():
         source = _copied(plan.notebook, folder)
         write_static(folder)
         records = found(plan, folder)
@@ -305,16 +305,18 @@ class _Sweep:
     def go(self, factory: Any) -> None:
         """Run all that is due; on an interruption, end what runs and leave the rest as it was."""
         engine: Engine = factory(self.settings)
-        try:
-            with _bar(len(self.due)) as bar:
-                self._loop(engine, bar)
-        finally:
-            engine.stop()
-            self.records = {**found(self.plan, self.folder), **self.records}
+        with Interruptions().noted() as interruptions:
+            try:
+                with _bar(len(self.due)) as bar:
+                    self._loop(engine, bar, interruptions)
+            finally:
+                engine.stop()
+                self.records = {**found(self.plan, self.folder), **self.records}
 
-    def _loop(self, engine: Engine, bar: Any) -> None:
+    def _loop(self, engine: Engine, bar: Any, interruptions: Interruptions) -> None:
         alone, reported = False, time.monotonic()
         while self.queue or self.begun:
+            interruptions.check()
             while (
                 not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun)))
             ):
@@ -383,9 +385,13 @@ class Local:
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         self.context = get_context(method)
         if method == "forkserver":
+            from multiprocessing import forkserver
+
             self.context.set_forkserver_preload(
                 ["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweep_worker"]
             )
+            with uninterruptible_children():
+                forkserver.ensure_running()
         self.running: dict[Any, tuple[Order, Any, str | None]] = {}
 
     def room(self, running: int) -> bool:
@@ -520,23 +526,6 @@ def _copied(notebook: Path, folder: Path) -> tuple[Path, str]:
     with written(copy) as temporary:
         temporary.write_bytes(content)
     return copy, digest
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """A SIGTERM, as batch systems send it, ends the sweep as a Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _bar(total: int) -> Any:

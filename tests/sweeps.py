@@ -66,12 +66,16 @@ def runs(folder: Path) -> int:
 
 
 def start(file: Path, out: Path, *options: str, **environment: str) -> subprocess.Popen:
-    """`rlcircuits sweep` as a process of its own; its words go into ``<out>.log``."""
+    """`rlcircuits sweep` as a process of its own; its words go into ``<out>.log``.
+
+    It leads a process group, as a command typed in a terminal does.
+    """
     log = out.with_suffix(".log").open("a")
     return subprocess.Popen(
         [sys.executable, "-m", "rlcircuits.cli", "sweep", str(file), "--out", str(out), *options],
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
     )

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import time
+from multiprocessing import reduction
 from pathlib import Path
 
 import pandas as pd
@@ -145,9 +146,10 @@ def test_an_interrupted_sweep_ends_soon_and_goes_on(tmp_path: Path) -> None:
         records = len(list(out.glob("cells/*/record.json")))
         sweep = start(file, out, "--processes", "1", **{MARK: str(tmp_path)})
         while len(list(out.glob("cells/*/record.json"))) == records:
-            time.sleep(0.05)
+            time.sleep(0.01)
         began = time.monotonic()
-        sweep.send_signal(sign)
+        # A terminal sends Ctrl-C to all its processes; the next cell's is just being started.
+        os.killpg(sweep.pid, sign) if sign == signal.SIGINT else sweep.send_signal(sign)
         assert sweep.wait(20) == 130
         assert time.monotonic() - began < 10
         assert not left_over(str(tmp_path))
@@ -160,6 +162,28 @@ def test_an_interrupted_sweep_ends_soon_and_goes_on(tmp_path: Path) -> None:
     assert start(file, out).wait() == 0
     assert runs(tmp_path) == before + 4 - done
     assert set(pd.read_parquet(out / "summary.parquet")["status"]) == {"done"}
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_a_process_is_started_is_put_off(tmp_path: Path, monkeypatch, capfd, sign: signal.Signals) -> None:
+    """Raised between the two halves of a start, it would end the fork server with a traceback and leave a process nobody knows."""
+    hand_over, calls = reduction.sendfds, []
+
+    def interrupted(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), sign)
+        hand_over(*arguments)
+
+    monkeypatch.setattr(reduction, "sendfds", interrupted)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    file = counted(tmp_path, xs=2, groups="a")
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--processes", "1"]) == 130
+    assert len(calls) == 2
+    assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["status"]) == ["done", "not run"]
+    told = capfd.readouterr().err
+    assert "interrupted; all that was finished is kept" in told and "Traceback" not in told
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 def test_damaged_files_are_noticed_and_only_their_cells_run_again(tmp_path: Path) -> None:
