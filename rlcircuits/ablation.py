@@ -121,7 +121,7 @@ def ablate(
     with contextlib.ExitStack() as stack:
         book = None
         if resume is not None:
-            inputs = {**_inputs(hf, traces, level, cut), "scale": float(scale), "edges": _digest(pairs)}
+            inputs = {**inputs_of_reruns(hf, traces, level, cut), "scale": float(scale), "edges": _digest(pairs)}
             book = stack.enter_context(journal(resume, "ablation", inputs, ROW))
             losses.put(book.rows)
         for rows, title in ((untouched, "running untouched"), (runs, "ablating edges")):
@@ -176,7 +176,7 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
     return record
 
 
-def _inputs(hf: nn.Module, traces: Sequence[Trace], level: str, cut: int | None) -> dict[str, Any]:
+def inputs_of_reruns(hf: nn.Module, traces: Sequence[Trace], level: str, cut: int | None) -> dict[str, Any]:
     """What the loss of a re-run depends on, as JSON values."""
     config = {k: v for k, v in json.loads(hf.config.to_json_string(use_diff=False)).items() if k not in _NOT_MODEL}
     code = (resources.files("rlcircuits") / f"{name}.py" for name in ("ablation", *CODE))

@@ -15,6 +15,8 @@
 
    A circuit that is the model at every k has CPR 0.999 and CMD 0. CPR rewards edges that help; CMD all that matter.
 5. **Random edges** beside: each seed ranks the edges uniformly at random, and 3 and 4 are measured for them too.
+6. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.journal`) when it is done. A row there is named by what
+   was kept, not by how it was ranked, so other scores, shares and seeds of the same model and traces find the circuits they share.
 
 Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation track. It
 differs in what it removes with (patches from counterfactual prompts) and in m (a difference of logits), and it drops edges that
@@ -23,7 +25,10 @@ no path connects to input and output before it runs; here they are kept, since b
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,17 +41,20 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from rlcircuits.ablation import rerun
+from rlcircuits.ablation import inputs_of_reruns, rerun
 from rlcircuits.architecture import Architecture, plain
 from rlcircuits.attribution import checked
 from rlcircuits.batching import in_batches
 from rlcircuits.errors import InputError, choose
 from rlcircuits.graph import Graph
+from rlcircuits.journal import Journal, journal
 from rlcircuits.metrics import edge_values
 from rlcircuits.recording import padded
 from rlcircuits.traces import Trace
 
 RANKS = ("absolute", "signed")
+#: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order), loss in nats
+ROW = np.dtype([("sample", "<i4"), ("kept", "<u8"), ("loss", "<f8")])
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -89,6 +97,7 @@ def faithfulness(
     batch_size: int | str = "auto",
     confidence: float = 0.95,
     progress: bool = True,
+    resume: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """How faithful the circuits of the strongest edges are to the model, measured by re-running, and the areas CPR and CMD.
 
@@ -102,6 +111,9 @@ def faithfulness(
         cut: score only so many answer tokens; ``"auto"``: as many as the scores did.
         batch_size, progress: as for `attribute`; a batch's rows are (trace, circuit) runs.
         confidence: coverage of the intervals.
+        resume: a folder in which finished losses are kept while the call runs; an interrupted call, made again, goes on from
+            there, and a finished one runs nothing. Calls that differ in model weights, traces, level or cut keep files of their own
+            there. The same call with the same `batch_size` gives the same bits as without interruption.
 
     Returns:
         Dataset over ``sample``, ``share`` (with the coordinate ``edges``, how many are kept), ``ranking`` (signed, absolute),
@@ -120,6 +132,7 @@ def faithfulness(
     Raises:
         InputError: as for `attribute`; scores of another graph or not of all its edges; shares, seeds or confidence out
             of range; or a loss that is not finite.
+        StoreError: `resume` is a file, or cannot be written.
     """
     hf = plain(model)
     counts = _checked(shares, seeds, confidence, _order(scores, "signed")[0].size)
@@ -131,7 +144,11 @@ def faithfulness(
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
     ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
     sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
-    losses = _measure(hf, architecture, graph, traces, ranks, sizes, batch_size, progress)
+    with contextlib.ExitStack() as stack:
+        book = None
+        if resume is not None:
+            book = stack.enter_context(journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut), ROW))
+        losses = _measure(hf, architecture, graph, traces, ranks, sizes, batch_size, progress, book)
     empty, full = losses[0, 0], losses[0, -1]
     result = _dataset(losses[:, 1:-1], full, empty, [float(share) for share in shares], seeds, confidence)
     result = result.assign_coords(sample=[t.problem for t in traces], edges=("share", counts))
@@ -167,14 +184,19 @@ def _measure(
     sizes: np.ndarray,
     batch_size: int | str,
     progress: bool,
+    book: Journal | None,
 ) -> np.ndarray:
     """Losses ``(ranking, size, sample)`` with only the first edges of each ranking, for sizes ``(ranking, size)``.
 
-    Each circuit is run once; no edges and all edges are the same circuit in every ranking.
+    Each circuit is run once, and not at all where the journal has it; no edges and all edges are the same circuit in every ranking.
     """
 
     def name(ranking: int, size: int) -> tuple[int, int]:
         return (0 if size in (0, graph.n_edges) else ranking, int(size))
+
+    def kept(ranking: int, size: int) -> int:
+        edges = np.packbits(ranks[ranking] < size).tobytes()
+        return int.from_bytes(hashlib.blake2b(edges, digest_size=8).digest(), "little")
 
     def rerun_rows(batch: list[_Row]) -> Tensor:
         ids, positions, targets = padded(batch, hf.get_input_embeddings().weight.device)
@@ -184,9 +206,12 @@ def _measure(
         return rerun(architecture, graph, hf, ids, positions, targets, torch.from_numpy(removed).to(ids.device, hf.dtype))
 
     circuits = sorted({name(ranking, size) for ranking, row in enumerate(sizes) for size in row})
-    rows = [_Row(i, t.problem, t.prompt, t.answer, *c) for c in circuits for i, t in enumerate(traces)]
-    found = {c: np.empty(len(traces)) for c in circuits}
+    names = {c: kept(*c) for c in circuits}
+    finished = {} if book is None else {(row["sample"], row["kept"]): row["loss"] for row in book.rows}
+    found = {c: np.array([finished.get((i, names[c]), np.nan) for i in range(len(traces))]) for c in circuits}
+    rows = [_Row(i, t.problem, t.prompt, t.answer, *c) for c in circuits for i, t in enumerate(traces) if np.isnan(found[c][i])]
     for indices, losses in in_batches(hf, rows, batch_size, rerun_rows, "re-running circuits", progress):
+        record = []
         for index, loss in zip(indices, losses.cpu().numpy()):
             row = rows[index]
             if not np.isfinite(loss):
@@ -195,6 +220,9 @@ def _measure(
                     "its dtype or its weights are damaged; load it in float32 or check the checkpoint"
                 )
             found[row.ranking, row.size][row.sample] = loss
+            record.append((row.sample, names[row.ranking, row.size], loss))
+        if book is not None:
+            book.add(np.array(record, ROW))
     return np.array([[found[name(ranking, size)] for size in row] for ranking, row in enumerate(sizes)])
 
 

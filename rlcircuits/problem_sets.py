@@ -10,7 +10,7 @@ r"""Problem sets by name, and whether their references can be graded at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,11 @@ def problem_sets(file: str | os.PathLike[str] | None = None) -> dict[str, dict[s
     return found
 
 
+def known_sets(registered: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of the registered problem sets and of the family's."""
+    return [*(problem_sets() if registered is None else registered), FAMILY]
+
+
 def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, given: dict[str, str]) -> ProblemSet:
     """As `rlcircuits.problems.problem_set`, `given` being the fields in place of the registered ones."""
     label, mark, path = name.partition("=")
@@ -83,7 +88,7 @@ def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, give
         raise InputError(f"unknown problem set {label!r} in {name!r}: expected one of {', '.join(known)}{near(label, known)}")
     if Path(name).suffix in _SUFFIXES or os.sep in name or Path(name).exists():
         return load_problems(name, limit=limit, **given)
-    choose("problem set", name, [*known, FAMILY])
+    choose("problem set", name, known_sets(known))
     raise AssertionError("unreachable")
 
 

@@ -1,7 +1,8 @@
 """How results look as the last line of a cell, and what the Tab key knows of them.
 
 1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few facts and a
-   small table. It names types by their modules, so nothing is imported for it.
+   small table. It names types by their modules, so nothing is imported for it. The Tab key learns the names that functions
+   choose from (`rlcircuits.completion`).
 2. Scores stay an ``xarray.DataArray``; `Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
    (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
 3. All text is escaped, and kept from MathJax.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlcircuits import completion
 from rlcircuits.errors import choose
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def register(ipython: Any) -> None:
     formatter.for_type_by_name("rlcircuits.answers", "Selection", selection_html)
     formatter.for_type_by_name("rlcircuits.graph", "Graph", graph_html)
     formatter.for_type_by_name("xarray.core.dataarray", "DataArray", scores_html)
+    completion.register(ipython)
 
 
 def card(title: str, facts: Mapping[str, object], *tables: str) -> str:

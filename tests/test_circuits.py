@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits import ablation
+from rlcircuits import ablation, circuits
 from rlcircuits.circuits import SHARES, areas
 from rlcircuits.journal import OtherInputs
 from rlcircuits.store import DamagedArtefact, StoreError
@@ -318,10 +318,50 @@ def test_an_interrupted_ablation_goes_on_bit_for_bit(tmp_path, runs):
         assert sum(counted) == total  # finished: nothing runs
 
 
+@pytest.mark.filterwarnings(QUIET)
+def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
+    hf, some = tiny("qwen2", torch.float32, layers=2), traces()
+    scores = rc.attribute(hf, some, level="qkv")
+    options = {"shares": [0.1, 0.5, 1.0], "seeds": 2, "batch_size": 4, "progress": False}
+    rerun, sizes, stop = circuits.rerun, [], None
+
+    def counting(*args):
+        if len(sizes) == stop:
+            raise KeyboardInterrupt
+        sizes.append(len(args[3]))
+        return rerun(*args)
+
+    monkeypatch.setattr(circuits, "rerun", counting)
+    expected = rc.faithfulness(hf, some, scores, **options)
+    total = len(some) * (2 + 4 * 2)  # nothing, everything, and two shares of four rankings
+    assert sum(sizes) == total
+    for after in (1, 3, 6):
+        sizes.clear()
+        stop, folder = after, tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            rc.faithfulness(hf, some, scores, resume=folder, **options)
+        assert 0 < sum(sizes) < total
+        stop = None
+        xr.testing.assert_identical(rc.faithfulness(hf, some, scores, resume=folder, **options), expected)
+        assert sum(sizes) == total
+        xr.testing.assert_identical(rc.faithfulness(hf, some, scores, resume=folder, **options), expected)
+        assert sum(sizes) == total  # finished: nothing runs
+    # Other scores have circuits of their own; those of nothing, of everything and of the random rankings are there already.
+    other = rc.faithfulness(hf, some, rc.ablate(hf, some, level="qkv", progress=False), resume=folder, **options)
+    assert total < sum(sizes) <= total + len(some) * 2 * 2
+    np.testing.assert_array_equal(other["random_loss"], expected["random_loss"])
+    # Another model finds nothing of this one's.
+    with pytest.warns(OtherInputs, match="model weights"):
+        elsewhere = rc.faithfulness(tiny("qwen2", torch.float32, layers=2, seed=1), some, scores, resume=folder, **options)
+    assert (elsewhere["full_loss"].values != expected["full_loss"].values).all()
+    with pytest.raises(StoreError, match="is a file"):
+        rc.faithfulness(hf, some, scores, resume=next(folder.glob("*.journal")), **options)
+
+
 _VICTIM = """
 import sys, time, torch
 import rlcircuits as rc
-from rlcircuits import ablation
+from rlcircuits import ablation, circuits
 from tests.models import tiny
 from tests.test_circuits import OPTIONS, traces
 losses = ablation._losses

@@ -249,6 +249,26 @@ def test_sample_scatter_pairs_by_problem():
     assert list(dots.text) == list(base.sample.values)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e3])
+def test_sample_scatter_shows_how_far_the_mean_moved(spread):
+    """The band is the diagonal moved by the interval of the mean difference, on linear axes and on logarithmic ones."""
+    base = graph_scores(0, n=12)
+    base = base * xr.DataArray(np.geomspace(1, spread, 12), dims="sample")
+    tuned = base * 1.5
+    row = compare(base, tuned, ["activation_intensity"]).loc["activation_intensity"]
+    figure = figures.sample_scatter(base, tuned)
+    assert figure.layout.xaxis.type == ("log" if spread > 20 else "linear")
+    diagonal, band, _ = figure.data
+    n = len(diagonal.x)
+    np.testing.assert_allclose(band.x[:n], diagonal.x)
+    lowest = diagonal.y[0] if spread > 20 else -np.inf
+    np.testing.assert_allclose(band.y[:n], np.maximum(diagonal.y + row["low"], lowest))
+    np.testing.assert_allclose(band.y[n:][::-1], np.maximum(diagonal.y + row["high"], lowest))
+    assert row["low"] > 0 and f"{row['difference']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]" in figure.layout.title.subtitle.text
+    alone = figures.sample_scatter(base[:1], tuned[:1])
+    assert [trace.name for trace in alone.data] == ["no change", "problems"] and "[" not in alone.layout.title.subtitle.text
+
+
 # --- comparisons ---
 
 

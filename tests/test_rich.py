@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from rlcircuits import rich
+from rlcircuits import completion, rich
 from rlcircuits.answers import Selection
 from rlcircuits.display import export
 from rlcircuits.errors import InputError
@@ -89,6 +91,64 @@ def test_edges_by_name_and_the_tab_key(shell):
     assert {one.strip('"]').rpartition(">")[2] for one in found[1]} >= {"m0", "m1", "m2"}
     with pytest.raises(InputError, match="did you mean 'mine'"):
         study["mien"]
+
+
+TAB = [
+    ('rc.attribute(model, traces, level="', {"block", "qkv", "head"}),
+    ("rc.attribute(model, traces, 'h", {"head"}),
+    ('rc.attribute(model, [rc.Trace("p", [1], [2])],\n    batch_size=4, intervention="m', {"mean"}),
+    ('%matplotlib inline\nx = {"a": 1}\nattribute(model, traces, level="q', {"qkv"}),
+    ('rc.pair("family/g', {"family/grpo"}),
+    ('rc.study("deepseek-', {"deepseek-math"}),
+    ('rc.study(["family/ppo", "family/d', {"family/dpo"}),
+    ('rc.problem_set("gs', {"gsm8k"}),
+    ('study.at(level="b', {"block"}),
+    ('rc.circuit(scores, 10, rank="', {"absolute", "signed"}),
+    ('rc.figures.sample_scatter(base, tuned, metric="gi', {"gini"}),
+    ('print(rc.pair(name="family/', {f"family/{m}" for m in ("sft-more", "rft", "grpo", "ppo", "dpo", "online-dpo")}),
+    ('rc.attribute(model, traces, cut="', set()),  # no choice
+    ('pandas.concat([], level="', set()),  # another's function
+    ('unknown(level="', set()),
+    ('study.table()(level="', set()),  # nothing is run to find out
+    ('rc.pair("family/grpo")', set()),  # no string is begun
+    ('level = "b', set()),
+    ('rc.attribute(traces["', set()),  # a key
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TAB, ids=[text[-24:] for text, _ in TAB])
+def test_the_tab_key_knows_what_a_parameter_chooses_from(text, expected):
+    import rlcircuits as rc
+    import rlcircuits.figures
+
+    study = Study({"mine": one_pair()}, "block", 0.3, 100, 42)
+    assert set(completion.offered(text, {"rc": rc, "attribute": rc.attribute, "study": study, "pandas": pd})[0]) == expected
+
+
+def test_the_tab_key_of_a_real_shell_offers_the_names_and_nothing_else(shell):
+    import rlcircuits as rc
+
+    rich.register(shell)  # once more: no second matcher
+    shell.user_ns["rc"] = rc
+    before = "values = 1\n"
+    for text, expected in [row for row in TAB if row[1] and row[0].startswith("rc.")]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # completions are "provisional" there
+            found = list(shell.Completer.completions(before + text, len(before + text)))
+        assert {one.text for one in found} == expected, text
+    assert sum(one.__name__ == "rlcircuits_names" for one in shell.Completer.custom_matchers) == 1
+
+
+def test_every_choice_is_there_and_is_a_parameter_of_something():
+    import rlcircuits as rc
+    import rlcircuits.figures
+
+    public = [getattr(rc, name) for name in rc.__all__ if callable(getattr(rc, name))] + [getattr(rc.figures, n) for n in rc.figures.__all__]
+    signatures = {one.__name__: set(inspect.signature(one).parameters) for one in public if inspect.isfunction(one)}
+    for parameter, where in completion.CHOICES.items():
+        function, _, name = parameter.rpartition(".")
+        assert name in (signatures[function] if function else set().union(*signatures.values())), parameter
+        assert list(completion._choices(where))
 
 
 def test_results_register_themselves_in_ipython():

@@ -23,7 +23,7 @@ from rlcircuits.figures.theme import (
     line_of,
     some,
 )
-from rlcircuits.inference import paired
+from rlcircuits.inference import compare, paired
 from rlcircuits.metrics import METRICS, edge_values, output_edge_entropy
 
 
@@ -205,7 +205,10 @@ def sample_scatter(
     names: Sequence[str] = ("base", "tuned"),
     title: str | None = None,
 ) -> go.Figure:
-    """One metric of each problem, base against tuned; on the diagonal nothing changed.
+    """One metric of each problem, base against tuned, and how far the mean moved, with its interval.
+
+    On the dashed diagonal nothing changed. The band is the diagonal moved by the 95 % interval of the mean difference (paired by problem,
+    see `rlcircuits.compare`): where it leaves the diagonal beside it, the metric changed.
 
     Raises:
         InputError: an unknown metric or one of the whole set of problems, or two models that cannot be
@@ -216,17 +219,26 @@ def sample_scatter(
     x, y = (known.per_sample(s).values for s in (base, tuned))
     finite = np.concatenate([x, y])[np.isfinite(np.concatenate([x, y]))]
     log = finite.size > 0 and finite.min() > 0 and finite.max() > 20 * finite.min()
+    row = compare(base, tuned, [metric]).loc[metric]
+    change, low, high = row["difference"], row["low"], row["high"]
     figure = go.Figure()
     if finite.size:
-        ends = [finite.min(), finite.max()]
+        ends = np.log10([finite.min(), finite.max()]) if log else np.array([finite.min(), finite.max()])
+        pad = 0.05 * np.ptp(ends) or 0.05 * abs(ends[0]) or 1.0
+        ends = ends + [-pad, pad]
+        line = np.linspace(*ends, 100)
+        line = 10**line if log else line
         figure.add_scatter(
-            x=ends,
-            y=ends,
-            mode="lines",
-            line={"color": NEUTRAL, "dash": "dash"},
-            name="no change",
-            hoverinfo="skip",
-        )
+            x=line, y=line, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip"
+        )  # fmt: skip
+        if np.isfinite([low, high]).all():
+            bounds = [np.maximum(line + bound, line[0] if log else -np.inf) for bound in (low, high)]
+            figure.add_scatter(
+                x=np.concatenate([line, line[::-1]]), y=np.concatenate([bounds[0], bounds[1][::-1]]), fill="toself", mode="lines",
+                line={"width": 0}, fillcolor="rgba(213, 94, 0, 0.25)", name="change of the mean, 95 % interval", hoverinfo="skip",
+            )  # fmt: skip
+        figure.update_xaxes(range=ends)
+        figure.update_yaxes(range=ends)
     figure.add_scatter(
         x=x,
         y=y,
@@ -237,19 +249,15 @@ def sample_scatter(
         hovertemplate="%{text}<br>%{x:.4g} → %{y:.4g}<extra></extra>",
     )
     unit = f" ({known.unit})" if known.unit else ""
-    if finite.size:
-        ends = np.log10([finite.min(), finite.max()]) if log else np.array([finite.min(), finite.max()])
-        pad = 0.05 * np.ptp(ends) or 0.05 * abs(ends[0]) or 1.0
-        figure.update_xaxes(range=[ends[0] - pad, ends[1] + pad])
-        figure.update_yaxes(range=[ends[0] - pad, ends[1] + pad])
     for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
         update(title_text=f"{as_text(name)}{unit}", type="log" if log else "linear", exponentformat="power")
     up = int((y > x).sum())
+    moved = f"mean change {change:+.3g} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else f"mean change {change:+.3g}"
     return dress(
         figure,
         title or f"Does {known.label} change on each problem?",
-        f"One dot a problem; it is higher in {as_text(names[1])} on {up} of {len(x)}",
-        f"{known.label} of {len(x)} problems, {names[0]} against {names[1]}: higher in {names[1]} on {up}.",
+        f"One dot a problem; higher in {as_text(names[1])} on {up} of {len(x)}; {moved}",
+        f"{known.label} of {len(x)} problems, {names[0]} against {names[1]}: higher in {names[1]} on {up}; {moved}{unit}.",
         520,
     )
 
