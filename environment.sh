@@ -47,10 +47,12 @@ if [ ! -x "$folder/bin/python" ] || ! "$folder/bin/python" -m pip --version >/de
     echo "==> virtual environment in $folder with $("$python" --version)"
     "$python" -m venv --clear "$folder"
 fi
-echo "==> $(grep -c == requirements.lock) packages from requirements.lock (2 to 5 min; the largest is $(torch_line))"
+echo "==> $(grep -c == requirements.lock) packages from requirements.lock (1 to 5 min; the largest is $(torch_line))"
 # One line for every 20 packages instead of pip's several for each; what it says of an error goes to stderr untouched.
-"$folder/bin/python" -m pip install -r requirements.lock | awk '
+# Compiling is left to all cores together: pip does it on one, which takes longer than fetching.
+"$folder/bin/python" -m pip install --no-compile -r requirements.lock | awk '
     /^Collecting /             { if (++n % 20 == 0) print "    " n " fetched" ; fflush() }
     /^Installing collected/    { print "    installing (about a minute)"; fflush() }'
+"$folder/bin/python" -m compileall -q -j 0 "$folder/lib" >/dev/null 2>&1 || true  # a few packages carry templates that are no Python
 "$folder/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
 echo "==> environment ready after $(($(date +%s) - started)) s"
