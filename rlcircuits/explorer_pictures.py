@@ -33,6 +33,7 @@ from rlcircuits.figures import (
     node_places,
     robust_range,
 )
+from rlcircuits.figures.theme import SignedLog
 
 MOST_CELLS = 2500
 PANEL = 330
@@ -262,23 +263,28 @@ def scatter_svg(
 ) -> str:
     """Dots on equal axes with the line y = x; the chosen problem stands out.
 
+    Where a few values are far larger than the others, both axes are logarithmic away from 0 and say so.
+
     Args:
         line: what the line says.
         chosen: a label.
     """
     both = np.concatenate([np.concatenate([s.x, s.y]) for s in series] or [np.zeros(1)])
     both = np.append(both[np.isfinite(both)], 0.0)
-    low, high = both.min(), both.max()
+    scale = SignedLog(both, both) if _spread_out(both) else None
+    on_axis = scale if scale is not None else np.asarray
+    low, high = on_axis(both).min(), on_axis(both).max()
     pad = 0.06 * (high - low) or 1e-6
     low, high = low - pad, high + pad
+    ticks = _ticks(low, high) if scale is None else [t for t in scale.ticks() if low <= scale([t])[0] <= high]
     left, above = 70, 48
 
     def place(values: np.ndarray) -> np.ndarray:
-        return (np.asarray(values, float) - low) / (high - low) * size
+        return (on_axis(np.asarray(values, float)) - low) / (high - low) * size
 
     parts = [f'<text class="rlc-name" x="4" y="18">{escaped(title)}</text>']
     frame = [f'<rect x="0" y="0" width="{size}" height="{size}" fill="none" stroke="#9a9a9a"/>']
-    for tick in _ticks(low, high):
+    for tick in ticks:
         p = place(tick)
         frame.append(
             f'<line x1="{p:.1f}" x2="{p:.1f}" y1="0" y2="{size}" stroke="#e3e3e3"/><line x1="0" x2="{size}" y1="{size - p:.1f}" '
@@ -304,12 +310,18 @@ def scatter_svg(
             edge = ' stroke="#000" stroke-width="2"' if found else ""
             frame.append(f'<g {at} class="rlc-dot">{shape} fill="{colour}" fill-opacity="{1 if found else 0.55}"{edge}/><title>{said}</title></g>')
         legend.append(f'<tspan fill="{colour}">{"●" if number == 0 else "■"} {escaped(one.name)}</tspan>')
-    parts.append(f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - {escaped(line)}</tspan></text>')
+    parts.append(f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - {escaped(line)}{"; axes logarithmic away from 0" if scale else ""}</tspan></text>')
     parts.append(f'<g transform="translate({left},{above})">{"".join(frame)}</g>')
     middle = above + size / 2
     parts.append(f'<text x="{left + size / 2}" y="{above + size + 36}" text-anchor="middle">{escaped(x_title)}</text>')
     parts.append(f'<text transform="translate(14,{middle}) rotate(-90)" text-anchor="middle">{escaped(y_title)}</text>')
     return _svg(left + size + 24, above + size + 48, f"{title}: {x_title} against {y_title}", parts)
+
+
+def _spread_out(values: np.ndarray) -> bool:
+    """Whether most values would lie on top of each other on a linear axis: the median size is below a twentieth of the largest."""
+    sizes = np.abs(values[values != 0])
+    return sizes.size > 2 and bool(np.median(sizes) < sizes.max() / 20)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -17,7 +17,7 @@ import xarray as xr
 from rlcircuits import metrics
 from rlcircuits.errors import InputError
 from rlcircuits.explorer import MEAN, explore, largest_differences, merged
-from rlcircuits.explorer_pictures import graph_svg, heatmap_svg, png
+from rlcircuits.explorer_pictures import Dots, graph_svg, heatmap_svg, png, scatter_svg
 from rlcircuits.graph import Graph
 
 EVIL = '<script>alert("x")</script> $x^2$'
@@ -509,3 +509,19 @@ def test_a_choice_is_answered_at_once():
     start = time.process_time()
     explorer.problem.value = "p/6"
     assert time.process_time() - start < 0.3  # about 0.02 s on an idle core
+
+
+@pytest.mark.parametrize("outlier", [0.03, 40.0, -40.0])
+def test_one_large_score_does_not_squeeze_the_others_of_a_scatter(outlier):
+    """Dots keep their order and the line y = x its place; only where one value is far larger the axes are logarithmic, and say so."""
+    x = np.array([0.010, 0.012, 0.015, 0.020, 0.025, -0.020, outlier])
+    svg = scatter_svg([Dots("scores", x, 1.1 * x, [f"p{i}" for i in range(len(x))])], "an edge", "base", "tuned", "no change")
+    places = np.array([[float(v) for v in at] for at in re.findall(r'translate\(([-\d.]+),([-\d.]+)\)" class="rlc-dot"', svg)])
+    across, up = places[:, 0], 300 - places[:, 1]
+    assert len(places) == len(x)
+    assert (np.argsort(across) == np.argsort(x)).all() and (np.argsort(up) == np.argsort(x)).all()
+    assert (np.sign(up - across) == np.sign(x)).all()  # above the line where tuned is larger
+    assert np.ptp(across[:6]) > 60  # of 300 pixels, where a linear axis would leave one
+    assert ("logarithmic" in svg) == (abs(outlier) > 1)
+    ticks = [float(t) for t in re.findall(r'y="315" text-anchor="middle">([^<]*)</text>', svg)]
+    assert 3 <= len(ticks) <= 10 and ticks == sorted(ticks) and 0 in ticks

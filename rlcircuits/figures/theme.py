@@ -116,11 +116,19 @@ class SignedLog:
         end = math.asinh(self.reach / self.unit)
         return self.unit * np.sinh(np.linspace(-end, end, 201))
 
+    def powers(self) -> np.ndarray:
+        """Exponents of at most four ticks to either side of 0, rising."""
+        first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
+        return np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
+
+    def ticks(self) -> list[float]:
+        """0 and powers of ten to either side of it, rising."""
+        sizes = 10.0 ** self.powers()
+        return [*(-sizes[::-1]).tolist(), 0.0, *sizes.tolist()]
+
     def axis(self) -> dict[str, Any]:
         """Range and ticks, at powers of ten."""
-        first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
-        powers = np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
-        ticks = [*(-(10.0 ** powers[::-1])), 0.0, *(10.0**powers)]
+        powers = self.powers()
         text = [f"−10<sup>{p}</sup>" for p in powers[::-1]] + ["0"] + [f"10<sup>{p}</sup>" for p in powers]
         end = float(self([self.reach])[0])
-        return {"range": [-end, end], "tickvals": self(np.array(ticks)), "ticktext": text}
+        return {"range": [-end, end], "tickvals": self(np.array(self.ticks())), "ticktext": text}
