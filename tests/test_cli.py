@@ -238,7 +238,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
         assert process.stdout.readline().strip() == "attributing"
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
     finally:
         process.kill()
         process.wait()

@@ -373,7 +373,7 @@ def computable(tmp_path_factory):
     return rc.study(pair, problems, keep="all", alpha=0.3, n=6, store=str(folder / "runs"))
 
 
-def over(explorer, seconds: float = 90) -> None:
+def over(explorer, seconds: float = 240) -> None:
     """Until nothing is being computed."""
     deadline = time.monotonic() + seconds
     while (explorer.worker.waiting or "being computed" in explorer.message.value) and time.monotonic() < deadline:
@@ -388,7 +388,7 @@ def test_what_the_store_lacks_is_computed_beside_and_shown(computable):
     explorer = explore(computable).explorer
     began = time.monotonic()
     explorer.alpha.value = 0.7
-    assert time.monotonic() - began < 2 and "α 0.7: being computed" in explorer.message.value
+    assert time.monotonic() - began < 10 and "α 0.7: being computed" in explorer.message.value
     assert explorer.progress.layout.display == "flex" and explorer.graph.svg == ""
     over(explorer)
     expected = computable.at(alpha=0.7).pairs["one"]
@@ -426,7 +426,7 @@ def test_a_job_that_fails_is_told_and_the_next_one_runs():
     worker.submit(os.path.getsize, {"filename": __file__}, told.append)
     worker.submit(os._exit, {"status": 3}, told.append)
     worker.submit(os.path.getsize, {"filename": __file__}, told.append)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while sum(report.over for report in told) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
     last = [report for report in told if report.over]

@@ -65,7 +65,7 @@ def interrupt(call: str, base: Path) -> dict[str, object]:
         ["ps", "-o", "pid=", "--ppid", str(run.pid)], check=False, capture_output=True, text=True
     ).stdout.split()
     run.send_signal(signal.SIGINT)
-    output = b"".join(run.communicate(timeout=20)).decode()
+    output = b"".join(run.communicate(timeout=60)).decode()
     left = [pid for pid in members if Path(f"/proc/{pid}").exists()]
     return {"output": output, "members": members, "left": left}
 

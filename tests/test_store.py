@@ -500,7 +500,7 @@ def test_who_waits_builds_when_the_other_dies(tmp_path, expected):
 
     other = FORK.Process(target=lambda: store.make("thing", INPUTS, hangs))
     other.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert not store.has("thing", INPUTS)
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {other.pid}"])
     assert content(store.make("thing", INPUTS, build)) == expected
