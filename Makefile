@@ -40,7 +40,7 @@ book: family
 
 test: $(READY)
 	@echo "==> tests (about 12 min on 2 cores at first; the family they need is trained meanwhile)"
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 study: $(READY)
 	@echo "==> the controlled study: 8 seeds of one base, 4 of another (about 2 hours on 2 cores; an interrupted one goes on)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,8 +42,11 @@ def validated(family: None) -> Iterator[dict[Path, Future]]:
             "-q",
             "-p",
             "no:cacheprovider",
+            "-p",
+            "nbval.plugin",
         ]
-        return subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the others take a second to load and have no part in it
+        return subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(nbval, path) for path in NOTEBOOKS}
