@@ -243,7 +243,7 @@ def test_source_profile_is_mean_size_and_output_edge_entropy():
 def test_sample_scatter_pairs_by_problem():
     base, tuned = graph_scores(0), graph_scores(1)
     figure = figures.sample_scatter(base, tuned.isel(sample=[4, 2, 0, 1, 3]), "gini")
-    dots = figure.data[-1]
+    dots = next(trace for trace in figure.data if trace.name == "problems")
     np.testing.assert_allclose(dots.x, metrics.gini(base))
     np.testing.assert_allclose(dots.y, metrics.gini(tuned))
     assert list(dots.text) == list(base.sample.values)
@@ -251,20 +251,21 @@ def test_sample_scatter_pairs_by_problem():
 
 @pytest.mark.parametrize("spread", [1.0, 1e3])
 def test_sample_scatter_shows_how_far_the_mean_moved(spread):
-    """The band is the diagonal moved by the interval of the mean difference, on linear axes and on logarithmic ones."""
+    """The means with the intervals that scipy's bootstrap finds, and the paired change with that of `compare`, on either kind of axes."""
     base = graph_scores(0, n=12)
     base = base * xr.DataArray(np.geomspace(1, spread, 12), dims="sample")
     tuned = base * 1.5
-    row = compare(base, tuned, ["activation_intensity"]).loc["activation_intensity"]
     figure = figures.sample_scatter(base, tuned)
-    assert figure.layout.xaxis.type == ("log" if spread > 20 else "linear")
-    diagonal, band, _ = figure.data
-    n = len(diagonal.x)
-    np.testing.assert_allclose(band.x[:n], diagonal.x)
-    lowest = diagonal.y[0] if spread > 20 else -np.inf
-    np.testing.assert_allclose(band.y[:n], np.maximum(diagonal.y + row["low"], lowest))
-    np.testing.assert_allclose(band.y[n:][::-1], np.maximum(diagonal.y + row["high"], lowest))
-    assert row["low"] > 0 and f"{row['difference']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]" in figure.layout.title.subtitle.text
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == ("log" if spread > 20 else "linear")
+    means = figure.data[-1]
+    for scores, middle, bars in ((base, means.x[0], means.error_x), (tuned, means.y[0], means.error_y)):
+        values = np.abs(scores).mean(["source", "destination"]).values
+        found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+        assert middle == pytest.approx(values.mean())
+        assert middle - bars.arrayminus[0] == pytest.approx(found.low, rel=0.15)
+        assert middle + bars.array[0] == pytest.approx(found.high, rel=0.15)
+    row = compare(base, tuned, ["activation_intensity"]).loc["activation_intensity"]
+    assert f"{row['difference']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]" in figure.layout.title.subtitle.text
     alone = figures.sample_scatter(base[:1], tuned[:1])
     assert [trace.name for trace in alone.data] == ["no change", "problems"] and "[" not in alone.layout.title.subtitle.text
 

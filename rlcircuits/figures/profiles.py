@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -205,10 +206,9 @@ def sample_scatter(
     names: Sequence[str] = ("base", "tuned"),
     title: str | None = None,
 ) -> go.Figure:
-    """One metric of each problem, base against tuned, and how far the mean moved, with its interval.
+    """One metric of each problem, base against tuned, and the two means with 95 % bootstrap intervals over problems.
 
-    On the dashed diagonal nothing changed. The band is the diagonal moved by the 95 % interval of the mean difference (paired by problem,
-    see `rlcircuits.compare`): where it leaves the diagonal beside it, the metric changed.
+    On the dashed diagonal nothing changed. The subtitle has the mean change, paired by problem, with its interval (`rlcircuits.compare`).
 
     Raises:
         InputError: an unknown metric or one of the whole set of problems, or two models that cannot be
@@ -226,17 +226,10 @@ def sample_scatter(
         ends = np.log10([finite.min(), finite.max()]) if log else np.array([finite.min(), finite.max()])
         pad = 0.05 * np.ptp(ends) or 0.05 * abs(ends[0]) or 1.0
         ends = ends + [-pad, pad]
-        line = np.linspace(*ends, 100)
-        line = 10**line if log else line
+        line = 10**ends if log else ends
         figure.add_scatter(
             x=line, y=line, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip"
         )  # fmt: skip
-        if np.isfinite([low, high]).all():
-            bounds = [np.maximum(line + bound, line[0] if log else -np.inf) for bound in (low, high)]
-            figure.add_scatter(
-                x=np.concatenate([line, line[::-1]]), y=np.concatenate([bounds[0], bounds[1][::-1]]), fill="toself", mode="lines",
-                line={"width": 0}, fillcolor="rgba(213, 94, 0, 0.25)", name="change of the mean, 95 % interval", hoverinfo="skip",
-            )  # fmt: skip
         figure.update_xaxes(range=ends)
         figure.update_yaxes(range=ends)
     figure.add_scatter(
@@ -248,6 +241,8 @@ def sample_scatter(
         name="problems",
         hovertemplate="%{text}<br>%{x:.4g} → %{y:.4g}<extra></extra>",
     )
+    if len(x) > 1 and np.isfinite([x, y]).all():
+        figure.add_trace(_means(x, y, known.unit))
     unit = f" ({known.unit})" if known.unit else ""
     for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
         update(title_text=f"{as_text(name)}{unit}", type="log" if log else "linear", exponentformat="power")
@@ -280,9 +275,7 @@ def edge_scatter(
     x, y = (Edges(scores)[edge].values.astype(np.float64) for scores in (base, tuned))
     if not np.isfinite(x).all():
         raise InputError(f"{edge!r} is not an edge of this graph: its destination reads the stream before its source writes")
-    draws = np.random.default_rng(0).integers(0, len(x), (2000, len(x)))
-    middle = [v.mean() for v in (x, y)]
-    bounds = [np.quantile(v[draws].mean(axis=1), [0.025, 0.975]) for v in (x, y)]
+    middle, bounds = _mean_intervals(x, y)
     figure = go.Figure()
     across, along = SignedLog(x, y), SignedLog(y, x)
     ends = across.line()
@@ -295,16 +288,7 @@ def edge_scatter(
         customdata=np.stack([x, y], axis=-1), text=[as_text(i) for i in base["sample"].values],
         hovertemplate="%{text}<br>%{customdata[0]:.3g} → %{customdata[1]:.3g} nats<extra></extra>",
     )  # fmt: skip
-    bars = [
-        {"type": "data", "symmetric": False, "array": axis([b[1]]) - axis([m]), "arrayminus": axis([m]) - axis([b[0]]), "thickness": 2}
-        for axis, m, b in zip((across, along), middle, bounds, strict=True)
-    ]
-    figure.add_scatter(
-        x=across(middle[:1]), y=along(middle[1:]), mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
-        marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"}, customdata=[[*middle, *bounds[0], *bounds[1]]],
-        hovertemplate="%{customdata[0]:.3g} [%{customdata[2]:.3g}, %{customdata[3]:.3g}] → "
-        "%{customdata[1]:.3g} [%{customdata[4]:.3g}, %{customdata[5]:.3g}] nats<extra>means</extra>",
-    )  # fmt: skip
+    figure.add_trace(_means(x, y, "nats", across, along))
     figure.update_xaxes(title_text=f"{as_text(names[0])} (nats)", **across.axis())
     figure.update_yaxes(title_text=f"{as_text(names[1])} (nats)", **along.axis())
     up = int((y > x).sum())
@@ -318,3 +302,24 @@ def edge_scatter(
         f"Scores of {edge} on {len(x)} problems, {names[0]} against {names[1]}; means {said} nats.",
         520,
     )
+
+
+def _mean_intervals(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
+    """The means of base and tuned, and the 95 % bootstrap interval of each, the same problems drawn for both."""
+    draws = np.random.default_rng(0).integers(0, len(x), (2000, len(x)))
+    return [v.mean() for v in (x, y)], [np.quantile(v[draws].mean(axis=1), [0.025, 0.975]) for v in (x, y)]
+
+
+def _means(x: np.ndarray, y: np.ndarray, unit: str, across: Any = np.asarray, along: Any = np.asarray) -> go.Scatter:
+    """The two means of `_mean_intervals` as one mark with bars; `across` and `along` say where on the axes values are."""
+    middle, bounds = _mean_intervals(x, y)
+    bars = [
+        {"type": "data", "symmetric": False, "array": axis([b[1]]) - axis([m]), "arrayminus": axis([m]) - axis([b[0]]), "thickness": 2}
+        for axis, m, b in zip((across, along), middle, bounds, strict=True)
+    ]
+    return go.Scatter(
+        x=across(middle[:1]), y=along(middle[1:]), mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
+        marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"}, customdata=[[*middle, *bounds[0], *bounds[1]]],
+        hovertemplate="%{customdata[0]:.3g} [%{customdata[2]:.3g}, %{customdata[3]:.3g}] → "
+        f"%{{customdata[1]:.3g}} [%{{customdata[4]:.3g}}, %{{customdata[5]:.3g}}] {unit}<extra>means</extra>",
+    )  # fmt: skip
