@@ -39,7 +39,7 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 11 min on 2 cores at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 12 min on 2 cores at first; the family they need is trained meanwhile)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 study: $(READY)
