@@ -193,7 +193,7 @@ def test_every_reference_of_the_family_grades_itself():
     ],
 )
 def test_real_references_grade_themselves_or_are_listed(name, file, rows, most):
-    """With RLCIRCUITS_WHOLE_DATA=1 on every row (ten minutes), else on a sample of the quick ones."""
+    """With RLCIRCUITS_WHOLE_DATA=1 on every row (minutes), else on a sample of the quick ones."""
     pytest.importorskip("math_verify")
     problems = problem_set(f"{name}={Path(DATA) / file}")
     assert len(problems) == rows
