@@ -144,10 +144,10 @@ def faithfulness(
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
     ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
     sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
-    with contextlib.ExitStack() as stack:
-        book = None
-        if resume is not None:
-            book = stack.enter_context(journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut), ROW))
+    kept = contextlib.nullcontext()
+    if resume is not None:
+        kept = journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut), ROW)
+    with kept as book:
         losses = _measure(hf, architecture, graph, traces, ranks, sizes, batch_size, progress, book)
     empty, full = losses[0, 0], losses[0, -1]
     result = _dataset(losses[:, 1:-1], full, empty, [float(share) for share in shares], seeds, confidence)

@@ -242,7 +242,7 @@ def sample_scatter(
         hovertemplate="%{text}<br>%{x:.4g} → %{y:.4g}<extra></extra>",
     )
     if len(x) > 1 and np.isfinite([x, y]).all():
-        figure.add_trace(_means(x, y, known.unit))
+        figure.add_trace(_means(*_mean_intervals(x, y), known.unit))
     unit = f" ({known.unit})" if known.unit else ""
     for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
         update(title_text=f"{as_text(name)}{unit}", type="log" if log else "linear", exponentformat="power")
@@ -288,7 +288,7 @@ def edge_scatter(
         customdata=np.stack([x, y], axis=-1), text=[as_text(i) for i in base["sample"].values],
         hovertemplate="%{text}<br>%{customdata[0]:.3g} → %{customdata[1]:.3g} nats<extra></extra>",
     )  # fmt: skip
-    figure.add_trace(_means(x, y, "nats", across, along))
+    figure.add_trace(_means(middle, bounds, "nats", across, along))
     figure.update_xaxes(title_text=f"{as_text(names[0])} (nats)", **across.axis())
     figure.update_yaxes(title_text=f"{as_text(names[1])} (nats)", **along.axis())
     up = int((y > x).sum())
@@ -310,9 +310,10 @@ def _mean_intervals(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[np.
     return [v.mean() for v in (x, y)], [np.quantile(v[draws].mean(axis=1), [0.025, 0.975]) for v in (x, y)]
 
 
-def _means(x: np.ndarray, y: np.ndarray, unit: str, across: Any = np.asarray, along: Any = np.asarray) -> go.Scatter:
-    """The two means of `_mean_intervals` as one mark with bars; `across` and `along` say where on the axes values are."""
-    middle, bounds = _mean_intervals(x, y)
+def _means(
+    middle: list[float], bounds: list[np.ndarray], unit: str, across: Any = np.asarray, along: Any = np.asarray
+) -> go.Scatter:
+    """What `_mean_intervals` found as one mark with bars; `across` and `along` say where on the axes values are."""
     bars = [
         {"type": "data", "symmetric": False, "array": axis([b[1]]) - axis([m]), "arrayminus": axis([m]) - axis([b[0]]), "thickness": 2}
         for axis, m, b in zip((across, along), middle, bounds, strict=True)
