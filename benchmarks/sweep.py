@@ -25,8 +25,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from rlcircuits import sweep
-from rlcircuits.sweep_worker import Order, failure, write_record
+from rlcircuits.sweeps import run as sweep
+from rlcircuits.sweeps.worker import Order, failure, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -186,7 +186,7 @@ def run(file: Path, out: Path, processes: int) -> float:
     command = [
         sys.executable,
         "-m",
-        "rlcircuits.cli",
+        "rlcircuits.cli.main",
         "sweep",
         str(file),
         "--out",

@@ -30,9 +30,9 @@ from pathlib import Path
 import reference  # beside this file
 import yaml
 
-from rlcircuits import notebook
 from rlcircuits.errors import InputError
 from rlcircuits.interruption import uninterruptible_children
+from rlcircuits.lab import parameters as notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -250,7 +250,7 @@ def for_pages(path: Path) -> str:
         for output in cell.get("outputs", []):
             if LAB_ONLY in output.get("data", {}) and "text/html" not in output["data"]:
                 raise InputError(
-                    f"{path.name}, cell {number}: show this figure by rlcircuits.display.show; pages drop it"
+                    f"{path.name}, cell {number}: show this figure by rlcircuits.lab.display.show; pages drop it"
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
         if "outputs" in cell:

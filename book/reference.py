@@ -25,7 +25,8 @@ from types import ModuleType
 from typing import Any
 
 import rlcircuits
-from rlcircuits import cli, notebook
+from rlcircuits.cli import main as cli
+from rlcircuits.lab import parameters as notebook
 
 HEAD = """# Python reference
 
@@ -178,7 +179,7 @@ def _allowed(source: str) -> dict[str, str]:
 
 def recipe_table() -> str:
     """The family's settings by member, from its recipe, as a table."""
-    from rlcircuits.family.recipe import DEFAULT, MEMBERS
+    from paradigms.family.recipe import DEFAULT, MEMBERS
 
     rows = ["| member | updates | settings |", "|---|---|---|"]
     for member in MEMBERS:

@@ -7,27 +7,6 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import lazy_loader
 
-_HOME = {
-    "task": ("family_problems",),
-    "recipe": ("BASES", "CORE", "DEFAULT", "MEMBERS", "SECOND", "TINY", "Recipe"),
-    "curves": ("checkpoints", "load_curves"),
-    "train": ("family_pairs", "make_families", "make_family"),
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = sorted(_MODULE)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE:
-        value = getattr(importlib.import_module(f"rlcircuits.family.{_MODULE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'rlcircuits.family' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from paradigms.family.task import WordProblem, is_correct
 from rlcircuits.errors import InputError
-from rlcircuits.family.task import WordProblem, is_correct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

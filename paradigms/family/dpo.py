@@ -12,16 +12,16 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from paradigms.family.curves import sampled_answers
+from paradigms.family.recipe import DPO
+from paradigms.family.task import WordProblem
+from paradigms.family.trainer import record, settings
 from rlcircuits.errors import InputError
-from rlcircuits.family.curves import sampled_answers
-from rlcircuits.family.recipe import DPO
-from rlcircuits.family.task import WordProblem
-from rlcircuits.family.trainer import record, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def preference_pairs(

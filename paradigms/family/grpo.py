@@ -13,14 +13,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlcircuits.family.recipe import GRPO
-from rlcircuits.family.task import WordProblem, is_correct
-from rlcircuits.family.trainer import record, settings
+from paradigms.family.recipe import GRPO
+from paradigms.family.task import WordProblem, is_correct
+from paradigms.family.trainer import record, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def train_grpo(

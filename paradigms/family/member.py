@@ -4,14 +4,13 @@
 2. Train by the member's paradigm, the base from random weights, a descendant from the base's checkpoint.
 3. Save the model, the tokenizer, ``curves.parquet`` and ``member.json``.
 
-``python -m rlcircuits.family.member`` is the process `make_family` starts for a member; it reads its order as JSON from
+``python -m paradigms.family.member`` is the process `make_family` starts for a member; it reads its order as JSON from
 its first argument and writes its progress, one number from 0 to 1 a line, to standard output.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -22,24 +21,17 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paradigms.family import recipe as recipes
+from paradigms.family.recipe import MEMBERS, Recipe
+from paradigms.family.task import build_tokenizer, demonstrations, word_problems
 from rlcircuits.errors import InputError, choose
-from rlcircuits.family import recipe as recipes
-from rlcircuits.family.recipe import MEMBERS, Recipe
-from rlcircuits.family.task import build_tokenizer, demonstrations, word_problems
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
-_SHARED_SOURCES = ("task.py", "curves.py", "member.py")
-_SOURCES = {
-    "sft": ("sft.py", "trainer.py"),
-    "sft-more": ("sft.py", "trainer.py"),
-    "grpo": ("grpo.py", "trainer.py"),
-    "rft": ("rft.py", "sft.py", "trainer.py"),
-    "ppo": ("ppo.py",),
-    "dpo": ("dpo.py", "trainer.py"),
-    "online-dpo": ("online_dpo.py", "ppo.py"),
-}
+MEMBER = Step("family", 1)
+"""Training of every member."""
 CANNOT_BE_USED, DIVERGED = 2, 3
 """Exit statuses of a member's process: a message for the user; a training that diverged."""
 DIVERGENCES = "family-diverged"
@@ -62,16 +54,8 @@ def member_inputs(member: str, seed: int, recipe: Recipe, base_key: str | None =
         "seed": seed,
         "recipe": recipe.inputs(member),
         "base": base_key,
-        "code": source_hash((*_SHARED_SOURCES, *_SOURCES[member])),
+        "code": str(MEMBER),
     }
-
-
-def source_hash(files: tuple[str, ...]) -> str:
-    """A hash of some of this package's own sources, so that a changed trainer trains again."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(name.encode() + (Path(__file__).parent / name).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def train_member(
@@ -98,7 +82,7 @@ def train_member(
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from rlcircuits.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
+    from paradigms.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
 
     choose("member", member, MEMBERS)
     torch.set_num_threads(1)
@@ -158,7 +142,7 @@ def _sampling_from_a_distribution(recorder: Recorder) -> Iterator[None]:
 
 
 def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
-    from rlcircuits.family.sft import new_model, train_supervised
+    from paradigms.family.sft import new_model, train_supervised
 
     start = Path(scratch) / "start"
     new_model(recipe.shape, tokenizer, seed).save_pretrained(start)
@@ -182,7 +166,7 @@ def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
 
 def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
     if member == "sft-more":
-        from rlcircuits.family.sft import train_supervised
+        from paradigms.family.sft import train_supervised
 
         shown = demonstrations(problems, recipe.task.wrong_share, seed + 1)
         more = recipe.sft_more
@@ -191,22 +175,22 @@ def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
             base, shown, steps, more.batch, more.learning_rate, more.beta2, 0, False, seed, recorder, scratch
         )
     if member == "grpo":
-        from rlcircuits.family.grpo import train_grpo
+        from paradigms.family.grpo import train_grpo
 
         return train_grpo(base, problems, recipe.grpo, recipe.max_new_tokens, seed, recorder, scratch)
     if member == "ppo":
-        from rlcircuits.family.ppo import train_ppo
+        from paradigms.family.ppo import train_ppo
 
         return train_ppo(base, problems, recipe.ppo, recipe.max_new_tokens, seed, recorder)
     if member == "online-dpo":
-        from rlcircuits.family.online_dpo import train_online_dpo
+        from paradigms.family.online_dpo import train_online_dpo
 
         return train_online_dpo(base, problems, recipe.online_dpo, recipe.max_new_tokens, seed, recorder)
     if member == "rft":
-        from rlcircuits.family.rft import train_rft
+        from paradigms.family.rft import train_rft
 
         return train_rft(base, problems, recipe.rft, recipe.max_new_tokens, seed, recorder, scratch)
-    from rlcircuits.family.dpo import train_dpo
+    from paradigms.family.dpo import train_dpo
 
     return train_dpo(base, problems, recipe.dpo, recipe.max_new_tokens, seed, recorder, scratch)
 
@@ -234,13 +218,13 @@ def _filled(like: Any, values: dict[str, Any], where: str) -> Any:
 
 def main(order: dict[str, Any]) -> None:
     """Carry out one order of `make_family`: member, seed, recipe, store and, but for the base, the base's folder."""
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
     # What trains is quiet: standard output is for progress, and a broken pipe means that nobody waits any more.
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     _quiet()
-    from rlcircuits.family.curves import TrainingDiverged
+    from paradigms.family.curves import TrainingDiverged
 
     recipe = recipe_from(order["recipe"])
     member, seed = order["member"], order["seed"]

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.family.curves import Answers, answer
-from rlcircuits.family.ppo import answer_log_prob
-from rlcircuits.family.recipe import OnlineDPO
-from rlcircuits.family.task import WordProblem
+from paradigms.family.curves import Answers, answer
+from paradigms.family.ppo import answer_log_prob
+from paradigms.family.recipe import OnlineDPO
+from paradigms.family.task import WordProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def matched_pairs(rewards: Sequence[float], group: int, rng: random.Random) -> list[tuple[int, int]]:

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.family.curves import Answers, answer, positions
-from rlcircuits.family.recipe import PPO
-from rlcircuits.family.task import WordProblem
+from paradigms.family.curves import Answers, answer, positions
+from paradigms.family.recipe import PPO
+from paradigms.family.task import WordProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Row numbers of the rollout -> (ln π(a_t|s_t), V(s_t)), both (row, position), with gradients."""

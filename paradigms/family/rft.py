@@ -11,16 +11,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from paradigms.family.curves import sampled_answers
+from paradigms.family.recipe import RFT
+from paradigms.family.sft import train_supervised
+from paradigms.family.task import WordProblem
 from rlcircuits.errors import InputError
-from rlcircuits.family.curves import sampled_answers
-from rlcircuits.family.recipe import RFT
-from rlcircuits.family.sft import train_supervised
-from rlcircuits.family.task import WordProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def right_answers(

@@ -12,13 +12,13 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlcircuits.family.recipe import Shape
-from rlcircuits.family.trainer import record, settings
+from paradigms.family.recipe import Shape
+from paradigms.family.trainer import record, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

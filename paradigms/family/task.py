@@ -25,7 +25,7 @@ from rlcircuits.errors import InputError, choose
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from rlcircuits.problems import ProblemSet
+    from rlcircuits.answers import ProblemSet
 
 LARGEST = 30
 LARGEST_AMOUNT = 9
@@ -189,7 +189,7 @@ def family_problems(split: str = "test", n: int = 500, seed: int = 0) -> Problem
         n: number of problems.
         seed: another seed draws other problems of the same split.
     """
-    from rlcircuits.problems import Problem, ProblemSet
+    from rlcircuits.answers import Problem, ProblemSet
 
     problems = tuple(
         Problem(id=f"family/{split}/{seed}/{i}", question=problem.question, reference=problem.reference)

@@ -1,7 +1,7 @@
 """Train families: what is missing of them, a base first, then its descendants, two single-thread processes at a time.
 
 1. A member's artefact is found by all that its training depends on: seed, member, its part of the recipe, the base's key,
-   and the sources that train it (`rlcircuits.family.member.member_inputs`).
+   and the sources that train it (`paradigms.family.member.member_inputs`).
 2. Members that exist are kept. The others are trained, each in a process of its own that puts its artefact in the store
    by itself: whatever ends this process, finished members stay.
 3. Over several seeds no process waits for a whole family: a descendant can start once its base is there, the longest
@@ -25,16 +25,16 @@ from numbers import Integral
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from paradigms.family.member import CANNOT_BE_USED, DIVERGED, DIVERGENCES, member_inputs
+from paradigms.family.recipe import CORE, DEFAULT, MEMBERS, Recipe
 from rlcircuits.errors import InputError, choose
-from rlcircuits.family.member import CANNOT_BE_USED, DIVERGED, DIVERGENCES, member_inputs
-from rlcircuits.family.recipe import CORE, DEFAULT, MEMBERS, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
     from tqdm import tqdm
 
     from rlcircuits.models import ModelPair
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
 METHODS = {
     "sft-more": "SFT",
@@ -179,7 +179,7 @@ def _checked(members: Sequence[str]) -> list[str]:
 
 
 def _store(store: Store | str | os.PathLike[str] | None) -> Store:
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
     return store if isinstance(store, Store) else Store("runs" if store is None else store)
 
@@ -297,7 +297,7 @@ class _Crew:
     def start(self, task: _Task, order: dict[str, object]) -> None:
         messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "rlcircuits.family.member", json.dumps(order)],
+            [sys.executable, "-W", "ignore", "-m", "paradigms.family.member", json.dumps(order)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=messages,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from rlcircuits.family.curves import Recorder
+    from paradigms.family.curves import Recorder
 
 
 def settings(output: str, seed: int) -> dict[str, Any]:

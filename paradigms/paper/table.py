@@ -15,7 +15,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.registry import near
+from rlcircuits.storage import near
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,15 +92,15 @@ def directions(summary: pd.DataFrame | str | os.PathLike[str] | None, level: str
 def _published() -> dict[str, Any]:
     import yaml
 
-    return yaml.safe_load((resources.files("rlcircuits") / "published.yaml").read_text("utf-8"))
+    return yaml.safe_load((resources.files("paradigms.paper") / "published.yaml").read_text("utf-8"))
 
 
 def _summary(given: Any, level: str) -> pd.DataFrame:
     """The summary's rows at a level, columns named alike, data sets without the file they were read from."""
     import pandas as pd
 
-    from rlcircuits.graph import LEVELS
-    from rlcircuits.store import load_table
+    from rlcircuits.attribution import LEVELS
+    from rlcircuits.storage import load_table
 
     choose("level", level, LEVELS)
     table = given if isinstance(given, pd.DataFrame) else load_table(given)

@@ -8,14 +8,14 @@ base on tuned answers, ``tb``: tuned on the base's).
    ratio, for metrics above 0. The effect is the mean of D(s) over seeds.
 2. **Two levels vary**: seeds, and problems within a seed. s² is the variance of D over seeds, which holds the problems' part already;
    w is the mean over seeds of the variance of D when problems are drawn with replacement, the same ones at every corner
-   (`rlcircuits.resampling`). s² falls below w by chance only, as it may with few seeds.
+   (`paradigms.study.resampling`). s² falls below w by chance only, as it may with few seeds.
 3. **Interval**: effect ± t(S−1) · √(max(s², w)/S). It is symmetric on purpose: a bootstrap's quantiles would put the longer side where
    the data lie instead of where the truth may lie, and where most differences are exactly 0 they would leave 0 out for a single problem
    that changed. One seed: the bootstrap over problems, laid off from the effect; it is about these trained models only.
 4. **p** swaps base and tuned within problems at random, in every seed: for models that agree in distribution, D has mean 0. It says
    whether *these* models differ. **p_seed** swaps whole seeds, all 2^S ways, and says whether models of *another* seed would; its
    smallest value is 2^(1−S).
-5. `holm` (of `rlcircuits.inference`) corrects p over the cells of a base, level and choice of tokens.
+5. `holm` (of `rlcircuits.metrics.inference`) corrects p over the cells of a base, level and choice of tokens.
 
 Metrics of the whole set of samples (`POOLED`) are resampled where their scores are at hand, with the same resamples.
 """
@@ -28,8 +28,8 @@ from itertools import product
 
 import numpy as np
 
+from paradigms.study.resampling import SWAPS, problem_counts, swap_signs
 from rlcircuits.errors import InputError, choose
-from rlcircuits.resampling import SWAPS, problem_counts, swap_signs
 
 CORNERS = ("bb", "tt", "tb", "bt")
 """Model (base, tuned), then whose answers."""

@@ -1,4 +1,4 @@
-"""Figures of the controlled study: from the tables of `rlcircuits.controlled.load` to plotly figures of one theme.
+"""Figures of the controlled study: from the tables of `paradigms.study.controlled.load` to plotly figures of one theme.
 
 1. `effect_forest`: effects with their intervals over seeds and problems, the nulls' spread as a grey band behind them.
 2. `seed_dots`: the same claim, every seed a dot, so that nobody has to trust an interval.
@@ -17,11 +17,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rlcircuits.controlled_tables import null_of
+from paradigms.study.nulls import spread
+from paradigms.study.tables import null_of
 from rlcircuits.errors import InputError
 from rlcircuits.figures import DASHES, NEUTRAL, PALETTE, SYMBOLS, THEME, as_text
 from rlcircuits.metrics import METRICS
-from rlcircuits.nulls import spread
 
 ORDER = ("sft", "sft-more", "rft", "grpo", "ppo", "dpo", "online-dpo")
 _BAND = "rgba(127,127,127,0.22)"

@@ -18,7 +18,7 @@ from rlcircuits.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rlcircuits.traces import Trace
+    from rlcircuits.attribution import Trace
 
 PUSHES = {"half": 0.5, "control": None, "double": 2.0}
 """The factor f of each arm; None for no push."""
@@ -50,8 +50,7 @@ def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     """
     import torch
 
-    from rlcircuits.architecture import Architecture, first, given, hooked, taken
-    from rlcircuits.recording import mean_nll, padded
+    from rlcircuits.attribution import Architecture, first, given, hooked, mean_nll, padded, taken
 
     architecture = Architecture.of(hf)
     graph = architecture.graph("block")
@@ -109,7 +108,7 @@ def push_intensity(
     """
     import torch
 
-    from rlcircuits.recording import mean_nll, padded
+    from rlcircuits.attribution import mean_nll, padded
 
     device = hf.get_input_embeddings().weight.device
     target = None if factor is None else (factor * mean_intensity(hf.requires_grad_(True), answers)).log().detach()

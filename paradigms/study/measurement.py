@@ -23,15 +23,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from rlcircuits.effects import CORNERS, POOLED, SeedCell
+from paradigms.study.effects import CORNERS, POOLED, SeedCell
+from paradigms.study.resampling import RESAMPLES, SWAPS, problem_counts, swap_signs
 from rlcircuits.errors import InputError
-from rlcircuits.inference import WHOLE_SET
-from rlcircuits.metrics import METRICS, edge_values, histogram_bins, histogram_entropy, standardised
-from rlcircuits.resampling import RESAMPLES, SWAPS, problem_counts, swap_signs
+from rlcircuits.metrics import (
+    METRICS,
+    WHOLE_SET,
+    edge_values,
+    histogram_bins,
+    histogram_entropy,
+    standardised,
+)
 
 if TYPE_CHECKING:
     from rlcircuits.answers import Answer
-    from rlcircuits.traces import Trace
+    from rlcircuits.attribution import Trace
 
 SAMPLED = tuple(name for name, metric in METRICS.items() if metric.per_sample is not None)
 BESIDE = ("loss", "logit_gradient", "intensity_per_gradient")
@@ -117,8 +123,7 @@ def logit_gradient(model: Any, traces: Sequence[Trace], cut: int | None) -> np.n
     """‖∂L/∂logits‖ per sample, in nats, ``(sample,)``: √(Σ_t ‖softmax_t − onehot_t‖²) / T over the T tokens scored."""
     import torch
 
-    from rlcircuits.architecture import plain
-    from rlcircuits.recording import padded
+    from rlcircuits.attribution import padded, plain
 
     hf = plain(model)
     traces = [trace.cut(cut) for trace in traces]

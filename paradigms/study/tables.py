@@ -2,8 +2,8 @@
 
 1. `pair_tables`: of one paradigm or null, the ``effects`` over seeds and problems, and the ``values`` of every seed behind them.
 2. `exactness_tables`, `dynamics_tables`, `cause_table`, `sensitivity_table`: means over seeds with Student's intervals (or the
-   two-level interval of `rlcircuits.effects` where problems can be resampled).
-3. `verdict_table`: the claims, judged by `rlcircuits.verdicts`.
+   two-level interval of `paradigms.study.effects` where problems can be resampled).
+3. `verdict_table`: the claims, judged by `paradigms.study.verdicts`.
 
 A log ratio is ln(tuned/base); exp of it is the factor by which a metric changes.
 """
@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rlcircuits.controlled_tasks import REFERENCE_ALPHA, Settings, Task, failure
-from rlcircuits.dynamics import lead_and_lag, student_interval
-from rlcircuits.effects import CONTRASTS, cell_effects, contrast_of, hierarchical_interval, logarithms
-from rlcircuits.inference import holm
-from rlcircuits.measurement import Measurement, load
-from rlcircuits.metrics import METRICS
-from rlcircuits.nulls import ANOTHER_BASE, CONTROL, NOISE, TWO_SEEDS, spread
-from rlcircuits.verdicts import ALONE, CLAIMS, Claim, judge_claim
+from paradigms.study.dynamics import lead_and_lag, student_interval
+from paradigms.study.effects import CONTRASTS, cell_effects, contrast_of, hierarchical_interval, logarithms
+from paradigms.study.measurement import Measurement, load
+from paradigms.study.nulls import ANOTHER_BASE, CONTROL, NOISE, TWO_SEEDS, spread
+from paradigms.study.tasks import REFERENCE_ALPHA, Settings, Task, failure
+from paradigms.study.verdicts import ALONE, CLAIMS, Claim, judge_claim
+from rlcircuits.metrics import METRICS, holm
 
 Done = Sequence[tuple[Task, str]]
 """Tasks with the folders of their artefacts."""
@@ -51,7 +50,7 @@ def null_of(label: str) -> str | None:
 
 def usable(done: Done, kind: str) -> list[tuple[Task, Path]]:
     """The tasks of a kind that could be done, in a fixed order: the family's own order of bases first."""
-    from rlcircuits.family import BASES
+    from paradigms.family import BASES
 
     place = {base: number for number, base in enumerate(BASES)}
     found = [(task, Path(folder)) for task, folder in done if task.kind == kind and failure(folder) is None]

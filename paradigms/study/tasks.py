@@ -3,11 +3,11 @@
 | kind | of | what is kept |
 |---|---|---|
 | `answers` | one model | its greedy answers to the test problems |
-| `pair` | two models | what `rlcircuits.measurement` measures, for every α and level |
+| `pair` | two models | what `paradigms.study.measurement` measures, for every α and level |
 | `exactness` | two models | EAP and EAP-IG beside exact ablation of every block edge, CPR and CMD, metrics from each |
 | `dynamics` | a member and its base | the metrics at every checkpoint, on its own answers |
 | `sensitivity` | two models | the metrics under other settings |
-| `push` | a base | accuracy, loss and metrics after pushing its intensity (`rlcircuits.interventions`) |
+| `push` | a base | accuracy, loss and metrics after pushing its intensity (`paradigms.study.interventions`) |
 
 1. A `ModelSpec` says which model: a checkpoint, possibly with weight noise or scaled logits.
 2. A `Task` is found by the fingerprints of its models, its options and the code; `perform` makes its artefact or finds it.
@@ -28,17 +28,15 @@ import numpy as np
 import pandas as pd
 
 from rlcircuits.errors import InputError
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from rlcircuits.answers import Answer
     from rlcircuits.models import Model
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
-_CODE = (
-    "measurement", "metrics", "inference", "resampling", "attribution", "passes", "recording", "contraction",
-    "batching", "ablation", "circuits", "architecture", "graph",
-    "answers", "problems", "traces", "nulls", "interventions", "controlled_tasks",
-)  # fmt: skip
+STUDY = Step("study", 1)
+"""Every task of the controlled study."""
 FAILED = "failed.json"
 REFERENCE_ALPHA = 0.3
 
@@ -99,9 +97,9 @@ class ModelSpec:
 
     def load(self) -> Model:
         """The model in float32."""
-        from rlcircuits.interventions import scale_logits
+        from paradigms.study.interventions import scale_logits
+        from paradigms.study.nulls import add_noise
         from rlcircuits.models import load_model
-        from rlcircuits.nulls import add_noise
 
         model = load_model(self.folder, device="cpu", dtype="float32")
         if self.noise_like is not None:
@@ -142,11 +140,9 @@ class Task:
     @property
     def inputs(self) -> dict[str, Any]:
         """What the artefact is found by."""
-        from rlcircuits.pipeline import source_digest
-
-        found = {"models": [m.key for m in self.models], "options": self.options, "seed": self.seed, "code": source_digest(*_CODE)}
+        found = {"models": [m.key for m in self.models], "options": self.options, "seed": self.seed, "code": str(STUDY)}
         if self.kind == "dynamics":  # two runs may end with the same weights, and have come there by other ways
-            from rlcircuits.family import checkpoints
+            from paradigms.family import checkpoints
 
             with contextlib.suppress(InputError):
                 steps = checkpoints(self.models[-1].folder)
@@ -156,7 +152,7 @@ class Task:
 
 def perform(root: str, settings: Settings, task: Task) -> str:
     """Make or find a task's artefact; returns its folder."""
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
     store = Store(root)
     work: Callable[[Store, Settings, Task, Path], None] = {
@@ -193,7 +189,7 @@ def failure(folder: str | Path) -> str | None:
 
 
 def _problems(settings: Settings):
-    from rlcircuits.family import family_problems
+    from paradigms.family import family_problems
 
     return family_problems("test", settings.problems)
 
@@ -223,7 +219,7 @@ def _loaded(store: Store, settings: Settings, task: Task) -> tuple[list[Model], 
 
 
 def _pair(store: Store, settings: Settings, task: Task, folder: Path) -> None:
-    from rlcircuits.measurement import measure, save
+    from paradigms.study.measurement import measure, save
 
     models, answers = _loaded(store, settings, task)
     measured = measure(tuple(models), tuple(answers), seed=task.seed, **task.options)
@@ -256,9 +252,7 @@ def judged(model: Model, traces: Sequence[Any], cut: int, ig_steps: int, random_
     """
     from scipy import stats
 
-    from rlcircuits.ablation import ablate
-    from rlcircuits.attribution import attribute
-    from rlcircuits.circuits import faithfulness
+    from rlcircuits.attribution import ablate, attribute, faithfulness
     from rlcircuits.metrics import edge_values, summary
 
     exact = ablate(model, traces, cut=cut, progress=False)
@@ -292,11 +286,10 @@ def judged(model: Model, traces: Sequence[Any], cut: int, ig_steps: int, random_
 def _dynamics(store: Store, settings: Settings, task: Task, folder: Path) -> None:
     from safetensors.torch import load_file
 
-    from rlcircuits.answers import generate, select
+    from paradigms.family import checkpoints
+    from rlcircuits.answers import ProblemSet, generate, select
     from rlcircuits.attribution import attribute
-    from rlcircuits.family import checkpoints
     from rlcircuits.metrics import summary
-    from rlcircuits.problems import ProblemSet
 
     answers = [answers_of(store, settings, spec) for spec in task.models]
     kept = {
@@ -330,8 +323,8 @@ SIZES = (50, 200)
 
 
 def _sensitivity(store: Store, settings: Settings, task: Task, folder: Path) -> None:
+    from paradigms.study.measurement import attributed, measure, save
     from rlcircuits.answers import select
-    from rlcircuits.measurement import attributed, measure, save
 
     models, answers = _loaded(store, settings, task)
     n, keep, alpha = task.options["n"], task.options["keep"], task.options["alpha"]
@@ -349,9 +342,9 @@ def _sensitivity(store: Store, settings: Settings, task: Task, folder: Path) -> 
 
 def _histogram_variants(scores: Sequence[Any]) -> dict[str, np.ndarray]:
     """Paper's metrics under other bins, ε, and structural zeros: "variant|metric" -> ``(corner, 1 + resample)``, observed first."""
-    from rlcircuits.measurement import complexity_statistic, diversity_statistic
+    from paradigms.study.measurement import complexity_statistic, diversity_statistic
+    from paradigms.study.resampling import problem_counts
     from rlcircuits.metrics import edge_values, sample_intensity, sample_kurtosis
-    from rlcircuits.resampling import problem_counts
 
     n = scores[0].sizes["sample"]
     counts = np.concatenate([np.ones((1, n)), problem_counts(n)])
@@ -375,10 +368,10 @@ def _push(store: Store, settings: Settings, task: Task, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from paradigms.family import BASES
+    from paradigms.study.interventions import PUSHES, push_intensity
     from rlcircuits.answers import generate
     from rlcircuits.attribution import attribute
-    from rlcircuits.family.recipe import BASES
-    from rlcircuits.interventions import PUSHES, push_intensity
     from rlcircuits.metrics import summary
     from rlcircuits.models import Model
 
@@ -407,9 +400,8 @@ def _push(store: Store, settings: Settings, task: Task, folder: Path) -> None:
 
 def _demonstrations(tokenizer: Any, seen: int, size: int, task: Task) -> tuple[list[Any], list[Any]]:
     """Demonstrations that no member has seen, to train on and held out, as traces (the end token belongs to the answer)."""
-    from rlcircuits.family.recipe import BASES
-    from rlcircuits.family.task import demonstrations, word_problems
-    from rlcircuits.traces import Trace
+    from paradigms.family import BASES, demonstrations, word_problems
+    from rlcircuits.attribution import Trace
 
     held = max(32, size // 4)
     problems = word_problems("train", seen + size + held, task.seed)[seen:]
@@ -431,8 +423,8 @@ def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
         trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where training failed); a member that is not one of the
             family's is named like ``"grpo, temperature 0.7"``.
     """
-    from rlcircuits.family import MEMBERS
-    from rlcircuits.nulls import ANOTHER_BASE, NOISE, TWO_SEEDS, neighbours
+    from paradigms.family import MEMBERS
+    from paradigms.study.nulls import ANOTHER_BASE, NOISE, TWO_SEEDS, neighbours
 
     main = {"alphas": list(settings.alphas), "levels": list(settings.levels), "n": settings.n, "keep": settings.keep}
     null = {**main, "levels": ["block"], "crossed": False, "tests": False}

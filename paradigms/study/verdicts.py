@@ -2,9 +2,9 @@
 
 1. A **claim** is a weighted sum of one metric's log ratios ln(tuned/base) over paradigms and α, on own tokens at block level, and
    the direction in which the paper says it lies (arXiv 2509.21044; method, section 5). Where a metric is not above 0, differences.
-2. Its effect and 95 % interval are over seeds and problems (`rlcircuits.effects`), from the seeds in which all of it was measured.
+2. Its effect and 95 % interval are over seeds and problems (`paradigms.study.effects`), from the seeds in which all of it was measured.
 3. A **null's** value is the same sum over α with the null in place of each paradigm; its spread is the root mean square over seeds
-   and draws (`rlcircuits.nulls`). The **nulls' spread** is the largest of: another base, more supervised steps, another seed of a
+   and draws (`paradigms.study.nulls`). The **nulls' spread** is the largest of: another base, more supervised steps, another seed of a
    paradigm, weight noise.
 4. **holds**: the interval excludes 0 in the claimed direction, and the effect is larger than the nulls' spread.
    **contradicted**: the interval excludes 0 against it, and the effect is larger than the nulls' spread.

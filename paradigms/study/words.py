@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from rlcircuits.controlled import Results
-from rlcircuits.effects import EQUAL_LOSS
+from paradigms.study.controlled import Results
+from paradigms.study.effects import EQUAL_LOSS
+from paradigms.study.figures import change, in_order, null_spread
+from paradigms.study.verdicts import CLAIMS, RL
 from rlcircuits.metrics import METRICS
-from rlcircuits.study_figures import change, in_order, null_spread
-from rlcircuits.verdicts import CLAIMS, RL
 
 _OPENING = {"holds": "**Holds**", "contradicted": "**Contradicted**", "not resolved": "**Not resolved**"}
 _TEXT = {claim.name: claim.text for claim in CLAIMS}

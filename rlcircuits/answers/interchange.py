@@ -4,7 +4,7 @@
    (whether the model ended it). ``text`` and ``correct`` are written for readers; read again they are made anew from the ids.
 2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a token that ends
    an answer. A mistake names file and line. Each side must answer every problem once.
-3. A prompt that is left out is made as `rlcircuits.answers.encode_prompt` makes it; one that differs from that is kept, and said.
+3. A prompt that is left out is made as `rlcircuits.answers.selection.encode_prompt` makes it; one that differs from that is kept, and said.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import Answer, answer_of, encode_prompt
+from rlcircuits.answers.problems import ProblemSet
+from rlcircuits.answers.selection import Answer, answer_of, encode_prompt
 from rlcircuits.errors import InputError
-from rlcircuits.problems import ProblemSet
-from rlcircuits.registry import near
-from rlcircuits.store import written
+from rlcircuits.storage import near, written
 
 if TYPE_CHECKING:
-    from rlcircuits.outline import Outline
+    from rlcircuits.models import Outline
 
 SIDES = ("base", "tuned")
 _FIELDS = {"side": str, "problem": str, "prompt": list, "answer": list, "finished": bool, "text": str, "correct": bool, "note": str}

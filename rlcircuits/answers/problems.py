@@ -2,7 +2,7 @@ r"""Problem sets, and whether an answer to a problem is correct.
 
 1. A `Problem` is an id, a question q and a reference answer; a `ProblemSet` is many of them and the name of their grader.
 2. `load_problems` reads them from JSON lines or parquet, by the names of the fields that hold question and answer; `problem_set`
-   finds a set by name (`rlcircuits.problem_sets`).
+   finds a set by name (`rlcircuits.answers.sets`).
 3. The set's extractor says what of a reference is the answer: what it states, or only a ``\boxed{…}``, or only what follows
    ``####``, or all of it.
 4. A grader compares what a text *states* as its answer with what the reference states:
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.store import canonical_json
+from rlcircuits.storage import canonical_json
 
 T = TypeVar("T")
 
@@ -234,17 +234,17 @@ def problem_set(
     """A problem set by name, or from a file.
 
     Args:
-        name: a name of ``problem_sets.yaml`` such as ``"gsm8k"`` (from the hub, or where the user's file says);
-            ``"gsm8k=FILE"`` for the same set from a local file; ``"family"`` for the family's test problems; or a file of JSON
+        name: a name of ``sets.yaml`` such as ``"gsm8k"`` (from the hub, or where the user's file says);
+            ``"gsm8k=FILE"`` for the same set from a local file; a set that a package provides, such as ``"family"``; or a file of JSON
             lines or parquet.
-        file: YAML that adds to ``problem_sets.yaml``; None stands for what the variable ``RLCIRCUITS_PROBLEM_SETS`` names.
+        file: YAML that adds to ``sets.yaml``; None stands for what the variable ``RLCIRCUITS_PROBLEM_SETS`` names.
         limit: take only the first so many problems.
         question, answer, id, grader, extractor: in place of what is registered, or of `load_problems`' defaults.
 
     Raises:
         InputError: no such set or file, rows that are not as expected, or a hub that cannot be reached.
     """
-    from rlcircuits.problem_sets import find
+    from rlcircuits.answers.sets import find
 
     given = {"question": question, "answer": answer, "id": id, "grader": grader, "extractor": extractor}
     return find(os.fspath(name), file, limit, {key: value for key, value in given.items() if value is not None})

@@ -6,10 +6,10 @@
    tokenizer puts before a text.
 2. Prompts are batched by length and padded on the left; the answer is the arg max, token by token, until an
    end-of-sequence token or `max_new_tokens`. Nothing else of the checkpoint's generation settings applies.
-   Another engine (`rlcircuits.engines`) may do this step.
+   Another engine (`rlcircuits.answers.engines`) may do this step.
 3. An `Answer` keeps the token ids exactly as they were generated, **without the final end-of-sequence token**: that
    token says that the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
-   With ``resume``, finished answers are kept on disk as they come (`rlcircuits.journal`), and the same call goes on from them.
+   With ``resume``, finished answers are kept on disk as they come (`rlcircuits.storage.journals`), and the same call goes on from them.
 
 `select` is section 3 of the method (arXiv 2509.21044), with T_base(q) and T_tuned(q) the two answers' lengths in tokens:
 
@@ -37,13 +37,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlcircuits.engines import ENGINES, vllm
+from rlcircuits.answers.engines import ENGINES, vllm
+from rlcircuits.answers.problems import ProblemSet, draw, grade
+from rlcircuits.attribution import Trace
 from rlcircuits.errors import InputError, choose
-from rlcircuits.journal import Journal, journal
-from rlcircuits.outline import Outline, end_tokens_of
-from rlcircuits.problems import ProblemSet, draw, grade
-from rlcircuits.store import written
-from rlcircuits.traces import Trace
+from rlcircuits.models import Outline, end_tokens_of
+from rlcircuits.storage import Journal, Step, journal, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 
     from rlcircuits.models import Model
 
+ANSWERS = Step("answers", 1, also=("rlcircuits.models.outline",))
 MEANS = ("paper", "code")
 KEEPS = ("both-correct", "all")
 
@@ -139,14 +139,14 @@ def generate(
 
     Args:
         model: what `rlcircuits.load_model` returns. For the engine ``"vllm"``, which loads the weights itself, an
-            `rlcircuits.outline.Outline` will do.
+            `rlcircuits.models.outline.Outline` will do.
         problems: what to ask, and the grader.
         prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's chat template.
         max_new_tokens: the longest answer allowed, the end-of-sequence token included. A prompt that leaves less room
             in the model's context is warned of, and its answer ends there.
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
         label: what the progress bar calls the model; the last part of its path or hub id by default.
-        engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.engines`).
+        engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.answers.engines`).
         resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes on from
             them. They belong to these weights, problems and settings and are not used for others.
 
@@ -298,7 +298,7 @@ def load_answers(file: str | os.PathLike[str]) -> list[Answer]:
     suffix, name = _suffix(file), os.fspath(file)
     if not Path(file).is_file():
         raise InputError(
-            f"no answers at {name!r}: expected a file that rlcircuits.answers.save_answers wrote"
+            f"no answers at {name!r}: expected a file that rlcircuits.answers.selection.save_answers wrote"
         )
     try:
         if suffix == ".jsonl":
@@ -342,7 +342,7 @@ def select(
         beta, gamma: keep mean lengths in [β T̄, γ T̄].
         delta: the largest difference of the two lengths, as a share of their mean.
         n: problems drawn; all when fewer are left, which the table says.
-        seed: of the draw, see `rlcircuits.problems.draw`.
+        seed: of the draw, see `rlcircuits.answers.problems.draw`.
         mean: T̄ as in the ``"paper"``, or min(mean T_base, mean T_tuned) as in the published ``"code"``.
         keep: ``"both-correct"`` problems only, or ``"all"``.
 

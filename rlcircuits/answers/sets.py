@@ -1,6 +1,6 @@
 r"""Problem sets by name, and whether their references can be graded at all.
 
-1. What is known by name is data: ``problem_sets.yaml``, and a file of one's own that adds to it (``file=``, or the variable
+1. What is known by name is data: ``sets.yaml``, and a file of one's own that adds to it (``file=``, or the variable
    ``RLCIRCUITS_PROBLEM_SETS``). An entry says where the rows are, which fields hold question and answer, and how to grade.
 2. Rows come from a local file, if the entry or the caller names one (``gsm8k=FILE``), else from the hub through ``datasets``.
 3. `check_problems` grades every reference against itself, written as a model would write it, ``\boxed{…}``, by mathematics alone:
@@ -12,10 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rlcircuits.errors import InputError, choose
-from rlcircuits.problems import (
+from rlcircuits.answers.problems import (
     EXTRACTORS,
     GRADERS,
     ProblemSet,
@@ -27,13 +26,15 @@ from rlcircuits.problems import (
     reference_answer,
     stated_answer,
 )
-from rlcircuits.registry import entries, near
+from rlcircuits.errors import InputError, choose
+from rlcircuits.extensions import provided
+from rlcircuits.storage import entries, near
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ENVIRONMENT = "RLCIRCUITS_PROBLEM_SETS"
-FAMILY = "family"
+GROUP = "rlcircuits.problems"
 _KEYS = {
     "hub": str,
     "path": str,
@@ -50,38 +51,49 @@ _KEYS = {
 _SUFFIXES = (".jsonl", ".parquet")
 
 
+class ProblemProvider(Protocol):
+    """A problem set that a package makes; an object named by the entry point ``rlcircuits.problems``.
+
+    Attributes:
+        note: one line for a list of problem sets.
+    """
+
+    note: str
+
+    def problems(self, limit: int | None = None) -> ProblemSet:
+        """The problems, the first `limit` of them; as many as the package finds reasonable when None."""
+
+
 def problem_sets(file: str | os.PathLike[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The registered problem sets by name: ``problem_sets.yaml``, and what a file of one's own adds.
+    """The registered problem sets by name: ``sets.yaml``, and what a file of one's own adds.
 
     Raises:
         InputError: a file that cannot be read, or an entry that is not as expected; it names file, set and key.
     """
-    found = entries("problem_sets.yaml", file, ENVIRONMENT, _KEYS)
+    found = entries("rlcircuits.answers:sets.yaml", file, ENVIRONMENT, _KEYS)
     for name, entry in found.items():
         where = entry.pop("_file", None)
-        _check(repr(where or "problem_sets.yaml"), name, entry)
+        _check(repr(where or "sets.yaml"), name, entry)
         if where is not None and "path" in entry:
             entry["path"] = str(Path(where).expanduser().parent / Path(entry["path"]).expanduser())
     return found
 
 
 def known_sets(registered: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the registered problem sets and of the family's."""
-    return [*(problem_sets() if registered is None else registered), FAMILY]
+    """Names of the registered problem sets and of those that packages provide."""
+    return [*(problem_sets() if registered is None else registered), *provided(GROUP)]
 
 
 def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, given: dict[str, str]) -> ProblemSet:
-    """As `rlcircuits.problems.problem_set`, `given` being the fields in place of the registered ones."""
+    """As `rlcircuits.answers.problems.problem_set`, `given` being the fields in place of the registered ones."""
     label, mark, path = name.partition("=")
     known = problem_sets(file)
     if mark and label in known:
         return _load(label, known[label] | given | {"path": path}, limit)
-    if name == FAMILY or (mark and label == FAMILY):
+    if label in provided(GROUP):
         if mark or given:
-            raise InputError("the family's problems are made by the package: expected 'family' alone, without file or fields")
-        from rlcircuits.family import family_problems
-
-        return family_problems(n=limit or 500)
+            raise InputError(f"the problems of {label!r} are made by a package: expected {label!r} alone, without file or fields")
+        return provided(GROUP)[label].problems(limit)
     if name in known:
         return _load(name, known[name] | given, limit)
     if mark and os.sep not in label:
@@ -144,8 +156,9 @@ def _check(where: str, name: str, entry: dict[str, Any]) -> None:
     for key in ("question", "answer"):
         if key not in entry:
             raise InputError(f"{where}: {name!r} has no {key}: expected the name of the field that holds it{near(key, entry)}")
-    if name == FAMILY or "=" in name or os.sep in name:
-        raise InputError(f"{where}: {name!r} cannot be the name of a problem set: choose one without '=' and {os.sep!r}, not 'family'")
+    if name in provided(GROUP) or "=" in name or os.sep in name:
+        but = "".join(f", not {one!r}" for one in provided(GROUP))
+        raise InputError(f"{where}: {name!r} cannot be the name of a problem set: choose one without '=' and {os.sep!r}{but}")
     if any(not isinstance(one, str) for one in _configs(entry) if one is not None) or entry.get("config") == []:
         raise InputError(f"{where}: {name!r}: config is {str(entry['config'])[:80]}: expected a text or a list of texts")
     for key in ("hub", "path", "question", "answer", "id", "split"):

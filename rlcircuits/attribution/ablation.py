@@ -9,7 +9,7 @@
 Many edges run side by side: each row of a batch is one (trace, edge), rows of one destination together. At head level a
 query head reads the changed stream through its own rows of the projection; its neighbours keep theirs.
 
-4. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.journal`) when it is done; the same call
+4. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.storage.journals`) when it is done; the same call
    finds them there and runs only the rest. Batches stay the same, so the result has the same bits as without interruption.
 """
 
@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from rlcircuits.architecture import (
+from rlcircuits.attribution.architecture import (
     Architecture,
     Layer,
     Norm,
@@ -41,13 +40,15 @@ from rlcircuits.architecture import (
     taken,
     wide,
 )
-from rlcircuits.attribution import CODE, checked, labelled
-from rlcircuits.batching import in_batches
+from rlcircuits.attribution.batching import in_batches
+from rlcircuits.attribution.eap import checked, labelled
+from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.recording import mean_nll, padded
+from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError
-from rlcircuits.graph import Graph
-from rlcircuits.journal import journal
-from rlcircuits.recording import mean_nll, padded
-from rlcircuits.traces import Trace
+from rlcircuits.storage import Step, journal
+
+EFFECTS = Step("effects", 1)
 
 #: bytes of changed streams that are computed at once when many edges are removed
 TOGETHER_BYTES = 64 << 20
@@ -179,14 +180,13 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
 def inputs_of_reruns(hf: nn.Module, traces: Sequence[Trace], level: str, cut: int | None) -> dict[str, Any]:
     """What the loss of a re-run depends on, as JSON values."""
     config = {k: v for k, v in json.loads(hf.config.to_json_string(use_diff=False)).items() if k not in _NOT_MODEL}
-    code = (resources.files("rlcircuits") / f"{name}.py" for name in ("ablation", *CODE))
     return {
         "model weights": weights_digest(hf),
         "model configuration": _digest(config),
         "traces": _digest([[trace.problem, trace.prompt, trace.answer] for trace in traces]),
         "level": level,
         "cut": cut,
-        "code": hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest(),
+        "code": str(EFFECTS),
     }
 
 
@@ -222,7 +222,7 @@ def rerun(
     """Loss ``(batch,)`` when destination d of row b reads  H − Σ_s removed[b, s, d] · O_s,  for any set of edges.
 
     Args:
-        ids, positions, targets: from `rlcircuits.recording.padded`.
+        ids, positions, targets: from `rlcircuits.attribution.recording.padded`.
         removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed.
     """
     edit = _Edit(architecture, graph, removed)

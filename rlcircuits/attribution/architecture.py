@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlcircuits.attribution.graph import LEVELS, Graph
 from rlcircuits.errors import InputError, choose
-from rlcircuits.graph import LEVELS, Graph
 
 _UNWRAPPED: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, Architecture] = weakref.WeakKeyDictionary()

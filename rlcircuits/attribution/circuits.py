@@ -3,7 +3,7 @@
 1. A **circuit** C of n edges: rank all E edges by their mean score over samples (``signed``: what lowers the loss most comes
    first; ``absolute``: by the size of that mean, whichever its sign), ties in the order of the graph, and keep the first n.
 2. **Ablate the rest exactly**: re-run the model with every edge outside C removed at once (each destination reads the sum of the
-   outputs that its edges in C bring; zero ablation, see `rlcircuits.ablation`). m(C) = − loss of that run, in nats; m(N) is the
+   outputs that its edges in C bring; zero ablation, see `rlcircuits.attribution.ablation`). m(C) = − loss of that run, in nats; m(N) is the
    untouched model, m(∅) the run without any edge.
 3. **Faithfulness**  f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),  a ratio of means over samples: 1 for the model itself, 0 for no edges.
    It may exceed 1 (the circuit does better than the model) or be negative (worse than nothing).
@@ -15,7 +15,7 @@
 
    A circuit that is the model at every k has CPR 0.999 and CMD 0. CPR rewards edges that help; CMD all that matter.
 5. **Random edges** beside: each seed ranks the edges uniformly at random, and 3 and 4 are measured for them too.
-6. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.journal`) when it is done. A row there is named by what
+6. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.storage.journals`) when it is done. A row there is named by what
    was kept, not by how it was ranked, so other scores, shares and seeds of the same model and traces find the circuits they share.
 
 Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation track. It
@@ -41,16 +41,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from rlcircuits.ablation import inputs_of_reruns, rerun
-from rlcircuits.architecture import Architecture, plain
-from rlcircuits.attribution import checked
-from rlcircuits.batching import in_batches
+from rlcircuits.attribution.ablation import inputs_of_reruns, rerun
+from rlcircuits.attribution.architecture import Architecture, plain
+from rlcircuits.attribution.batching import in_batches
+from rlcircuits.attribution.eap import checked
+from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.recording import padded
+from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError, choose
-from rlcircuits.graph import Graph
-from rlcircuits.journal import Journal, journal
 from rlcircuits.metrics import edge_values
-from rlcircuits.recording import padded
-from rlcircuits.traces import Trace
+from rlcircuits.storage import Journal, journal
 
 RANKS = ("absolute", "signed")
 #: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order), loss in nats
@@ -330,7 +330,7 @@ def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: in
     shares = list(shares) if isinstance(shares, (Sequence, np.ndarray)) and not isinstance(shares, str) else []
     numbers = all(isinstance(s, (int, float, np.number)) and not isinstance(s, bool) and 0 <= s <= 1 for s in shares)
     if len(shares) < 2 or not numbers or any(a >= b for a, b in pairwise(shares)):
-        raise InputError(f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as rlcircuits.circuits.SHARES")
+        raise InputError(f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as rlcircuits.attribution.circuits.SHARES")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 0:
         raise InputError(f"seeds is {seeds!r}: expected how many random rankings to measure, 0 or more")
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.architecture import Architecture, wide
-from rlcircuits.recording import Recorder
+from rlcircuits.attribution.architecture import Architecture, wide
+from rlcircuits.attribution.recording import Recorder
 
 #: bytes that the contraction may use beside the stored sources and gradients
 CHUNK_BYTES = 64 << 20

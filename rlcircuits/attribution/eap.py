@@ -28,18 +28,20 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from rlcircuits.architecture import Architecture, plain, wide
-from rlcircuits.batching import Plan, bytes_per_token, in_batches
+from rlcircuits.attribution.architecture import Architecture, plain, wide
+from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
+from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.passes import fast_pass, lean_pass
+from rlcircuits.attribution.recording import Recorder, mean_nll, nll, padded, sources_of
+from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError, choose
-from rlcircuits.graph import Graph
-from rlcircuits.passes import fast_pass, lean_pass
-from rlcircuits.recording import Recorder, mean_nll, nll, padded, sources_of
-from rlcircuits.traces import Trace
+from rlcircuits.storage import Step
 
 MEMORY = ("auto", "fast", "lean")
 INTERVENTIONS = ("zero", "mean", "corrupted")
 #: modules that a score depends on: part of the keys under which scores are kept
-CODE = ("attribution", "passes", "recording", "contraction", "batching", "architecture", "graph")
+SCORES = Step("scores", 1)
+LOSSES = Step("losses", 1)
 
 
 def attribute(
@@ -247,7 +249,7 @@ def score_batch(
     """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary.
 
     Args:
-        lean: recompute layer by layer, see `rlcircuits.passes`.
+        lean: recompute layer by layer, see `rlcircuits.attribution.passes`.
         instead: the sources O′ that take the place of O, broadcast against them; nothing (zero) when None.
         ig_steps: see `attribute`.
     """

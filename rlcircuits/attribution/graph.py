@@ -96,7 +96,7 @@ class Graph:
         Raises:
             InputError: unknown level, or an architecture whose residual stream cannot be read.
         """
-        from rlcircuits.architecture import Architecture
+        from rlcircuits.attribution.architecture import Architecture
 
         return Architecture.of(model).graph(level)
 

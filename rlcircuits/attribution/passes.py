@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.architecture import first, hooked
-from rlcircuits.contraction import blank, contract
-from rlcircuits.recording import Recorder, deterministic, frozen, mean_nll, nll
+from rlcircuits.attribution.architecture import first, hooked
+from rlcircuits.attribution.contraction import blank, contract
+from rlcircuits.attribution.recording import Recorder, deterministic, frozen, mean_nll, nll
 
 #: positions whose logits a lean pass holds at a time
 LOGIT_POSITIONS = 1024
@@ -44,7 +44,7 @@ def fast_pass(
     Args:
         batch: from `padded`.
         written: the sources to score, given what was recorded.
-        instead: see `rlcircuits.attribution.score_batch`.
+        instead: see `rlcircuits.attribution.eap.score_batch`.
     """
     with frozen(hf), deterministic(batch[0].device), hooked(record.attach()), torch.enable_grad():
         losses = mean_nll(hf, *batch)

@@ -17,9 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcircuits.architecture import Architecture, Layer, Projection, first, given, hooked, taken, wide
-from rlcircuits.graph import Graph
-from rlcircuits.traces import Trace
+from rlcircuits.attribution.architecture import (
+    Architecture,
+    Layer,
+    Projection,
+    first,
+    given,
+    hooked,
+    taken,
+    wide,
+)
+from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.traces import Trace
 
 
 class Recorder:

@@ -7,10 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
+from rlcircuits.extensions import provided
 
 if TYPE_CHECKING:
+    from rlcircuits.answers import ProblemSet
     from rlcircuits.models import ModelPair
-    from rlcircuits.problems import ProblemSet
 
 
 def add(commands: Any, whole: Any, share: Any, batch: Any) -> None:
@@ -66,7 +67,7 @@ def add_fields(parser: Any, whole: Any) -> None:
 
 def problems_of(options: argparse.Namespace, name: str) -> ProblemSet:
     """The problem set that the arguments of a command name."""
-    from rlcircuits.problems import problem_set
+    from rlcircuits.answers import problem_set
 
     fields = {key: getattr(options, key, None) for key in ("question", "answer", "id", "grader", "extractor")}
     return problem_set(name, getattr(options, "sets", None), options.limit, **fields)
@@ -93,14 +94,15 @@ def _pairs(options: argparse.Namespace) -> None:
     if options.weights is not None:
         _show_weights(options)
         return
-    from rlcircuits.inventory import pair_table
+    from rlcircuits.models import pair_table
 
     table = pair_table(options.pairs, options.store)
     shown = table.drop(columns="note").assign(parameters=[_billions(n) for n in table["parameters"]])
     print(shown.to_string(index=False))
     for row in table[table["note"] != ""].itertuples():
         print(f"\n{row.pair}: {row.note}")
-    print("\nfamily/<member>@<seed> is the family of another seed; what is missing of it is trained when it is asked for.")
+    for provider in provided("rlcircuits.pairs").values():
+        print(f"\n{provider.note}")
 
 
 def _billions(number: object) -> str:
@@ -112,8 +114,7 @@ def _billions(number: object) -> str:
 
 
 def _show_weights(options: argparse.Namespace) -> None:
-    from rlcircuits.models import pair
-    from rlcircuits.weights import weight_change
+    from rlcircuits.models import pair, weight_change
 
     table = weight_change(pair(options.weights, options.pairs, options.store))
     print(table.drop(columns="model").to_string(index=False, float_format=lambda value: f"{value:.4g}"))
@@ -122,12 +123,13 @@ def _show_weights(options: argparse.Namespace) -> None:
 
 
 def _problems(options: argparse.Namespace) -> None:
-    from rlcircuits.problem_sets import check_problems, problem_sets
+    from rlcircuits.answers import check_problems, problem_sets
 
     if options.name is None:
         for name, entry in problem_sets(options.sets).items():
             print(f"{name:<14} {entry.get('hub') or entry['path']:<34} {' '.join(entry.get('note', '').split())}")
-        print(f"{'family':<14} {'made by the package':<34} The family's test problems.")
+        for name, provider in provided("rlcircuits.problems").items():
+            print(f"{name:<14} {'made by a package':<34} {provider.note}")
         return
     problems = problems_of(options, options.name)
     table = check_problems(problems)
@@ -139,8 +141,7 @@ def _problems(options: argparse.Namespace) -> None:
 def _answers(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rlcircuits.engines import ENGINES
-    from rlcircuits.interchange import write_answers
+    from rlcircuits.answers import ENGINES, write_answers
     from rlcircuits.models import DTYPES
 
     choose("engine", options.engine, ENGINES)
@@ -149,7 +150,7 @@ def _answers(options: argparse.Namespace) -> None:
         raise InputError(f"--out is {options.out!r}: expected a file that ends in .jsonl")
     problems, pair = problems_of(options, options.name), pair_of(options)
 
-    from rlcircuits.pipeline import generate_pair
+    from rlcircuits.studies import generate_pair
 
     found = generate_pair(pair, problems, options.store, options.device, options.dtype, options.batch_size, options.engine)
     write_answers(found, options.out)
@@ -160,8 +161,7 @@ def _answers(options: argparse.Namespace) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    from rlcircuits.estimate import estimate
-    from rlcircuits.models import pair
+    from rlcircuits.models import estimate, pair
 
     if (options.pair is None) == (options.base is None):
         raise InputError("expected either --pair NAME or --base PATH, to say whose cost is estimated")

@@ -1,4 +1,4 @@
-"""The shell's way in: ``rlcircuits attribute``, ``family``, ``study``, and the commands of `rlcircuits.commands`.
+"""The shell's way in: ``rlcircuits attribute``, ``family``, ``study``, and the commands of `rlcircuits.cli.listings`.
 
 Wrong input ends with exit code 2 and one message; an interrupted run with 130 and a word on how to go on.
 """
@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rlcircuits.commands import add as add_commands
-from rlcircuits.commands import add_fields, problems_of
+from rlcircuits.cli.listings import add as add_commands
+from rlcircuits.cli.listings import add_fields, problems_of
 from rlcircuits.errors import InputError, choose
+from rlcircuits.extensions import provided
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rlcircuits.answers import ProblemSet
     from rlcircuits.models import ModelPair
-    from rlcircuits.pipeline import PairStudy, Study
-    from rlcircuits.problems import ProblemSet
+    from rlcircuits.studies import PairStudy, Study
 
 _EXAMPLES = """\
 examples:
@@ -75,34 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands, _whole, _share, _batch)
     _add_attribute(commands)
 
-    family = commands.add_parser(
-        "family",
-        help="train the family: one base and its descendants, sft-more, rft, grpo, ppo, dpo and online-dpo",
-        description="Train what is missing of the family; finished members are kept, so an interrupted run goes on.",
-    )
-    family.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds of the whole chain (default: 0)")
-    family.add_argument(
-        "--members", nargs="+", metavar="NAME", help="these members, besides the base (default: sft-more grpo ppo dpo)"
-    )
-    family.add_argument("--base", default="qwen2", metavar="NAME", help="which base: qwen2 or llama (default: qwen2)")
-    family.add_argument("--processes", type=int, default=2, metavar="N", help="members trained at a time (default: 2)")
-    family.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
-    family.set_defaults(run=_family)
+    for add in provided("rlcircuits.commands").values():
+        add(commands, _whole, _seed)
 
-    study = commands.add_parser(
-        "study",
-        help="the controlled study: every paradigm from one base, over seeds, with nulls and verdicts",
-        description="Train and measure what is missing, then write the tables; an interrupted study goes on and ends with the same tables.",
-    )
-    study.add_argument("--seeds", type=_seed, nargs="*", metavar="N", help="seeds of the first base (default: 0 to 7)")
-    study.add_argument("--second-seeds", type=_seed, nargs="*", metavar="N", help="seeds of the second base (default: 0 to 3)")
-    study.add_argument("--members", nargs="+", metavar="NAME", help="only these members, besides the base (default: all)")
-    study.add_argument("--out", default="results/study", metavar="DIR", help="where the tables go (default: results/study)")
-    study.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
-    study.add_argument("--processes", type=_whole, default=2, metavar="N", help="processes at a time (default: 2)")
-    study.set_defaults(run=_study)
-
-    from rlcircuits.sweep_commands import add_sweep
+    from rlcircuits.cli.sweep import add_sweep
 
     add_sweep(commands)
     return parser
@@ -158,30 +135,11 @@ def _add_attribute(commands: Any) -> None:
     attribute.set_defaults(run=_attribute)
 
 
-def _family(options: argparse.Namespace) -> None:
-    from rlcircuits.errors import choose
-    from rlcircuits.family import BASES, CORE, make_families
-
-    recipe = BASES[choose("base", options.base, BASES)]
-    members = CORE if options.members is None else ("sft", *options.members)
-    table = make_families(options.seeds, members, recipe, options.store, options.processes)
-    for row in table.itertuples():
-        print(f"seed {row.seed}  {row.member:<10} {f'{row.accuracy:.3f}  {row.folder}' if row.folder else row.status}")
-    missing = table[table["folder"].isna()]
-    if len(missing):
-        raise InputError(
-            f"{len(missing)} of {len(table)} members could not be trained, as said above: "
-            "the others are kept, and the same command tries again what did not diverge"
-        )
-
-
 def _attribute(options: argparse.Namespace) -> None:
-    from rlcircuits.answers import KEEPS
-    from rlcircuits.engines import ENGINES
-    from rlcircuits.graph import LEVELS
+    from rlcircuits.answers import ENGINES, EXTRACTORS, GRADERS, KEEPS
+    from rlcircuits.attribution import LEVELS
     from rlcircuits.models import DTYPES
-    from rlcircuits.problems import EXTRACTORS, GRADERS
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
     kinds = (("level", LEVELS), ("keep", KEEPS), ("dtype", DTYPES), ("grader", GRADERS), ("extractor", EXTRACTORS), ("engine", ENGINES))
     for kind, known in kinds:
@@ -198,7 +156,7 @@ def _attribute(options: argparse.Namespace) -> None:
     out = Path(options.out or f"attribution/{pair.name.replace('/', '-')}-{options.level}-{options.alpha:g}").expanduser()
     _check_out(out, asked)
 
-    from rlcircuits.pipeline import study
+    from rlcircuits.studies import study
 
     print(f"{pair.name}: {len(problems)} problems of {problems.name}, level {options.level}, α {options.alpha:g}", file=sys.stderr)
     done = study(
@@ -235,16 +193,16 @@ def _check_models(options: argparse.Namespace) -> None:
 
 
 def _problems(options: argparse.Namespace) -> ProblemSet:
-    from rlcircuits.family import family_problems
-
     if options.problems is not None:
         return problems_of(options, options.problems)
-    if options.pair is not None and options.pair.startswith("family/"):
-        return family_problems(n=options.limit or 500)
     if options.pair is not None:
-        from rlcircuits.models import known_pair
+        from rlcircuits.answers import problem_set
+        from rlcircuits.models import known_pair, provider_of
 
+        provider = provider_of(options.pair)
         known_pair(options.pair, options.pairs)
+        if provider is not None:
+            return problem_set(provider.problems, limit=options.limit)
     raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet, or a set such as gsm8k")
 
 
@@ -312,7 +270,7 @@ def _alone(one: PairStudy) -> pd.DataFrame:
 def _write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any], alone: bool) -> list[Path]:
     """Write scores, table and settings, the settings last; returns the files."""
     from rlcircuits import __version__
-    from rlcircuits.store import save_scores, save_table, written
+    from rlcircuits.storage import save_scores, save_table, written
 
     sides = {"base.nc": one.base_scores} if alone else {"base.nc": one.base_scores, "tuned.nc": one.tuned_scores}
     for name, scores in sides.items():
@@ -371,25 +329,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0 and at most 1")
     return value
-
-
-def _study(options: argparse.Namespace) -> None:
-    from rlcircuits import controlled
-
-    found = controlled.run(
-        seeds=controlled.SEEDS if options.seeds is None else options.seeds,
-        second_seeds=controlled.SECOND_SEEDS if options.second_seeds is None else options.second_seeds,
-        members=options.members,
-        out=options.out,
-        store=options.store,
-        processes=options.processes,
-    )
-    shown = found.verdicts[found.verdicts["scope"] == "PPO and GRPO"]
-    print(shown[["base", "claim", "verdict", "effect", "low", "high", "spread", "null"]].to_string(index=False, float_format="{:.3g}".format))
-    failed = found.members[found.members["status"] != "done"]
-    for row in failed.itertuples():
-        print(f"{row.base}, seed {row.seed}, {row.paradigm}: {row.status}")
-    print(f"\nwritten: the tables in {options.out}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def add_sweep(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rlcircuits import sweep
+    from rlcircuits.sweeps import run as sweep
 
     settings = sweep.Settings(
         options.engine,

@@ -15,23 +15,10 @@ Scores are in nats: by how much the loss would rise, to first order, without the
 
 from __future__ import annotations
 
-from rlcircuits.figures.answers import (
-    answer_tokens,
-    dropped_by_rule,
-)
-from rlcircuits.figures.choices import (
-    choices,
-    graph_by_problem,
-    graph_by_size,
-)
-from rlcircuits.figures.comparisons import (
-    forest,
-)
-from rlcircuits.figures.exactness import (
-    ablation_scatter,
-    cost_curves,
-    faithfulness_curves,
-)
+from rlcircuits.figures.answers import answer_tokens, dropped_by_rule
+from rlcircuits.figures.choices import choices, graph_by_problem, graph_by_size
+from rlcircuits.figures.comparisons import forest
+from rlcircuits.figures.exactness import ablation_scatter, cost_curves, faithfulness_curves
 from rlcircuits.figures.graph import (
     NODE,
     adjacency,
@@ -64,15 +51,13 @@ from rlcircuits.figures.theme import (
     SYMBOLS,
     THEME,
     Scores,
+    SignedLog,
     as_text,
 )
-from rlcircuits.figures.training import (
-    CURVE_UNITS,
-    training_curves,
-    weight_change,
-)
+from rlcircuits.figures.training import CURVE_UNITS, training_curves, weight_change
 
 __all__ = [
+    "SignedLog",
     "CURVE_UNITS",
     "DASHES",
     "DIVERGING",

@@ -11,13 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError
-from rlcircuits.figures.theme import (
-    PALETTE,
-    SEQUENTIAL,
-    as_text,
-    dress,
-    some,
-)
+from rlcircuits.figures.theme import PALETTE, SEQUENTIAL, as_text, dress, some
 
 
 def answer_tokens(

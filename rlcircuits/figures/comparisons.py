@@ -12,14 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.figures.theme import (
-    NEUTRAL,
-    PALETTE,
-    as_text,
-    dress,
-    grid,
-    some,
-)
+from rlcircuits.figures.theme import NEUTRAL, PALETTE, as_text, dress, grid, some
 from rlcircuits.metrics import METRICS
 
 

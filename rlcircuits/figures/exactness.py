@@ -12,15 +12,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError
-from rlcircuits.figures.theme import (
-    NEUTRAL,
-    PALETTE,
-    SYMBOLS,
-    SignedLog,
-    as_text,
-    dress,
-    line_of,
-)
+from rlcircuits.figures.theme import NEUTRAL, PALETTE, SYMBOLS, SignedLog, as_text, dress, line_of
 
 
 def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:

@@ -12,15 +12,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.figures.theme import (
-    DIVERGING,
-    NEGATIVE,
-    NO_EDGE,
-    POSITIVE,
-    as_text,
-    dress,
-)
-from rlcircuits.inference import paired
+from rlcircuits.figures.theme import DIVERGING, NEGATIVE, NO_EDGE, POSITIVE, as_text, dress
+from rlcircuits.metrics import paired
 
 MOST_CELLS = 60_000
 """Cells of a heatmap; a larger graph is drawn with the heads of each layer summed."""

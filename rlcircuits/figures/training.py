@@ -10,15 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.figures.theme import (
-    SEQUENTIAL,
-    SYMBOLS,
-    as_text,
-    dress,
-    grid,
-    line_of,
-    some,
-)
+from rlcircuits.figures.theme import SEQUENTIAL, SYMBOLS, as_text, dress, grid, line_of, some
 
 CURVE_UNITS = {
     "loss": "loss",

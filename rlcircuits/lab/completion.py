@@ -20,23 +20,22 @@ _NAMES = "models:known_pairs"
 #: what a parameter chooses from, as module:attribute, a collection of names or a function that returns one; with the function's
 #: name before the parameter's where another function's parameter of the same name is something else
 CHOICES = {
-    "level": "graph:LEVELS",
+    "level": "attribution:LEVELS",
     "intervention": "attribution:INTERVENTIONS",
     "memory": "attribution:MEMORY",
     "keep": "answers:KEEPS",
     "mean": "answers:MEANS",
-    "engine": "engines:ENGINES",
+    "engine": "answers:ENGINES",
     "dtype": "models:DTYPES",
-    "rank": "circuits:RANKS",
+    "rank": "attribution:RANKS",
     "metric": "metrics:METRICS",
     "metrics": "metrics:METRICS",
-    "grader": "problems:GRADERS",
-    "extractor": "problems:EXTRACTORS",
-    "members": "family.recipe:MEMBERS",
+    "grader": "answers:GRADERS",
+    "extractor": "answers:EXTRACTORS",
     "pair.name": _NAMES,
     "study.pairs": _NAMES,
     "generate_pair.pair": _NAMES,
-    "problem_set.name": "problem_sets:known_sets",
+    "problem_set.name": "answers:known_sets",
 }
 _STRING = re.compile(r"""(?<!\w)(["'])([^"'\n]*)\Z""")
 _CLOSES, _OPENS = ")]}", "([{"

@@ -93,7 +93,7 @@ def export(fig: Figure, file: str | os.PathLike[str], scale: float = 2.0) -> Pat
         InputError: no plotly figure, another ending, or, for all but HTML, no kaleido or no browser (it says how to get them).
         StoreError: the file cannot be written.
     """
-    from rlcircuits.store import written
+    from rlcircuits.storage import written
 
     if not hasattr(fig, "to_plotly_json"):
         raise InputError(f"export: expected a plotly figure, got {type(fig).__name__}")

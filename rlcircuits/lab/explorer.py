@@ -8,8 +8,8 @@
    and the exact effect of removing it, which is computed when the store does not have it.
 5. Save the view, to open it again with ``rc.explore(study, view=file)``, or the picture.
 
-What is at hand is shown at once (`rlcircuits.explorer_pictures` says how). What has to be computed, another α or level or an exact
-effect, is computed in a process of its own (`rlcircuits.explorer_jobs`), with a bar and a button to stop it, and shown when it is there.
+What is at hand is shown at once (`rlcircuits.lab.pictures` says how). What has to be computed, another α or level or an exact
+effect, is computed in a process of its own (`rlcircuits.lab.jobs`), with a bar and a button to stop it, and shown when it is there.
 
 `explore` takes a study as `rlcircuits.study` makes it, or anything shaped like it. Where a part is missing the explorer says
 which, and how to make it, and shows the rest. All text that a model or a data set wrote is escaped.
@@ -32,11 +32,11 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from rlcircuits import figures
+from rlcircuits.attribution import LEVELS
 from rlcircuits.errors import InputError, choose
-from rlcircuits.explorer_jobs import NotStored, Report, Worker, make_at, make_effects, only_stored, skeleton
-from rlcircuits.explorer_pictures import Dots, escaped, graph_svg, heatmap_svg, scatter_svg
 from rlcircuits.figures import NODE, node_of
-from rlcircuits.graph import LEVELS
+from rlcircuits.lab.jobs import NotStored, Report, Worker, make_at, make_effects, only_stored, skeleton
+from rlcircuits.lab.pictures import Dots, escaped, graph_svg, heatmap_svg, scatter_svg
 
 MEAN = "mean of all problems"
 NO_EDGE = ("(choose one, or click it in a picture or the table)", "")
@@ -45,7 +45,7 @@ FORMAT = 1
 LONGEST = 800
 """Tokens of an answer that are shown one by one; the rest is counted."""
 ATTRIBUTE = "make them with rc.study(…) or rc.attribute(model, traces)"
-GENERATE = "make them with rc.study(…) or rlcircuits.answers.generate(model, problems)"
+GENERATE = "make them with rc.study(…) or rlcircuits.answers.selection.generate(model, problems)"
 MAKE = {
     "pairs": "the study holds no pair; make one with rc.study(pairs=[…], problems=…)",
     "base_scores": f"no edge scores of the base; {ATTRIBUTE}",
@@ -560,7 +560,7 @@ class Explorer:
         if path.suffix == ".svg":
             _written(path, self.graph.svg)
         else:
-            from rlcircuits.display import export
+            from rlcircuits.lab.display import export
 
             export(self.graph.figure, path)
         self.saved.value = _said_saved(path, "")
@@ -719,7 +719,7 @@ def _opened(study: Any) -> tuple[Any, str]:
     """The study, from a path too; None, and what is wrong, where there is none."""
     if not isinstance(study, (str, os.PathLike)):
         return study, ""
-    from rlcircuits.store import load_scores
+    from rlcircuits.storage import load_scores
 
     path = Path(study).expanduser()
     files = {f"{side}_scores": path / f"{side}.nc" for side in ("base", "tuned")}
@@ -807,7 +807,7 @@ def _answers_html(pair: Any, problem: str, notes: list[str]) -> str:
             notes.append(note)
         elif (answer := answers.get(problem)) is None:
             notes.append(
-                f"no answer of the {side} model to {problem}; make it with rlcircuits.answers.generate(…)"
+                f"no answer of the {side} model to {problem}; make it with rlcircuits.answers.selection.generate(…)"
             )
         else:
             losses = (getattr(pair, f"{side}_losses", None) or {}).get(problem)
@@ -893,7 +893,7 @@ def _target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
 
 
 def _written(path: Path, text: str) -> None:
-    from rlcircuits.store import written
+    from rlcircuits.storage import written
 
     with written(path) as temporary:
         temporary.write_text(text, "utf-8")

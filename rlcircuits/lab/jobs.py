@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlcircuits.errors import InputError
-from rlcircuits.store import Store
+from rlcircuits.storage import Store
 
 REPORT_SECONDS = 0.1
 
@@ -134,7 +134,7 @@ class Worker:
             if self._process is None or self._process.poll() is not None:
                 # A plain command rather than multiprocessing's own start: that would run a script's main module again.
                 self._connection, theirs = Pipe()
-                code = f"from rlcircuits.explorer_jobs import serve; serve({theirs.fileno()})"
+                code = f"from rlcircuits.lab.jobs import serve; serve({theirs.fileno()})"
                 environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
@@ -164,7 +164,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupting a cell is not meant for this process
     connection = Connection(descriptor)
     _report_bars(connection)
-    from rlcircuits.pipeline import keep_models
+    from rlcircuits.studies import keep_models
 
     keep_models()
     while True:

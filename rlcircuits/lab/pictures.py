@@ -28,12 +28,12 @@ from rlcircuits.figures import (
     NO_EDGE,
     PALETTE,
     POSITIVE,
+    SignedLog,
     has_heads,
     node_of,
     node_places,
     robust_range,
 )
-from rlcircuits.figures.theme import SignedLog
 
 MOST_CELLS = 2500
 PANEL = 330

@@ -2,7 +2,7 @@
 
 1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few facts and a
    small table. It names types by their modules, so nothing is imported for it. The Tab key learns the names that functions
-   choose from (`rlcircuits.completion`).
+   choose from (`rlcircuits.lab.completion`).
 2. Scores stay an ``xarray.DataArray``; `Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
    (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
 3. All text is escaped, and kept from MathJax.
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlcircuits import completion
 from rlcircuits.errors import choose
+from rlcircuits.lab import completion as completion
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from rlcircuits.graph import Graph
+    from rlcircuits.attribution import Graph
 
 DIMS = ("sample", "source", "destination")
 
@@ -32,10 +32,10 @@ DIMS = ("sample", "source", "destination")
 def register(ipython: Any) -> None:
     """Tell an IPython shell how to show this package's types."""
     formatter = ipython.display_formatter.formatters["text/html"]
-    formatter.for_type_by_name("rlcircuits.pipeline", "Study", study_html)
-    formatter.for_type_by_name("rlcircuits.pipeline", "PairStudy", pair_html)
-    formatter.for_type_by_name("rlcircuits.answers", "Selection", selection_html)
-    formatter.for_type_by_name("rlcircuits.graph", "Graph", graph_html)
+    formatter.for_type_by_name("rlcircuits.studies.pipeline", "Study", study_html)
+    formatter.for_type_by_name("rlcircuits.studies.pipeline", "PairStudy", pair_html)
+    formatter.for_type_by_name("rlcircuits.answers.selection", "Selection", selection_html)
+    formatter.for_type_by_name("rlcircuits.attribution.graph", "Graph", graph_html)
     formatter.for_type_by_name("xarray.core.dataarray", "DataArray", scores_html)
     completion.register(ipython)
 
@@ -51,7 +51,7 @@ def card(title: str, facts: Mapping[str, object], *tables: str) -> str:
 
 def table_html(table: pd.DataFrame) -> str:
     """A table with few digits, escaped."""
-    from rlcircuits.display import digits
+    from rlcircuits.lab.display import digits
 
     return digits(table).to_html(escape=True, border=0)
 
@@ -77,7 +77,7 @@ def study_html(study: Any) -> str:
 
 def pair_html(one: Any) -> str:
     """A pair: the models, the selection, and the metrics compared."""
-    from rlcircuits.display import comparison
+    from rlcircuits.lab.display import comparison
 
     before, after = one.accuracy
     facts = {
@@ -133,10 +133,10 @@ def scores_html(array: xr.DataArray) -> str:
 class Edges:
     """``scores.rlc``: the edges of scores, by name.
 
-    >>> import xarray, rlcircuits.rich
+    >>> import xarray, rlcircuits.lab.rich
     >>> scores = xarray.DataArray([[[1.0, 2.0]]], dims=("sample", "source", "destination"),
     ...     coords={"sample": ["p"], "source": ["input"], "destination": ["a0", "logits"]})
-    >>> float(rlcircuits.rich.Edges(scores)["input->logits"].mean())
+    >>> float(rlcircuits.lab.rich.Edges(scores)["input->logits"].mean())
     2.0
     """
 

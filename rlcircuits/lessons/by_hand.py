@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.traces import Trace
+from rlcircuits.attribution import Trace
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -2,7 +2,7 @@
 
 1. Each takes numbers and returns a plotly figure of the theme of `rlcircuits.figures`; none computes results.
 2. `removal_curves`: the loss against the share of an edge that is removed, beside the tangent that the score is the slope of.
-3. `metric_responses`: one panel a metric, one line a deformation (see `rlcircuits.deformations`).
+3. `metric_responses`: one panel a metric, one line a deformation (see `rlcircuits.lessons.deformations`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
     """How each metric answers to known changes of the scores: its value over that of unchanged scores.
 
     Args:
-        table: as `rlcircuits.deformations.responses` gives it.
+        table: as `rlcircuits.lessons.deformations.responses` gives it.
         title: the finding, in place of the question.
         columns: panels side by side.
 

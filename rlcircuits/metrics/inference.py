@@ -34,7 +34,7 @@ import pandas as pd
 import xarray as xr
 
 from rlcircuits.errors import InputError
-from rlcircuits.metrics import (
+from rlcircuits.metrics.definitions import (
     METRICS,
     chosen,
     edge_values,
@@ -42,9 +42,11 @@ from rlcircuits.metrics import (
     histogram_entropy,
     standardised,
 )
+from rlcircuits.storage import Step
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts (resample, 2n) -> values (resample,)
 
+COMPARISON = Step("comparison", 1)
 BINS, EPSILON = 100, 1e-12  # information_complexity's defaults
 ROUNDING = 1e-9  # differences below this share of the metric are rounding error
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
-    from rlcircuits.models import Model
+    from rlcircuits.models.loading import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: ways to begin an adapter that leave the base's weights as they are
@@ -83,7 +83,7 @@ def merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str 
         raise InputError(
             f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install 'rlcircuits[lora]'"
         ) from error
-    from rlcircuits.models import load_tokenizer
+    from rlcircuits.models.tokenizer import load_tokenizer
 
     _settings(folder)
     own = base.fingerprint

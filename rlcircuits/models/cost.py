@@ -1,7 +1,7 @@
 """What attribution will cost in memory and time, from a model's configuration alone.
 
 1. The model is built on PyTorch's "meta" device, which has shapes and no numbers: its parameters are counted, not guessed.
-2. Memory above the weights is `rlcircuits.batching.bytes_per_token` times the tokens of a trace, in a fast pass and in a lean one.
+2. Memory above the weights is `rlcircuits.attribution.batching.bytes_per_token` times the tokens of a trace, in a fast pass and in a lean one.
 3. Work of one trace of T tokens, in floating-point operations, 2 for a multiplication and an addition. Forward: 2 T for every
    number of a weight matrix, and 4 T² d for each layer's attention scores and mix, d the width of all heads (kernels that skip the
    masked half do half). Backward, to activations only: as much for the matrices, twice for attention. A lean pass goes forward
@@ -21,15 +21,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlcircuits.attribution import LEVELS
 from rlcircuits.errors import InputError, choose
-from rlcircuits.graph import LEVELS
-from rlcircuits.models import ModelPair, explained
-from rlcircuits.registry import near
+from rlcircuits.models.checkpoints import explained
+from rlcircuits.models.known import pair, provider_of
+from rlcircuits.models.pairing import ModelPair
+from rlcircuits.storage import near
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from rlcircuits.problems import ProblemSet
+    from rlcircuits.answers import ProblemSet
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROMPT_TOKENS = 128
@@ -169,7 +171,7 @@ def throughput(dtype: str = "bfloat16", device: str = "auto", seconds: float = 0
     """
     import torch
 
-    from rlcircuits.models import resolved_device
+    from rlcircuits.models.checkpoints import resolved_device
 
     where = resolved_device(device)
     size = 4096 if where.type == "cuda" else 512
@@ -188,7 +190,7 @@ class _Shape:
     """What the work of a pass depends on."""
 
     def __init__(self, hf: PreTrainedModel, level: str) -> None:
-        from rlcircuits.graph import Graph
+        from rlcircuits.attribution import Graph
 
         config = hf.config.get_text_config()
         self.hf, self.level = hf, level
@@ -214,17 +216,15 @@ class _Shape:
         return (forward + 1) * matrices + (forward + 2) * attention + 2 * length * self.width * self.rectangle
 
     def bytes_per_token(self, lean: bool) -> int:
-        from rlcircuits.batching import bytes_per_token
+        from rlcircuits.attribution import bytes_per_token
 
         return bytes_per_token(self.hf, self.level, lean)
 
 
 def _on_meta(model: Any, dtype: str) -> tuple[str, PreTrainedModel, ModelPair | None]:
     """The name, the model without numbers, and the pair if it is one."""
-    if isinstance(model, str) and not Path(model).exists() and (model.count("/") != 1 or model.startswith("family/")):
-        from rlcircuits.models import pair as registered
-
-        model = registered(model)
+    if isinstance(model, str) and not Path(model).exists() and (model.count("/") != 1 or provider_of(model) is not None):
+        model = pair(model)
     if isinstance(model, ModelPair):
         return model.name, _built(config_of(model), dtype), model
     if isinstance(model, Mapping):

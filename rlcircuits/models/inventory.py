@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcircuits.adapters import is_adapter
 from rlcircuits.errors import InputError
-from rlcircuits.estimate import config_of, parameters
-from rlcircuits.models import ModelPair, local_checkpoint, pairs
-from rlcircuits.weights import stored_parameters
+from rlcircuits.extensions import provided
+from rlcircuits.models.adapters import is_adapter
+from rlcircuits.models.checkpoints import local_checkpoint
+from rlcircuits.models.cost import config_of, parameters
+from rlcircuits.models.known import GROUP, pairs
+from rlcircuits.models.pairing import ModelPair
+from rlcircuits.models.weights import stored_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rlcircuits.store import Store
+    from rlcircuits.storage import Store
 
 COLUMNS = ["pair", "method", "base", "tuned", "parameters", "here", "note"]
 
 
 def pair_table(file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """The registered pairs and the family's, one row each; nothing is trained or fetched.
+    """The registered pairs and those that packages provide, one row each; nothing is trained or fetched.
 
     Args:
         file: YAML that adds pairs, see `rlcircuits.pairs`.
-        store: where the family's members of seed 0 are; ``runs`` by default.
+        store: where provided pairs are kept; ``runs`` by default.
 
     Returns:
         ``pair``, ``method``, ``base`` and ``tuned`` (path or hub id), ``parameters`` (of one model, None where unknown), ``here``
@@ -44,7 +46,8 @@ def pair_table(file: str | os.PathLike[str] | None = None, store: Store | str | 
     """
     import pandas as pd
 
-    rows = [_row(one) for one in pairs(file).values()] + [_family_row(*one) for one in _family(store)]
+    rows = [_row(one) for one in pairs(file).values()]
+    rows += [row for provider in provided(GROUP).values() for row in provider.rows(store)]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"parameters": "Int64"})
 
 
@@ -67,9 +70,14 @@ def _row(pair: ModelPair) -> dict[str, object]:
         "base": pair.base,
         "tuned": pair.tuned,
         "parameters": _size(pair, base),
-        "here": {(True, True): "both", (True, False): "base", (False, True): "tuned"}.get((base is not None, tuned is not None), "no"),
+        "here": which_are_here(base is not None, tuned is not None),
         "note": " ".join(pair.note.split()),
     }
+
+
+def which_are_here(base: bool, tuned: bool) -> str:
+    """``"both"``, ``"base"``, ``"tuned"`` or ``"no"``."""
+    return {(True, True): "both", (True, False): "base", (False, True): "tuned"}.get((base, tuned), "no")
 
 
 def _size(pair: ModelPair, base: Path | None) -> int | None:
@@ -100,32 +108,3 @@ def _complete(folder: Path) -> bool:
         return all((folder / name).is_file() for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _family(store: Store | str | os.PathLike[str] | None) -> list[tuple[str, Mapping[str, Path]]]:
-    """Each descendant and the folders of its pair that are there, base first."""
-    from rlcircuits.family.member import member_inputs
-    from rlcircuits.family.recipe import DEFAULT, MEMBERS
-    from rlcircuits.store import Store
-
-    store = store if isinstance(store, Store) else Store("runs" if store is None else store)
-    base = member_inputs("sft", 0, DEFAULT)
-    key = store.path("family", base).name
-    inputs = {member: base if member == "sft" else member_inputs(member, 0, DEFAULT, key) for member in MEMBERS}
-    there = {member: store.path("family", one) for member, one in inputs.items() if (store.path("family", one) / "manifest.json").is_file()}
-    return [(member, {side: there[side] for side in ("sft", member) if side in there}) for member in MEMBERS if member != "sft"]
-
-
-def _family_row(member: str, there: Mapping[str, Path]) -> dict[str, object]:
-    from rlcircuits.family.train import METHODS
-
-    base, tuned = there.get("sft"), there.get(member)
-    return {
-        "pair": f"family/{member}",
-        "method": METHODS[member],
-        "base": "the family's base",
-        "tuned": f"its {member} descendant",
-        "parameters": stored_parameters(base) if base is not None else None,
-        "here": {(True, True): "both", (True, False): "base", (False, True): "tuned"}.get((base is not None, tuned is not None), "no"),
-        "note": "" if tuned is not None else "made by `rlcircuits family`, or when it is first asked for",
-    }

@@ -2,8 +2,8 @@
 
 1. `outline_of` reads configuration, generation settings and tokenizer of a local folder or hub id. An adapter has the shape of
    its base, and its own tokenizer if it brings one.
-2. `rlcircuits.models.ModelPair.check` compares two of them, so that a pair that cannot be compared is refused before any work.
-3. Answers that another engine made are read with no more than this (`rlcircuits.interchange`).
+2. `rlcircuits.models.pairing.ModelPair.check` compares two of them, so that a pair that cannot be compared is refused before any work.
+3. Answers that another engine made are read with no more than this (`rlcircuits.answers.interchange`).
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def outline_of(
     """
     from transformers import AutoConfig
 
-    from rlcircuits.adapters import hub_adapter, is_adapter
-    from rlcircuits.models import explained, load_tokenizer, local_checkpoint
+    from rlcircuits.models.adapters import hub_adapter, is_adapter
+    from rlcircuits.models.checkpoints import explained, local_checkpoint
+    from rlcircuits.models.tokenizer import load_tokenizer
 
     name = os.fspath(name)
     local = local_checkpoint(name)

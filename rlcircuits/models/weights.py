@@ -18,9 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.adapters import is_adapter
 from rlcircuits.errors import InputError
-from rlcircuits.models import Model, ModelPair, check_pair, explained, local_checkpoint
+from rlcircuits.models.adapters import is_adapter
+from rlcircuits.models.checkpoints import explained, local_checkpoint
+from rlcircuits.models.loading import Model
+from rlcircuits.models.pairing import ModelPair, check_pair
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,7 +29,7 @@ def entries(builtin: str, file: str | os.PathLike[str] | None, environment: str,
     """The entries of a built-in table and of a user's, by name.
 
     Args:
-        builtin: name of the package's own file, such as ``"pairs.yaml"``.
+        builtin: package and name of the package's own file, such as ``"rlcircuits.models:pairs.yaml"``.
         file: the user's file; None stands for what the variable `environment` names, if it is set.
         environment: an environment variable that may name a user's file.
         kinds: the keys an entry may have, and of which type(s) each is.
@@ -40,13 +40,14 @@ def entries(builtin: str, file: str | os.PathLike[str] | None, environment: str,
     Raises:
         InputError: a file that cannot be read, or an entry that is not as expected.
     """
-    own = resources.files("rlcircuits") / builtin
+    package, _, name = builtin.partition(":")
+    own = resources.files(package) / name
     known = read(own, own.read_text("utf-8"), kinds)
     given = file if file is not None else os.environ.get(environment) or None
     if given is None:
         return known
     path = Path(given).expanduser()
-    added = read(path, _text(path, builtin), kinds)
+    added = read(path, _text(path, name), kinds)
     for name in known.keys() & added.keys():
         warnings.warn(f"{str(path)!r}: {name!r} takes the place of the built-in entry of that name", Overridden, stacklevel=4)
     return known | {name: entry | {"_file": str(path)} for name, entry in added.items()}

@@ -2,10 +2,10 @@
 
 For each pair:
 
-1. both models answer every problem greedily (`rlcircuits.answers.generate`), or their answers are read from a file
-   (`rlcircuits.interchange`);
+1. both models answer every problem greedily (`rlcircuits.answers.selection.generate`), or their answers are read from a file
+   (`rlcircuits.answers.interchange`);
 2. the problems that both answer correctly, with answers of balanced length, are selected and cut at
-   T_cut = max(⌊α T̄⌋, 1) tokens (`rlcircuits.answers.select`);
+   T_cut = max(⌊α T̄⌋, 1) tokens (`rlcircuits.answers.selection.select`);
 3. each model's loss on its own cut answers is attributed to the edges of its graph (`rlcircuits.attribute`);
 4. the metrics of both are compared, paired by problem (`rlcircuits.compare`).
 
@@ -21,29 +21,37 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from importlib import resources
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import Answer, Selection, generate, load_answers, save_answers, select
-from rlcircuits.engines import ENGINES
+from rlcircuits.answers import (
+    ANSWERS,
+    ENGINES,
+    SIDES,
+    Answer,
+    Problem,
+    ProblemSet,
+    Selection,
+    generate,
+    load_answers,
+    read_answers,
+    save_answers,
+    select,
+)
+from rlcircuits.attribution import LEVELS, Trace
 from rlcircuits.errors import InputError, choose
-from rlcircuits.graph import LEVELS
-from rlcircuits.inference import compare
-from rlcircuits.interchange import SIDES, read_answers
+from rlcircuits.metrics import COMPARISON, compare
 from rlcircuits.models import Model, ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
-from rlcircuits.problems import Problem, ProblemSet
-from rlcircuits.store import Store, load_scores, load_table, save_scores, save_table
-from rlcircuits.traces import Trace
+from rlcircuits.storage import Store, load_scores, load_table, save_scores, save_table
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from transformers import PreTrainedTokenizerBase
 
-    from rlcircuits.outline import Outline
+    from rlcircuits.models import Outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +182,7 @@ class Study:
         """All comparisons in one table, indexed by (pair, metric), with Holm-corrected p-values over all its rows."""
         import pandas as pd
 
-        from rlcircuits.inference import holm
+        from rlcircuits.metrics import holm
 
         table = pd.concat({name: one.comparison for name, one in self.pairs.items()}, names=["pair", "metric"])
         return table.assign(p_holm=holm(table["p"]))
@@ -219,7 +227,7 @@ def study(
         beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
-        engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generate`.
+        engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.selection.generate`.
         answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
             base's and the tuned model's files; with several pairs, such by pair name.
         memory, ig_steps: as for `rlcircuits.attribute`.
@@ -311,15 +319,6 @@ def _files(given: Any, names: Sequence[str]) -> dict[str, Any]:
     if len(names) > 1:
         raise InputError(f"answers of {len(names)} pairs: expected a mapping of pair name to file, {{{names[0]!r}: …}}")
     return {names[0]: given}
-
-
-@lru_cache(maxsize=None)
-def source_digest(*modules: str) -> str:
-    """SHA-256 over the source of modules of this package: part of a step's key, so that changed code computes anew."""
-    whole = hashlib.sha256()
-    for module in modules:
-        whole.update((resources.files("rlcircuits") / f"{module}.py").read_bytes())
-    return whole.hexdigest()[:16]
 
 
 def _digest(traces: Iterable[Trace]) -> str:
@@ -416,7 +415,7 @@ class _Run:
                 "prompt": pair.prompt,
                 "max_new_tokens": pair.max_new_tokens,
                 "engine": self.engine,
-                "code": source_digest("answers", "problems", "engines", "outline"),
+                "code": str(ANSWERS),
             }
             for side in sides
         ]
@@ -443,14 +442,14 @@ class _Run:
         return [found[side] for side in SIDES]
 
     def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
-        from rlcircuits.attribution import CODE, attribute
+        from rlcircuits.attribution import SCORES, attribute
 
         inputs = {
             **side.key,
             "traces": _digest([trace.cut(cut) for trace in traces]),
             **self.scoring.key,
             "cut": cut,
-            "code": source_digest(*CODE),
+            "code": str(SCORES),
         }
 
         def build(folder: Path) -> None:
@@ -462,9 +461,9 @@ class _Run:
     def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
         import pandas as pd
 
-        from rlcircuits.attribution import token_losses
+        from rlcircuits.attribution import LOSSES, token_losses
 
-        inputs = {**side.key, "traces": _digest(traces), "code": source_digest("attribution", "recording", "batching")}
+        inputs = {**side.key, "traces": _digest(traces), "code": str(LOSSES)}
 
         def build(folder: Path) -> None:
             losses = token_losses(side.model, traces, batch_size=self.batch_size)
@@ -477,12 +476,10 @@ class _Run:
         """The exact effect of one edge on each trace, in nats, by problem."""
         import pandas as pd
 
-        from rlcircuits.ablation import ablate
-        from rlcircuits.attribution import CODE
+        from rlcircuits.attribution import EFFECTS, ablate
 
         digest = _digest([trace.cut(cut) for trace in traces])
-        code = source_digest("ablation", *CODE)
-        inputs = {**side.key, "traces": digest, "level": self.scoring.level, "cut": cut, "edge": edge, "code": code}
+        inputs = {**side.key, "traces": digest, "level": self.scoring.level, "cut": cut, "edge": edge, "code": str(EFFECTS)}
 
         def build(folder: Path) -> None:
             exact = ablate(side.model, traces, self.scoring.level, [edge], cut=cut, batch_size=self.batch_size)
@@ -496,7 +493,7 @@ class _Run:
 
     def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
         digest = [hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest() for one in (base, tuned)]
-        inputs = {"base": digest[0], "tuned": digest[1], "code": source_digest("inference", "metrics")}
+        inputs = {"base": digest[0], "tuned": digest[1], "code": str(COMPARISON)}
 
         def build(folder: Path) -> None:
             save_table(compare(base, tuned).reset_index(), folder / "comparison.parquet")

@@ -1,7 +1,7 @@
 """What the cells of a sweep will cost, as far as anything is known of it.
 
 1. A cell that ran before under any key: the seconds it took.
-2. Otherwise `rlcircuits.estimate`, for a cell that names a pair.
+2. Otherwise `rlcircuits.models.cost`, for a cell that names a pair.
 3. Otherwise the mean of the cells that ran before in the same folder. Otherwise unknown, NaN.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rlcircuits.errors import InputError
-from rlcircuits.sweep_plan import Cell, Plan
-from rlcircuits.sweep_worker import read_record
+from rlcircuits.sweeps.plan import Cell, Plan
+from rlcircuits.sweeps.worker import read_record
 
 
 def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -46,10 +46,10 @@ def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]
 
 def _estimate(cell: Cell, first: bool) -> float | None:
     """By the model's size; the first cell of a group also pays for the answers."""
-    from rlcircuits.estimate import estimate
+    from rlcircuits.models import estimate, provider_of
 
     given = cell.parameters
-    if not given.get("pair") or given["pair"].startswith("family/"):
+    if not given.get("pair") or provider_of(given["pair"]) is not None:
         return None
     asked = given.get("n_problems") or (_count(given.get("problems", "")) if first else None)
     if first and asked is None:
@@ -66,8 +66,8 @@ def _estimate(cell: Cell, first: bool) -> float | None:
 @functools.lru_cache(maxsize=None)
 def _count(problems: str) -> int | None:
     """How many problems a set has; None where that is not to be had without fetching it."""
-    from rlcircuits.problem_sets import problem_sets
-    from rlcircuits.sweep_inputs import chosen_problems
+    from rlcircuits.answers import problem_sets
+    from rlcircuits.lab import chosen_problems
 
     registered = problem_sets().get(problems, {})
     if "size" in registered or "hub" in registered:

@@ -10,7 +10,7 @@ A sweep file is YAML::
 2. **Expand**: the product of the lists in ``grid``, the last parameter fastest, then the mappings in ``cells``; ``fixed`` holds for
    all of them, and a cell's own value goes before it.
 3. **Check** each cell against the notebook's `parameters` cell (names and types), then by the notebook's own call of
-   `rlcircuits.notebook.validate` (bounds, names of levels, pairs and problem sets). No other code of the notebook runs.
+   `rlcircuits.lab.parameters.validate` (bounds, names of levels, pairs and problem sets). No other code of the notebook runs.
 4. **Key** of a cell = hash of the notebook's source, the cell's parameters, the files these name and the package's source. A cell
    that finished under the same key need not run again.
 5. **Group**: cells that agree in the parameters of ``share`` use the same answers of the models. One of each group runs first.
@@ -35,9 +35,9 @@ from typing import Any
 
 import yaml
 
-from rlcircuits import notebook
 from rlcircuits.errors import InputError
-from rlcircuits.store import canonical_json, key_of
+from rlcircuits.lab import parameters as notebook
+from rlcircuits.storage import canonical_json, key_of, versions
 
 KEYS = ("notebook", "grid", "cells", "fixed", "share", "show", "timeout")
 SHARED = ("pair", "pairs", "base", "tuned", "problems")
@@ -437,7 +437,7 @@ class _Digest:
         files = {name: found for name, value in texts.items() if (found := self.files(value))}
         return key_of(
             "sweep-cell",
-            {"notebook": self.notebook, "package": package_digest(), "parameters": row, "files": files},
+            {"notebook": self.notebook, "steps": versions(), "parameters": row, "files": files},
         )
 
     def _file(self, value: str) -> str | None:
@@ -459,17 +459,6 @@ class _Digest:
         except (OSError, ValueError, RuntimeError):
             pass
         return None
-
-
-@functools.cache
-def package_digest() -> str:
-    """SHA-256 over the source of this package: changed code runs cells again (artefacts have finer keys of their own)."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".yaml")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _near(name: object, known: Iterable[str]) -> str:

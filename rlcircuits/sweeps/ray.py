@@ -19,10 +19,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
-from rlcircuits.sweep_worker import CANNOT_WRITE, LOG, Order
+from rlcircuits.sweeps.worker import CANNOT_WRITE, LOG, Order
 
 if TYPE_CHECKING:
-    from rlcircuits.sweep import Settings
+    from rlcircuits.sweeps.run import Settings
 
 STORE_BYTES = 100 * 2**20  # of Ray's object store: orders and words are all that passes through it
 
@@ -49,7 +49,7 @@ def require(address: str | None = None) -> None:
 
 
 class Ray:
-    """Tasks on a cluster; see `rlcircuits.sweep.Engine`."""
+    """Tasks on a cluster; see `rlcircuits.sweeps.run.Engine`."""
 
     def __init__(self, settings: Settings) -> None:
         require(settings.address)
@@ -138,14 +138,14 @@ def _connect(settings: Settings) -> None:
 def _cell(order: Order) -> str | None:
     """On a node: run the cell in a process of its own; returns what is known of its end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlcircuits.sweep_worker"],
+        [sys.executable, "-m", "rlcircuits.sweeps.worker"],
         stdin=subprocess.PIPE,
         env={**os.environ, **order["environment"]},
     )
     try:
         process.communicate(json.dumps(order).encode())
     finally:
-        from rlcircuits.sweep_worker import end_tree
+        from rlcircuits.sweeps.worker import end_tree
 
         if process.poll() is None:
             end_tree(process.pid)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rlcircuits.sweep_plan import Cell, Plan
-from rlcircuits.sweep_worker import NOTEBOOK, PAGE
+from rlcircuits.sweeps.plan import Cell, Plan
+from rlcircuits.sweeps.worker import NOTEBOOK, PAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def summary_table(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
 
 def write_report(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
     """Write ``summary.parquet`` and ``index.html`` into the sweep's folder; returns the table."""
-    from rlcircuits.store import save_table, written
+    from rlcircuits.storage import save_table, written
 
     table = summary_table(plan, records, folder)
     save_table(table, folder / SUMMARY)
@@ -125,7 +125,7 @@ def notebook_page(executed: NotebookNode, name: str) -> str | None:
             cell.outputs = [
                 output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})
             ]
-            for output in cell.outputs:  # a figure is drawn from its own HTML, see `rlcircuits.display`
+            for output in cell.outputs:  # a figure is drawn from its own HTML, see `rlcircuits.lab.display`
                 if "rlc-figure" in str(output.get("data", {}).get("text/html", "")):
                     output["data"].pop("application/vnd.plotly.v1+json", None)
     exporter = HTMLExporter(
@@ -148,7 +148,7 @@ def write_static(folder: Path) -> None:
     with resources.as_file(source) as file:
         if target.is_file() and target.stat().st_size == file.stat().st_size:
             return
-        from rlcircuits.store import written
+        from rlcircuits.storage import written
 
         with written(target) as temporary:
             shutil.copyfile(file, temporary)

@@ -1,11 +1,11 @@
 """A grid of papermill runs, on this machine or on Ray: interrupted at any moment, it goes on where it was.
 
-1. The sweep file becomes cells, checked before anything starts (`rlcircuits.sweep_plan`).
+1. The sweep file becomes cells, checked before anything starts (`rlcircuits.sweeps.plan`).
 2. The folder is locked: one sweep at a time. What finished there under the same key is kept; the rest is due.
 3. Of each group of cells that share the models' answers, one runs first; then the others, which find these answers in the store.
-4. Each cell runs in a process of its own (`rlcircuits.sweep_worker`) and leaves its record in its folder: a fault stays there.
+4. Each cell runs in a process of its own (`rlcircuits.sweeps.worker`) and leaves its record in its folder: a fault stays there.
    A process that was lost, or an error that may pass, is tried again after the others, and alone when memory was short.
-5. The records become ``summary.parquet`` and ``index.html`` (`rlcircuits.sweep_report`): in the end, after a Ctrl-C, and now and
+5. The records become ``summary.parquet`` and ``index.html`` (`rlcircuits.sweeps.report`): in the end, after a Ctrl-C, and now and
    then meanwhile.
 
 Nothing but the records is state. A sweep that was killed leaves them; the next one reads them.
@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.interruption import Interruptions, terminable, uninterruptible_children
-from rlcircuits.store import StoreError, written
-from rlcircuits.sweep_plan import Cell, Plan, load_plan
-from rlcircuits.sweep_report import shown, write_report, write_static
-from rlcircuits.sweep_worker import (
+from rlcircuits.storage import StoreError, written
+from rlcircuits.sweeps.plan import Cell, Plan, load_plan
+from rlcircuits.sweeps.report import shown, write_report, write_static
+from rlcircuits.sweeps.worker import (
     CANNOT_WRITE,
     Order,
     end_tree,
@@ -123,7 +123,7 @@ class Outcome:
     Attributes:
         plan: what was asked.
         folder: where it is.
-        table: see `rlcircuits.sweep_report.summary_table`.
+        table: see `rlcircuits.sweeps.report.summary_table`.
     """
 
     plan: Plan
@@ -142,7 +142,7 @@ def sweep(
     """Run what is due of a sweep and write its summary.
 
     Args:
-        file: the sweep file, see `rlcircuits.sweep_plan`.
+        file: the sweep file, see `rlcircuits.sweeps.plan`.
         out: its folder; ``runs/sweeps/<name of the file>`` by default.
         settings: how it runs.
 
@@ -207,7 +207,7 @@ def preview(
     """
     import pandas as pd
 
-    from rlcircuits.sweep_cost import seconds_of
+    from rlcircuits.sweeps.cost import seconds_of
 
     settings = settings or Settings()
     plan = load_plan(file)
@@ -388,7 +388,7 @@ class Local:
             from multiprocessing import forkserver
 
             self.context.set_forkserver_preload(
-                ["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweep_worker"]
+                ["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweeps.worker"]
             )
             with uninterruptible_children():
                 forkserver.ensure_running()
@@ -459,7 +459,7 @@ def _devices(per_cell: int) -> deque[str]:
 def _engine_factory(settings: Settings) -> Any:
     if settings.engine == "local":
         return Local
-    from rlcircuits.sweep_ray import Ray, require
+    from rlcircuits.sweeps.ray import Ray, require
 
     require(settings.address)
     return Ray

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rlcircuits.errors import InputError
-from rlcircuits.store import canonical_json, written
+from rlcircuits.storage import canonical_json, written
 
 RECORD, NOTEBOOK, PAGE, LOG, RUNNING = (
     "record.json",
@@ -103,7 +103,7 @@ def work(order: Order) -> None:
 
 
 def main() -> None:
-    """``python -m rlcircuits.sweep_worker``: the order as JSON on the standard input."""
+    """``python -m rlcircuits.sweeps.worker``: the order as JSON on the standard input."""
     work(json.loads(sys.stdin.read()))
 
 
@@ -231,7 +231,7 @@ def _locked(folder: Path):
 
 def _run(order: Order) -> dict[str, Any]:
     """Steps 3 and 4, up to the record."""
-    from rlcircuits import notebook
+    from rlcircuits.lab import parameters as notebook
 
     folder, started = Path(order["folder"]), time.monotonic()
     status, error, retry, metrics = "done", None, False, {}
@@ -267,7 +267,7 @@ def _run(order: Order) -> dict[str, Any]:
 
 def _publish(folder: Path, name: str) -> float:
     """Give the executed notebook its name and a page; returns the seconds its own cells took."""
-    from rlcircuits import notebook
+    from rlcircuits.lab import parameters as notebook
 
     for old in (NOTEBOOK, PAGE):
         (folder / old).unlink(missing_ok=True)
@@ -280,7 +280,7 @@ def _publish(folder: Path, name: str) -> float:
         durations = [cell.metadata.get("papermill", {}).get("duration") for cell in executed.cells]
     except (InputError, AttributeError):
         return 0.0
-    from rlcircuits.sweep_report import notebook_page
+    from rlcircuits.sweeps.report import notebook_page
 
     try:
         page = notebook_page(executed, name)

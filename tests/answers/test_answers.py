@@ -16,10 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.answers import Answer, encode_prompt, end_tokens, generate, load_answers, save_answers, select
+from rlcircuits.answers.problems import GRADERS
+from rlcircuits.answers.selection import (
+    Answer,
+    encode_prompt,
+    end_tokens,
+    generate,
+    load_answers,
+    save_answers,
+    select,
+)
 from rlcircuits.errors import InputError
-from rlcircuits.problems import GRADERS
-from tests.checkpoints import WORDS, save, tokenizer
+from tests.fixtures.checkpoints import WORDS, save, tokenizer
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 ARCHITECTURES = ("qwen2", "llama", "mistral")

@@ -9,11 +9,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import rlcircuits as rc
-from rlcircuits import answers as making
-from rlcircuits.cli import main
-from rlcircuits.interchange import OtherPrompts
-from rlcircuits.outline import outline_of
-from tests.checkpoints import WORDS, save
+from rlcircuits.answers import selection as making
+from rlcircuits.answers.interchange import OtherPrompts
+from rlcircuits.cli.main import main
+from rlcircuits.models.outline import outline_of
+from tests.fixtures.checkpoints import WORDS, save
 
 LONGEST = 8
 
@@ -76,7 +76,7 @@ def test_an_ending_token_ends_the_answer(world, tmp_path):
 def test_a_study_of_imported_answers_is_that_of_generated_ones(world, monkeypatch):
     settings = {"keep": "all", "alpha": 1.0, "device": "cpu", "store": world.root / "runs"}
     expected = rc.study(world.pair, world.problems, **settings)
-    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     found = rc.study(world.pair, world.problems, answers=world.file, **settings)
     assert found.table().equals(expected.table())
     assert rc.study([world.pair], world.problems, answers={"own": world.file}, **settings).table().equals(expected.table())

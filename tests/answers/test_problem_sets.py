@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.cli import main
+from rlcircuits.answers.problems import Problem, ProblemSet, grade, problem_set, reference_answer
+from rlcircuits.answers.sets import check_problems, problem_sets
+from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
-from rlcircuits.problem_sets import check_problems, problem_sets
-from rlcircuits.problems import Problem, ProblemSet, grade, problem_set, reference_answer
-from rlcircuits.registry import Overridden
-from tests.published_formats import PROBLEMS, problems_file
+from rlcircuits.storage.registry import Overridden
+from tests.fixtures.published_formats import PROBLEMS, problems_file
 
 DATA = os.environ.get("RLCIRCUITS_DATA")
 #: all rows of the public sets (minutes), or a sample of so many

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rlcircuits.errors import InputError
-from rlcircuits.problems import (
+from rlcircuits.answers.problems import (
     GRADERS,
     Problem,
     ProblemSet,
@@ -27,6 +26,7 @@ from rlcircuits.problems import (
     load_problems,
     stated_answer,
 )
+from rlcircuits.errors import InputError
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 DATA = os.environ.get("RLCIRCUITS_DATA")

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from rlcircuits.ablation import rerun
-from rlcircuits.architecture import Architecture
-from rlcircuits.recording import padded
-from tests.architectures import PAGE, page
-from tests.checkpoints import save
-from tests.models import KINDS, REFUSED, in_float64, refused, tiny
-from tests.reference import directional_scores, exact_scores, loss, nodes, outputs_of
-from tests.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
+from rlcircuits.attribution.ablation import rerun
+from rlcircuits.attribution.architecture import Architecture
+from rlcircuits.attribution.recording import padded
+from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
+from tests.fixtures.architectures import PAGE, page
+from tests.fixtures.checkpoints import save
+from tests.fixtures.models import KINDS, REFUSED, in_float64, refused, tiny
+from tests.fixtures.reference import directional_scores, exact_scores, loss, nodes, outputs_of
 
 OTHER = (50, 8, 8, 31, 12)
 TRACE = [rc.Trace("p", PROMPT, ANSWER)]
@@ -208,7 +208,7 @@ def test_scores_are_those_of_transformer_lens(kind, options, tmp_path):
 
 
 def test_the_page_says_what_runs_show():
-    assert PAGE.read_text() == page(), "write it anew: python -m tests.architectures"
+    assert PAGE.read_text() == page(), "write it anew: python -m tests.fixtures.architectures"
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from tests.models import in_float64, tiny
-from tests.reference import exact_scores, loss, names
+from tests.fixtures.models import in_float64, tiny
+from tests.fixtures.reference import exact_scores, loss, names
 
 ARCHITECTURES = ("llama", "mistral", "qwen2")
 LEVELS = ("block", "qkv", "head")
@@ -89,7 +89,7 @@ def test_scores_do_not_depend_on_batch_padding_or_order(architecture):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), cut=st.none() | st.integers(1, 12), chunk=st.integers(1, 1 << 16))
 def test_invariance_under_batch_cut_and_chunk(seed, batch, cut, chunk):
-    from rlcircuits import contraction
+    from rlcircuits.attribution import contraction
 
     hf, some = _shared(), traces(seed, 6)
     expected = [rc.attribute(hf, [trace.cut(cut)], "head")[0] for trace in some]

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from tests.checkpoints import save
-from tests.models import in_float64, tiny
-from tests.reference import directional_scores, exact_scores, loss, outputs_of
-from tests.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
+from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
+from tests.fixtures.checkpoints import save
+from tests.fixtures.models import in_float64, tiny
+from tests.fixtures.reference import directional_scores, exact_scores, loss, outputs_of
 
 OTHER = (50, 8, 8, 31, 12)
 MODES = ("fast", "lean")
@@ -34,7 +34,7 @@ def test_a_lean_pass_gives_the_derivative_of_an_edge_by_edge_model(architecture,
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), positions=st.integers(1, 9), level=st.sampled_from(LEVELS))
 def test_lean_and_fast_agree_in_any_batch(seed, batch, positions, level):
-    from rlcircuits import passes
+    from rlcircuits.attribution import passes
 
     hf, some = _shared(), traces(seed, 6)
     kept, passes.LOGIT_POSITIONS = passes.LOGIT_POSITIONS, positions
@@ -137,7 +137,7 @@ def test_on_a_linear_loss_integrated_gradients_are_plain_scores():
 
 
 def test_running_out_of_memory_halves_the_batch_then_recomputes(monkeypatch):
-    from rlcircuits import attribution
+    from rlcircuits.attribution import eap as attribution
 
     hf, some = in_float64(tiny("qwen2")), traces(n=6)
     expected = rc.attribute(hf, some)
@@ -159,7 +159,8 @@ def test_running_out_of_memory_halves_the_batch_then_recomputes(monkeypatch):
 
 
 def test_auto_is_lean_only_where_fast_would_not_fit(monkeypatch):
-    from rlcircuits import attribution, batching
+    from rlcircuits.attribution import batching
+    from rlcircuits.attribution import eap as attribution
 
     hf, used = tiny("llama", torch.float32), []
     real = attribution.score_batch
@@ -176,7 +177,7 @@ def test_auto_is_lean_only_where_fast_would_not_fit(monkeypatch):
 
 def test_the_estimate_of_memory_is_of_the_right_size():
     """Against what PyTorch's own hooks see: the bytes that automatic differentiation saves in one pass."""
-    from rlcircuits.batching import bytes_per_token
+    from rlcircuits.attribution.batching import bytes_per_token
 
     hf = tiny("llama", torch.float32, hidden_size=256, intermediate_size=704, layers=6, max_position_embeddings=512)
     saved = {}
@@ -252,7 +253,7 @@ def test_bad_modes_are_one_clear_message(options, says):
 
 
 def test_rows_are_batched_with_rows_of_their_length():
-    from rlcircuits.batching import _alike
+    from rlcircuits.attribution.batching import _alike
 
     lengths = sorted(np.random.default_rng(0).integers(40, 401, 32).tolist(), reverse=True)
     at, padded, batches = 0, 0, 0

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits import ablation, circuits
-from rlcircuits.circuits import SHARES, areas
-from rlcircuits.journal import OtherInputs
-from rlcircuits.store import DamagedArtefact, StoreError
-from tests.models import in_float64, tiny
-from tests.reference import loss
+from rlcircuits.attribution import ablation, circuits
+from rlcircuits.attribution.circuits import SHARES, areas
+from rlcircuits.storage.journals import OtherInputs
+from rlcircuits.storage.store import DamagedArtefact, StoreError
+from tests.fixtures.models import in_float64, tiny
+from tests.fixtures.reference import loss
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ("block", "qkv", "head")
 QUIET = "ignore:without any edge the loss"
 
@@ -361,9 +361,10 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
 _VICTIM = """
 import sys, time, torch
 import rlcircuits as rc
-from rlcircuits import ablation, circuits
-from tests.models import tiny
-from tests.test_circuits import OPTIONS, traces
+from rlcircuits.attribution import ablation
+from rlcircuits.attribution import circuits
+from tests.fixtures.models import tiny
+from tests.attribution.test_circuits import OPTIONS, traces
 losses = ablation._losses
 ablation._losses = lambda *args: (time.sleep(0.05), losses(*args))[1]
 rc.ablate(tiny("qwen2", torch.float32, layers=2), traces(), resume=sys.argv[1], **OPTIONS)
@@ -481,7 +482,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, runs):
 def test_a_second_process_waits_for_the_first(tmp_path):
     from filelock import FileLock, Timeout
 
-    from rlcircuits.journal import journal
+    from rlcircuits.storage.journals import journal
 
     row = np.dtype([("x", "<i4")])
     with journal(tmp_path, "numbers", {"a": 1}, row) as first:

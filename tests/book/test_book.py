@@ -24,11 +24,12 @@ import pytest
 import yaml
 
 import rlcircuits
-from rlcircuits import cli, notebook
-from rlcircuits.display import figure_html
+from rlcircuits.cli import main as cli
 from rlcircuits.errors import InputError
+from rlcircuits.lab import parameters as notebook
+from rlcircuits.lab.display import figure_html
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 import build as machinery  # noqa: E402, I001  (found by the line above)
 import reference  # noqa: E402
@@ -542,7 +543,7 @@ def test_only_figures_are_shown() -> None:
 def test_show_gives_each_front_end_a_form_it_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     import IPython.display
 
-    from rlcircuits.display import show
+    from rlcircuits.lab.display import show
 
     shown = []
     monkeypatch.setattr(IPython.display, "display", lambda data, **more: shown.append((data, more)))
@@ -594,7 +595,7 @@ def test_text_of_the_parser_cannot_become_markup() -> None:
 
 
 def test_the_recipe_of_the_book_is_the_recipe() -> None:
-    from rlcircuits.family.recipe import DEFAULT, MEMBERS
+    from paradigms.family.recipe import DEFAULT, MEMBERS
 
     table = reference.recipe_table()
     for member in MEMBERS:
@@ -669,7 +670,7 @@ def test_a_figure_that_pages_would_drop_is_an_error(tmp_path: Path) -> None:
     bundle = {"application/vnd.plotly.v1+json": {"data": [], "layout": {}}, "text/plain": "Figure"}
     content.cells[1].outputs = [nbformat.v4.new_output("display_data", data=dict(bundle))]
     nbformat.write(content, path)
-    with pytest.raises(InputError, match="one.ipynb, cell 2: show this figure by rlcircuits.display.show"):
+    with pytest.raises(InputError, match="one.ipynb, cell 2: show this figure by rlcircuits.lab.display.show"):
         machinery.for_pages(path)
     content.cells[1].outputs[0].data["text/html"] = "<figure></figure>"
     nbformat.write(content, path)

@@ -16,11 +16,11 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from rlcircuits import notebook
 from rlcircuits.errors import InputError
-from rlcircuits.notebook import number, validate
+from rlcircuits.lab import parameters as notebook
+from rlcircuits.lab.parameters import number, validate
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 # In place of the defaults, wherever a notebook has a parameter of the name.
@@ -116,7 +116,7 @@ def small(tmp_path: Path) -> Path:
             metadata={"tags": ["parameters"]},
         ),
         nbformat.v4.new_code_cell(
-            "from rlcircuits.notebook import number, validate\n"
+            "from rlcircuits.lab.parameters import number, validate\n"
             "validate(globals(), alpha=number(float, above=0, most=1), level=['block', 'head'], n=number(int, least=1),"
             " keep=bool, model=str | None)"
         ),

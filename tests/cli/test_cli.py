@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from rlcircuits.cli import main
-from tests.checkpoints import save, tokenizer
-from tests.models import tiny
+from rlcircuits.cli.main import main
+from tests.fixtures.checkpoints import save, tokenizer
+from tests.fixtures.models import tiny
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Every word is a mark and an answer, so that whatever a model says last is what it states.
 WORDS = tuple(f"#w{i}" for i in range(50))
 
@@ -65,7 +65,7 @@ def options(root: Path, **changes) -> list[str]:
 
 
 def shell(arguments: list[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rlcircuits.cli", *arguments]
+    command = [sys.executable, "-m", "rlcircuits.cli.main", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -174,7 +174,7 @@ def test_one_model_alone(world, capsys):
 def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, changes, says):
     import re
 
-    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     changes = {k: v.format(root=world) if isinstance(v, str) else v for k, v in changes.items()}
     assert main(options(world, **{"out": world / "bad", **changes})) == 2
     said = capsys.readouterr()
@@ -212,8 +212,8 @@ def test_no_problem_left_says_by_which_rule_without_a_traceback(world, tmp_path)
 
 _SLOW = """
 import sys, time
-import rlcircuits.attribution as attribution
-from rlcircuits.cli import main
+import rlcircuits.attribution.eap as attribution
+from rlcircuits.cli.main import main
 attribute = attribution.attribute
 def slow(*args, **kwargs):
     print("attributing", flush=True)
@@ -245,7 +245,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
     assert process.returncode == 130
     assert "interrupted; all that was finished is kept" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("answered again"))
+    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("answered again"))
     assert main(arguments) == 0
     assert (tmp_path / "out" / "tuned.nc").is_file()
 

@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.cli import main
+from rlcircuits.answers.problems import load_problems, problem_set
+from rlcircuits.answers.sets import problem_sets
+from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
-from rlcircuits.models import pairs
-from rlcircuits.problem_sets import problem_sets
-from rlcircuits.problems import load_problems, problem_set
-from tests.checkpoints import WORDS, save
+from rlcircuits.models.known import pairs
+from tests.fixtures.checkpoints import WORDS, save
 
 COUNT = int(os.environ.get("RLCIRCUITS_FUZZ", "40"))
 ODD = [

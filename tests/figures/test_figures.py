@@ -11,10 +11,11 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from rlcircuits import figures, metrics
+from rlcircuits import figures
+from rlcircuits.attribution.graph import Graph
 from rlcircuits.errors import InputError
-from rlcircuits.graph import Graph
-from rlcircuits.inference import compare
+from rlcircuits.metrics import definitions as metrics
+from rlcircuits.metrics.inference import compare
 
 EVIL = '<script>alert("x")</script> $x^2$ &lt;b&gt;'
 SAFE = '&lt;script&gt;alert("x")&lt;/script&gt; &#36;x^2&#36; &amp;lt;b&amp;gt;'

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlcircuits.display import comparison, digits
+from rlcircuits.lab.display import comparison, digits
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from rlcircuits import metrics
+from rlcircuits.attribution.graph import Graph
 from rlcircuits.errors import InputError
-from rlcircuits.explorer import MEAN, explore, largest_differences, merged
-from rlcircuits.explorer_pictures import Dots, graph_svg, heatmap_svg, png, scatter_svg
-from rlcircuits.graph import Graph
+from rlcircuits.lab.explorer import MEAN, explore, largest_differences, merged
+from rlcircuits.lab.pictures import Dots, graph_svg, heatmap_svg, png, scatter_svg
+from rlcircuits.metrics import definitions as metrics
 
 EVIL = '<script>alert("x")</script> $x^2$'
 WORDS = ["29", "+", "1", "=", "30", EVIL]
@@ -169,9 +169,9 @@ def test_qkv_scores_can_be_shown_at_block_level():
 
 
 def test_merged_scores_are_those_attributed_at_block_level():
-    from rlcircuits.attribution import attribute
-    from rlcircuits.traces import Trace
-    from tests.models import tiny
+    from rlcircuits.attribution.eap import attribute
+    from rlcircuits.attribution.traces import Trace
+    from tests.fixtures.models import tiny
 
     model = tiny("qwen2")
     traces = [Trace("a", (3, 4, 5), (6, 7)), Trace("b", (8, 9), (10, 11, 12))]
@@ -363,7 +363,7 @@ def test_a_clicked_edge_is_shown_on_every_problem():
 def computable(tmp_path_factory):
     """A study of two tiny checkpoints that knows how it was made."""
     import rlcircuits as rc
-    from tests.checkpoints import save
+    from tests.fixtures.checkpoints import save
 
     folder = tmp_path_factory.mktemp("computable")
     for seed, name in enumerate(("base", "one")):
@@ -382,8 +382,8 @@ def over(explorer, seconds: float = 240) -> None:
 
 
 def test_what_the_store_lacks_is_computed_beside_and_shown(computable):
-    from rlcircuits.ablation import ablate
-    from rlcircuits.models import load_model
+    from rlcircuits.attribution.ablation import ablate
+    from rlcircuits.models.loading import load_model
 
     explorer = explore(computable).explorer
     began = time.monotonic()
@@ -419,7 +419,7 @@ def test_a_stopped_job_says_so_and_can_be_asked_for_again(computable):
 
 
 def test_a_job_that_fails_is_told_and_the_next_one_runs():
-    from rlcircuits.explorer_jobs import Worker
+    from rlcircuits.lab.jobs import Worker
 
     worker, told = Worker(), []
     worker.submit(os.path.getsize, {"filename": "/no/such/file"}, told.append)
@@ -483,7 +483,7 @@ def test_what_is_no_view_is_refused(tmp_path):
 
 
 def test_paths_and_one_model_only(tmp_path):
-    from rlcircuits.store import save_scores
+    from rlcircuits.storage.store import save_scores
 
     message = explore(str(tmp_path / "nowhere")).explorer.message.value
     assert "no study at" in message and "is no folder" in message and "rc.study" in message

@@ -18,9 +18,9 @@ import nbformat
 import pytest
 
 import rlcircuits as rc
-from tests.checkpoints import save
+from tests.fixtures.checkpoints import save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Every token that the models can say is markup of some kind: it must be seen as it is.
 WORDS = tuple((f"$w_{i}$", f"<script>window.evil={i}</script>", f"\\(y_{i}\\)", f"**b{i}**", f"<b>{i}</b>")[i % 5] for i in range(50))
 CELL = """\

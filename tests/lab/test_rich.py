@@ -15,15 +15,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from rlcircuits import completion, rich
-from rlcircuits.answers import Selection
-from rlcircuits.display import export
+from rlcircuits.answers.selection import Selection
+from rlcircuits.attribution.graph import Graph
 from rlcircuits.errors import InputError
-from rlcircuits.graph import Graph
-from rlcircuits.inference import compare
-from rlcircuits.models import ModelPair
-from rlcircuits.pipeline import PairStudy, Study
-from tests.test_explorer import EVIL, graph_scores
+from rlcircuits.lab import completion, rich
+from rlcircuits.lab.display import export
+from rlcircuits.metrics.inference import compare
+from rlcircuits.models.pairing import ModelPair
+from rlcircuits.studies.pipeline import PairStudy, Study
+from tests.lab.test_explorer import EVIL, graph_scores
 
 
 def one_pair() -> PairStudy:
@@ -152,7 +152,7 @@ def test_every_choice_is_there_and_is_a_parameter_of_something():
 
 
 def test_results_register_themselves_in_ipython():
-    code = "import rlcircuits as rc; f = get_ipython().display_formatter.formatters['text/html']; print(f.lookup_by_type('rlcircuits.graph.Graph').__name__)"
+    code = "import rlcircuits as rc; f = get_ipython().display_formatter.formatters['text/html']; print(f.lookup_by_type('rlcircuits.attribution.graph.Graph').__name__)"
     done = subprocess.run([sys.executable, "-m", "IPython", "--no-banner", "-c", code], capture_output=True, text=True, check=False)
     assert "graph_html" in done.stdout, done.stderr
 

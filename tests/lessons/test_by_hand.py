@@ -8,7 +8,7 @@ from math import exp, log
 import pytest
 
 import rlcircuits as rc
-from rlcircuits.by_hand import TRACE, llama
+from rlcircuits.lessons.by_hand import TRACE, llama
 
 # On paper: score as a fraction, exact effect as a loss without the edge minus ln 2.
 PAPER = {

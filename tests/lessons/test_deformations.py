@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 import rlcircuits as rc
-from rlcircuits import lesson_figures
-from rlcircuits.deformations import DEFORMATIONS, responses
 from rlcircuits.errors import InputError
+from rlcircuits.lessons import figures as lesson_figures
+from rlcircuits.lessons.deformations import DEFORMATIONS, responses
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlcircuits import inference, metrics
 from rlcircuits.errors import InputError
-from rlcircuits.inference import compare, holm
-from rlcircuits.metrics import METRICS
+from rlcircuits.metrics import definitions as metrics
+from rlcircuits.metrics import inference
+from rlcircuits.metrics.definitions import METRICS
+from rlcircuits.metrics.inference import compare, holm
 
 SET_WIDE = [name for name, metric in METRICS.items() if metric.per_sample is None]
 

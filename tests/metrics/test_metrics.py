@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlcircuits import metrics
 from rlcircuits.errors import InputError
-from rlcircuits.metrics import METRICS
+from rlcircuits.metrics import definitions as metrics
+from rlcircuits.metrics.definitions import METRICS
 
 ROBUST = [name for name, metric in METRICS.items() if not metric.paper]
 SET_WIDE = [name for name, metric in METRICS.items() if metric.per_sample is None]

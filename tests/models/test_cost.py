@@ -11,12 +11,12 @@ import torch
 
 import rlcircuits as rc
 from benchmarks import attribution as bench
-from rlcircuits.cli import main
-from rlcircuits.estimate import estimate, parameters, throughput
-from tests.checkpoints import save
-from tests.models import KINDS, tiny
+from rlcircuits.cli.main import main
+from rlcircuits.models.cost import estimate, parameters, throughput
+from tests.fixtures.checkpoints import save
+from tests.fixtures.models import KINDS, tiny
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: published sizes of models, by shapes written down here
 PUBLISHED = {
     "Qwen2.5-7B": (7_615_616_512, {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,

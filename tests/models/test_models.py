@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from tests.checkpoints import WORDS, save
-from tests.models import tiny
+from tests.fixtures.checkpoints import WORDS, save
+from tests.fixtures.models import tiny
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
@@ -34,7 +34,7 @@ def test_dtype_and_sharded_checkpoints(tmp_path):
 
 
 def save_tokenizer(folder):
-    from tests.checkpoints import tokenizer
+    from tests.fixtures.checkpoints import tokenizer
 
     tokenizer().save_pretrained(folder)
 
@@ -143,7 +143,7 @@ def test_registered_pairs_are_the_papers():
 
 
 def test_the_shell(capsys):
-    from rlcircuits.cli import main
+    from rlcircuits.cli.main import main
 
     assert main(["pairs"]) == 0
     assert "math-shepherd-mistral-7b-rl" in capsys.readouterr().out

@@ -12,12 +12,13 @@ import torch
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.cli import main
-from rlcircuits.inventory import folder_of
-from rlcircuits.models import SPREAD, family_member
-from rlcircuits.registry import Overridden
-from tests.checkpoints import WORDS, save, tokenizer
-from tests.models import tiny
+from paradigms.providers import family_member
+from rlcircuits.cli.main import main
+from rlcircuits.models.checkpoints import SPREAD
+from rlcircuits.models.inventory import folder_of
+from rlcircuits.storage.registry import Overridden
+from tests.fixtures.checkpoints import WORDS, save, tokenizer
+from tests.fixtures.models import tiny
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_a_pair_of_the_family_is_the_stores(monkeypatch, tmp_path):
         asked.append((seed, members, store))
         return {member: tmp_path / member for member in members}
 
-    monkeypatch.setattr("rlcircuits.family.make_family", made)
+    monkeypatch.setattr("paradigms.family.make_family", made)
     one = rc.pair("family/grpo@3", store="somewhere")
     assert asked == [(3, ("sft", "grpo"), "somewhere")]
     assert (one.name, one.method, one.tuned) == ("family/grpo@3", "GRPO", str(tmp_path / "grpo"))
@@ -259,7 +260,7 @@ def test_an_adapter_needs_a_base_and_peft(folders, adapter, monkeypatch):
 
 
 def test_weights_are_compared_shard_by_shard_as_from_memory(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlcircuits.weights._CHUNK", 100)  # many pieces, even of small weights
+    monkeypatch.setattr("rlcircuits.models.weights._CHUNK", 100)  # many pieces, even of small weights
     hf = rc.load_model(folders["tuned"], device="cpu").hf
     hf.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     tokenizer().save_pretrained(tmp_path / "shards")

@@ -13,11 +13,12 @@ import torch
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.answers import encode_prompt
-from rlcircuits.cli import main
-from rlcircuits.models import load_tokenizer, pairs
-from rlcircuits.problems import reference_answer
-from tests.published_formats import BEGIN, FORMATS, PROBLEMS, problems_file, save, write_model
+from rlcircuits.answers.problems import reference_answer
+from rlcircuits.answers.selection import encode_prompt
+from rlcircuits.cli.main import main
+from rlcircuits.models.known import pairs
+from rlcircuits.models.tokenizer import load_tokenizer
+from tests.fixtures.published_formats import BEGIN, FORMATS, PROBLEMS, problems_file, save, write_model
 
 DATA = os.environ.get("RLCIRCUITS_DATA")
 HARD = ("don't stop ABC's\n\n 12 ?!", "  two  spaces ", "Ünï \\boxed{12,345} é漢 {question}", "<think>\nno")

@@ -19,11 +19,11 @@ import torch
 from scipy import stats
 
 import rlcircuits as rc
-from rlcircuits import controlled, measurement, study_figures, study_words, verdicts
-from rlcircuits.controlled_tables import NULLS, null_of, null_spreads
-from rlcircuits.controlled_tasks import Settings, Task, perform
-from rlcircuits.dynamics import lagged_correlation, lead_and_lag, student_interval
-from rlcircuits.effects import (
+from paradigms.study import controlled, measurement, verdicts
+from paradigms.study import figures as study_figures
+from paradigms.study import words as study_words
+from paradigms.study.dynamics import lagged_correlation, lead_and_lag, student_interval
+from paradigms.study.effects import (
     CONTRASTS,
     CORNERS,
     SeedCell,
@@ -34,14 +34,16 @@ from rlcircuits.effects import (
     permutation_p,
     seed_p,
 )
+from paradigms.study.interventions import mean_intensity, push_intensity, scale_logits
+from paradigms.study.nulls import add_noise, neighbours, spread
+from paradigms.study.resampling import problem_counts, swap_signs
+from paradigms.study.tables import NULLS, null_of, null_spreads
+from paradigms.study.tasks import Settings, Task, perform
+from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError
-from rlcircuits.interventions import mean_intensity, push_intensity, scale_logits
-from rlcircuits.nulls import add_noise, neighbours, spread
-from rlcircuits.resampling import problem_counts, swap_signs
-from rlcircuits.traces import Trace
-from tests.models import tiny
+from tests.fixtures.models import tiny
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "study"
 
 
@@ -403,7 +405,7 @@ TINY_SETTINGS = Settings(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> pd.DataFrame:
     """Two seeds of a tiny family with checkpoints, and a member whose training is said to have diverged."""
-    from rlcircuits.family import TINY, make_families
+    from paradigms.family import TINY, make_families
 
     store = tmp_path_factory.mktemp("family")
     recipe = replace(TINY, sft=replace(TINY.sft, steps=60))
@@ -419,7 +421,7 @@ def studies(trained, tmp_path_factory) -> tuple[controlled.Results, controlled.R
     whole = controlled.analyse(trained, folder / "whole", folder / "store-1", 2, TINY_SETTINGS)
     trained.to_pickle(folder / "trained.pkl")
     code = (
-        "import pandas as pd\nfrom rlcircuits import controlled\nfrom tests.test_controlled import TINY_SETTINGS\n"
+        "import pandas as pd\nfrom rlcircuits import controlled\nfrom tests.paradigms.test_controlled import TINY_SETTINGS\n"
         f"if __name__ == '__main__':\n    controlled.analyse(pd.read_pickle({str(folder / 'trained.pkl')!r}), {str(folder / 'again')!r}, "
         f"{str(folder / 'store-2')!r}, 2, TINY_SETTINGS)\n"
     )
@@ -506,7 +508,7 @@ def test_figures_of_a_study(studies) -> None:
 
 
 def test_a_model_that_answers_nothing_right_is_reported_not_dropped(trained, tmp_path) -> None:
-    from rlcircuits.controlled_tasks import ModelSpec, failure
+    from paradigms.study.tasks import ModelSpec, failure
 
     folder = trained["folder"].iloc[0]
     spec = ModelSpec(folder)
@@ -545,8 +547,8 @@ def test_one_member_trained_again_gives_the_committed_numbers(family, tmp_path) 
     """The base and its further-supervised descendant of the first seed, as this machine trains them, measured anew."""
     if not (RESULTS / "manifest.json").is_file():
         pytest.skip("results/study is not there: no study has been committed yet")
-    from rlcircuits.controlled_tasks import ModelSpec
-    from rlcircuits.family import BASES, make_families
+    from paradigms.family import BASES, make_families
+    from paradigms.study.tasks import ModelSpec
 
     found = controlled.load(RESULTS)
     base = next(iter(BASES))

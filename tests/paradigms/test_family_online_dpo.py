@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from rlcircuits.family import TINY, curves, online_dpo, ppo, rft
-from rlcircuits.family.curves import Answers
-from rlcircuits.family.sft import new_model
-from rlcircuits.family.task import EOS, build_tokenizer, word_problems
+from paradigms.family import TINY, curves, online_dpo, ppo, rft
+from paradigms.family.curves import Answers
+from paradigms.family.sft import new_model
+from paradigms.family.task import EOS, build_tokenizer, word_problems
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from rlcircuits.family.trainer import settings
+    from paradigms.family.trainer import settings
 
     policy, reference = model(tokenizer, 1), model(tokenizer, 2)
     problems = word_problems("train", 3, 0)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlcircuits.family import ppo
-from rlcircuits.family.recipe import PPO
+from paradigms.family import ppo
+from paradigms.family.recipe import PPO
 
 
 def random_rows(seed: int, lengths: tuple[int, ...] = (5, 2, 1, 4)):
@@ -121,11 +121,11 @@ def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlcircuits.family import TINY
-    from rlcircuits.family.curves import Answers
-    from rlcircuits.family.sft import new_model
-    from rlcircuits.family.task import build_tokenizer
-    from rlcircuits.family.trainer import settings
+    from paradigms.family import TINY
+    from paradigms.family.curves import Answers
+    from paradigms.family.sft import new_model
+    from paradigms.family.task import build_tokenizer
+    from paradigms.family.trainer import settings
 
     tokenizer = build_tokenizer()
     policy = new_model(TINY.shape, tokenizer, 0).eval()

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from paradigms.family import task
 from rlcircuits.errors import InputError
-from rlcircuits.family import task
 
 MEANS = {
     **dict.fromkeys(("buys", "finds", "gets", "wins", "picks", "earns", "takes"), "+"),
@@ -138,7 +138,7 @@ def test_foreign_text_comes_back_exactly(tokenizers, text):
 
 
 def test_problem_set():
-    problems = pytest.importorskip("rlcircuits.problems")
+    problems = pytest.importorskip("rlcircuits.answers.problems")
     drawn = task.family_problems("test", n=20, seed=0)
     assert len(drawn) == 20 and drawn.grader == "final"
     for problem in drawn:

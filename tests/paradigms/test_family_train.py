@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 import rlcircuits
-from rlcircuits.errors import InputError
-from rlcircuits.family import TINY, checkpoints, family_pairs, load_curves, make_families, make_family
-from rlcircuits.family.member import member_inputs, recipe_from, source_hash
-from rlcircuits.family.recipe import (
+from paradigms.family import TINY, checkpoints, family_pairs, load_curves, make_families, make_family
+from paradigms.family.member import member_inputs, recipe_from
+from paradigms.family.recipe import (
     BASES,
     CORE,
     DEFAULT,
@@ -31,9 +30,10 @@ from rlcircuits.family.recipe import (
     SFTMore,
     Shape,
 )
-from rlcircuits.family.sft import new_model
-from rlcircuits.family.task import build_tokenizer
-from rlcircuits.store import key_of
+from paradigms.family.sft import new_model
+from paradigms.family.task import build_tokenizer
+from rlcircuits.errors import InputError
+from rlcircuits.storage.store import key_of
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def family(tmp_path_factory):
 
 def interrupt(call: str, base: Path) -> dict[str, object]:
     """Run the call in a process of its own and interrupt it soon after the base is there."""
-    code = f"from rlcircuits.family import MEMBERS, TINY, make_families, make_family\n{call}"
+    code = f"from paradigms.family import MEMBERS, TINY, make_families, make_family\n{call}"
     environment = {**os.environ, "PYTHONPATH": str(Path(rlcircuits.__file__).parents[1])}
     run = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -96,7 +96,7 @@ def test_checkpoints_are_complete_and_loadable(family):
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlcircuits.family.task import build_tokenizer
+    from paradigms.family.task import build_tokenizer
 
     _, paths, *_ = family
     for member, path in paths.items():
@@ -144,8 +144,8 @@ def test_checkpoints_are_measured_as_the_curve_says(family):
     """A saved checkpoint answers the validation problems as well as its point of the curve."""
     from transformers import AutoModelForCausalLM
 
-    from rlcircuits.family.curves import greedy_accuracy
-    from rlcircuits.family.task import build_tokenizer, word_problems
+    from paradigms.family.curves import greedy_accuracy
+    from paradigms.family.task import build_tokenizer, word_problems
 
     _, paths, *_ = family
     problems = word_problems("validation", TINY.task.validation, seed=0)
@@ -260,7 +260,7 @@ def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_aga
 
 def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(family, monkeypatch):
     """A stand-in for the members' process: for seed 5 it says what a diverged base's would, for seed 6 it crashes."""
-    from rlcircuits.family import train
+    from paradigms.family import train
 
     root, paths, *_ = family
     environment = train._environment
@@ -293,8 +293,8 @@ def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(fa
 
 
 def test_tasks_start_longest_first_one_base_ahead(tmp_path):
-    from rlcircuits.family.train import _Plan
-    from rlcircuits.store import Store
+    from paradigms.family.train import _Plan
+    from rlcircuits.storage.store import Store
 
     tasks = _Plan([3, 1], ["sft", "rft", "ppo"], DEFAULT, Store(tmp_path)).tasks
     expected = [(3, "sft"), (1, "sft"), (3, "ppo"), (3, "rft"), (1, "ppo"), (1, "rft")]
@@ -342,7 +342,7 @@ def test_inputs_depend_on_what_matters_and_only_on_that():
     other = replace(TINY, ppo=PPO(clip=0.3, prompts_per_round=8))
     assert ppo != member_inputs("ppo", 0, other, "base")
     assert member_inputs("grpo", 0, TINY, "base") == member_inputs("grpo", 0, other, "base")
-    assert source_hash(("ppo.py",)) != source_hash(("grpo.py",))
+    assert member_inputs("ppo", 0, TINY, "base") != member_inputs("grpo", 0, TINY, "base")
 
 
 def test_every_descendant_sees_the_same_number_of_prompts():

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlcircuits import notebook
+from paradigms.paper.table import cells_run, directions, papers_table, published
 from rlcircuits.errors import InputError
-from rlcircuits.published import cells_run, directions, papers_table, published
+from rlcircuits.lab import parameters as notebook
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def summary():
@@ -89,9 +89,9 @@ def test_what_is_no_summary_is_refused(tmp_path):
 
 
 def test_the_published_grid_names_what_is_known():
-    from rlcircuits.metrics import METRICS
-    from rlcircuits.models import pairs
-    from rlcircuits.problem_sets import problem_sets
+    from rlcircuits.answers.sets import problem_sets
+    from rlcircuits.metrics.definitions import METRICS
+    from rlcircuits.models.known import pairs
 
     known = published()
     assert set(known["pairs"]) == set(pairs()) and set(known["problems"]) <= set(problem_sets())

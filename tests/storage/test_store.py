@@ -22,9 +22,9 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlcircuits import store as module
 from rlcircuits.errors import InputError
-from rlcircuits.store import (
+from rlcircuits.storage import store as module
+from rlcircuits.storage.store import (
     DamagedArtefact,
     Store,
     StoreError,
@@ -145,7 +145,7 @@ def test_different_inputs_have_different_texts(one, other):
 
 
 def test_a_key_is_the_same_in_another_process():
-    code = f"from rlcircuits.store import key_of; print(key_of('thing', {INPUTS!r}))"
+    code = f"from rlcircuits.storage.store import key_of; print(key_of('thing', {INPUTS!r}))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == key_of("thing", INPUTS)
 
@@ -404,7 +404,7 @@ def test_a_complete_build_that_was_only_not_renamed_is_not_lost(tmp_path, expect
 BUILDER = """
 import sys, time
 from pathlib import Path
-from rlcircuits.store import Store
+from rlcircuits.storage.store import Store
 
 def build(folder):
     print("building", flush=True)
@@ -722,6 +722,6 @@ def test_a_file_keeps_its_old_content_when_writing_fails(tmp_path):
 
 
 def test_importing_the_store_is_quick():
-    code = "import sys, rlcircuits.store; print([m for m in ('torch', 'pandas', 'xarray', 'numpy') if m in sys.modules])"
+    code = "import sys, rlcircuits.storage.store; print([m for m in ('torch', 'pandas', 'xarray', 'numpy') if m in sys.modules])"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]"

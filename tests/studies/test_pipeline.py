@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rlcircuits as rc
-from tests.checkpoints import WORDS, save
+from tests.fixtures.checkpoints import WORDS, save
 
 SETTINGS = {"keep": "all", "n": 6, "alpha": 1.0, "device": "cpu"}
 
@@ -104,7 +104,7 @@ def test_bad_settings(folders, problems, tmp_path, settings, says):
 
 def test_models_that_cannot_be_compared_are_refused_before_they_answer(folders, problems, tmp_path, monkeypatch):
     other = save(tmp_path / "other", layers=2, words=tuple(WORDS[::-1]))
-    monkeypatch.setattr("rlcircuits.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     with pytest.raises(rc.InputError, match="different vocabularies"):
         rc.study(rc.ModelPair("own", folders["base"], other), problems, store=tmp_path / "runs", **SETTINGS)
 

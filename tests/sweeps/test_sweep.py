@@ -14,19 +14,19 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlcircuits import notebook
-from rlcircuits.cli import main
+from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
-from rlcircuits.sweep import Local, Settings, _Queue, sweep
-from rlcircuits.sweep_inputs import known_pair, known_problems
-from rlcircuits.sweep_plan import Cell, load_plan
-from rlcircuits.sweep_report import notebook_page
-from rlcircuits.sweep_worker import read_record, worth_retrying, write_record
-from tests.sweeps import ROOT, counted, runs, write_notebook, write_sweep
+from rlcircuits.lab import parameters as notebook
+from rlcircuits.lab.inputs import known_pair, known_problems
+from rlcircuits.sweeps.plan import Cell, load_plan
+from rlcircuits.sweeps.report import notebook_page
+from rlcircuits.sweeps.run import Local, Settings, _Queue, sweep
+from rlcircuits.sweeps.worker import read_record, worth_retrying, write_record
+from tests.fixtures.sweeps import ROOT, counted, runs, write_notebook, write_sweep
 
 SIMPLE = [
     'alpha = 0.3\nlevel = "block"\nwords = ["a"]\nmodel = None\nstatus = ""',
-    "from rlcircuits.notebook import glue, glue_table\nimport os, pandas as pd, numpy as np\n\n"
+    "from rlcircuits.lab.parameters import glue, glue_table\nimport os, pandas as pd, numpy as np\n\n"
     "glue('twice', 2 * alpha)\nglue('level', level.upper())\nglue('share', np.float32(0.5))\nglue('nothing', float('nan'))\n"
     "glue('device', os.environ.get('CUDA_VISIBLE_DEVICES', 'unset'))\n"
     "glue_table(pd.DataFrame({'base': [1.0], 'p': [None]}, index=['gini']), ('base', 'missing'))",
@@ -103,7 +103,7 @@ def test_the_grids_that_come_with_the_package() -> None:
     assert [len(values) for values in content["grid"].values()] == [4, 3, 4]
     published = {"n": 100, "seed": 42, "beta": 0.5, "gamma": 1.5, "delta": 0.5, "level": "block"}
     assert published.items() <= content["fixed"].items() and content["grid"]["alpha"] == [0.03, 0.1, 0.3, 0.5]
-    from rlcircuits import problems
+    from rlcircuits.answers import problems
 
     if not hasattr(problems, "problem_set"):
         pytest.skip("this version knows no problem sets by name")
@@ -250,8 +250,8 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     import torch
 
     import rlcircuits as rc
-    from tests.checkpoints import save, tokenizer
-    from tests.models import tiny
+    from tests.fixtures.checkpoints import save, tokenizer
+    from tests.fixtures.models import tiny
 
     words = tuple(f"#w{i}" for i in range(50))
     hf = tiny("qwen2", torch.float32, layers=2)

@@ -19,10 +19,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from rlcircuits.cli import main
-from rlcircuits.store import Store
-from rlcircuits.store import _damage as damage
-from tests.sweeps import COUNTED, counted, runs, start, write_notebook, write_sweep
+from rlcircuits.cli.main import main
+from rlcircuits.storage.store import Store
+from rlcircuits.storage.store import _damage as damage
+from tests.fixtures.sweeps import COUNTED, counted, runs, start, write_notebook, write_sweep
 
 KILLS = int(os.environ.get("RLCIRCUITS_KILLS", "3"))
 MARK = "RLCIRCUITS_TEST_SWEEP"
@@ -207,7 +207,7 @@ def test_damaged_files_are_noticed_and_only_their_cells_run_again(tmp_path: Path
 
 FAULTY = [
     'fault = ""\nonce = ""',
-    "import os\nfrom pathlib import Path\nfrom rlcircuits.notebook import glue\n\n"
+    "import os\nfrom pathlib import Path\nfrom rlcircuits.lab.parameters import glue\n\n"
     "first = not Path(once).exists()\nPath(once).touch()",
     """if fault == "memory" and first:
     import resource
@@ -217,7 +217,7 @@ if fault == "killed" and first or fault == "always killed":
     os.kill(os.getpid(), 9)
 if fault == "disk":
     import resource
-    from rlcircuits.store import Store
+    from rlcircuits.storage.store import Store
     def build(folder):
         (folder / "large.bin").write_bytes(bytes(200_000))
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from rlcircuits.cli import main
-from tests.sweeps import write_notebook
+from rlcircuits.cli.main import main
+from tests.fixtures.sweeps import write_notebook
 
 FILES, OPTIONS = 1000, 200
 NOTEBOOK = [
     'pair = ""\nalpha = 0.3\nlevel = "block"\nn = 100\nkeep = True\nmembers = ["grpo"]\nmodel = None',
-    "from rlcircuits.graph import LEVELS\nfrom rlcircuits.notebook import number, validate\n"
-    "from rlcircuits.sweep_inputs import known_pair\n\n"
+    "from rlcircuits.attribution.graph import LEVELS\nfrom rlcircuits.lab.parameters import number, validate\n"
+    "from rlcircuits.lab.inputs import known_pair\n\n"
     "validate(globals(), pair=[known_pair(pair)], alpha=number(above=0, most=1), level=LEVELS, n=number(int, least=1), "
     "keep=bool, members=list[str], model=str | None)",
 ]

@@ -13,8 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from rlcircuits.cli import main
-from tests.sweeps import counted, runs, start
+from rlcircuits.cli.main import main
+from tests.fixtures.sweeps import counted, runs, start
 
 # Read when Ray is first imported: no report to anyone, and 127.0.0.1 stays what it is.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
@@ -48,7 +48,7 @@ def tasks(cluster: Any) -> list[psutil.Process]:
     cells = []
     for process in (p for raylet in raylets for p in psutil.Process(raylet).children(recursive=True)):
         try:
-            if "rlcircuits.sweep_worker" in process.cmdline():
+            if "rlcircuits.sweeps.worker" in process.cmdline():
                 cells.append(process.parent())
         except psutil.Error:
             continue

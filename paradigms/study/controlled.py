@@ -1,9 +1,9 @@
 """The controlled study: one base, every paradigm, several seeds, nulls; from training to the tables of ``results/study``.
 
-1. **Train** the families of both bases (`rlcircuits.family.make_families`), and GRPO at other sampling temperatures.
-2. **Measure**: a list of tasks (`rlcircuits.controlled_tasks`), each an artefact of the store, by `processes` processes of one
+1. **Train** the families of both bases (`paradigms.family.make_families`), and GRPO at other sampling temperatures.
+2. **Measure**: a list of tasks (`paradigms.study.tasks`), each an artefact of the store, by `processes` processes of one
    thread each. What was measured before is found; a study that was killed goes on and ends with the same tables.
-3. **Tables** (`rlcircuits.controlled_tables`): members, curves, effects, values, exactness, exact_effects, dynamics, lags, cause,
+3. **Tables** (`paradigms.study.tables`): members, curves, effects, values, exactness, exact_effects, dynamics, lags, cause,
    sensitivity, verdicts, as parquet, and ``manifest.json``, written last.
 4. `load` reads them back: nothing else is needed to draw and to judge.
 """
@@ -30,8 +30,8 @@ from rlcircuits.interruption import uninterruptible_children
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rlcircuits.controlled_tasks import Settings, Task
-    from rlcircuits.store import Store
+    from paradigms.study.tasks import Settings, Task
+    from rlcircuits.storage import Store
 
 TABLES = (
     "members", "curves", "effects", "values", "exactness", "exact_effects", "dynamics", "lags", "cause", "sensitivity", "verdicts",
@@ -41,7 +41,7 @@ SEEDS, SECOND_SEEDS = tuple(range(8)), tuple(range(4))
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A study's tables; see `rlcircuits.controlled_tables` for their columns.
+    """A study's tables; see `paradigms.study.tables` for their columns.
 
     Attributes:
         tables: name -> table, of `TABLES`; empty ones have no rows.
@@ -70,7 +70,7 @@ def run(
 
     Args:
         seeds, second_seeds: of the first base and of the second; none leaves a base out.
-        members: of `rlcircuits.family.MEMBERS`; all by default. The base is always among them.
+        members: of `paradigms.family.MEMBERS`; all by default. The base is always among them.
         out: folder of the tables.
         store: where what was trained and measured is kept.
         processes: how many at a time.
@@ -81,8 +81,8 @@ def run(
     """
     import pandas as pd
 
-    from rlcircuits.controlled_tasks import Settings
-    from rlcircuits.family import BASES, MEMBERS, make_families
+    from paradigms.family import BASES, MEMBERS, make_families
+    from paradigms.study.tasks import Settings
 
     settings = settings or Settings()
     members = MEMBERS if members is None else tuple(members)
@@ -117,9 +117,9 @@ def analyse(
     Args:
         trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where there is none), ``status``.
     """
-    from rlcircuits import controlled_tables as make
-    from rlcircuits.controlled_tasks import Settings, perform, tasks_of
-    from rlcircuits.store import Store
+    from paradigms.study import tables as make
+    from paradigms.study.tasks import Settings, perform, tasks_of
+    from rlcircuits.storage import Store
 
     started = time.monotonic()
     settings = settings or Settings()
@@ -148,7 +148,7 @@ def analyse(
 def _tables(trained: pd.DataFrame, done: Sequence[tuple[Task, str]], pairs: Sequence[tuple[Task, Path]], parts: Sequence[Any]) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
-    from rlcircuits import controlled_tables as make
+    from paradigms.study import tables as make
 
     members, curves = make.member_tables(trained, done)
     effects = make.corrected(pd.concat([effects for effects, _ in parts], ignore_index=True))
@@ -173,9 +173,9 @@ def _tables(trained: pd.DataFrame, done: Sequence[tuple[Task, str]], pairs: Sequ
 def _manifest(trained: pd.DataFrame, settings: Settings, done: Sequence[tuple[Task, str]], seconds: dict[str, float]) -> dict[str, Any]:
     from importlib import metadata
 
+    from paradigms.study.tables import settings_of
+    from paradigms.study.tasks import failure
     from rlcircuits import __version__
-    from rlcircuits.controlled_tables import settings_of
-    from rlcircuits.controlled_tasks import failure
 
     failures = [
         {"kind": task.kind, "base": task.base, "seed": task.seed, "label": task.label, "reason": failure(folder)}
@@ -199,7 +199,7 @@ def _manifest(trained: pd.DataFrame, settings: Settings, done: Sequence[tuple[Ta
 
 def write(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any], out: str | os.PathLike[str]) -> Results:
     """Write the tables and, last, ``manifest.json``."""
-    from rlcircuits.store import save_table, written
+    from rlcircuits.storage import save_table, written
 
     folder = Path(out).expanduser()
     for name in TABLES:
@@ -223,7 +223,7 @@ def load(results: str | os.PathLike[str] = "results/study") -> Results:
     Raises:
         InputError: the folder holds no complete study.
     """
-    from rlcircuits.store import load_table
+    from rlcircuits.storage import load_table
 
     folder = Path(results).expanduser()
     missing = [name for name in ("manifest.json", *(f"{t}.parquet" for t in TABLES)) if not (folder / name).is_file()]

@@ -17,8 +17,8 @@ from rlcircuits import models
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
+    from rlcircuits.answers import ProblemSet
     from rlcircuits.models import ModelPair
-    from rlcircuits.problems import ProblemSet
 
 
 def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> str:
@@ -80,7 +80,7 @@ def chosen_problems(name: str, **fields: Any) -> ProblemSet:
 
 @functools.lru_cache(maxsize=8)
 def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
-    from rlcircuits.problems import problem_set
+    from rlcircuits.answers import problem_set
 
     named = name.partition("=")[0] in _sets()  # also gsm8k=FILE, whose fields are known
     is_file = not named and (
@@ -95,6 +95,6 @@ def _expect_text(parameter: str, value: object) -> None:
 
 
 def _sets() -> list[str]:
-    from rlcircuits.problem_sets import problem_sets
+    from rlcircuits.answers import known_sets
 
-    return ["family", *problem_sets()]
+    return known_sets()

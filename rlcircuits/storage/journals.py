@@ -1,7 +1,7 @@
 """What a long computation has finished, on disk as it goes, so that an interrupted one goes on from there.
 
 1. A journal is one file ``<folder>/<kind>-<key>.journal``; key is the hash of every input that matters
-   (`rlcircuits.store.key_of`), so that other inputs have another file. Its first line is those inputs as JSON.
+   (`rlcircuits.storage.store.key_of`), so that other inputs have another file. Its first line is those inputs as JSON.
 2. Finished rows are appended in blocks: number of rows and CRC-32 of their bytes (two little-endian uint32), then the rows.
    One write per block leaves it to the operating system, which keeps it when the process is killed; every few seconds it is
    flushed to the disk (fsync), which keeps it when the machine stops.
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rlcircuits.store import DamagedArtefact, StoreError, canonical_json, key_of
+from rlcircuits.storage.store import DamagedArtefact, StoreError, canonical_json, key_of
 
 FLUSH_SECONDS = 5.0
 _BLOCK = struct.Struct("<II")
@@ -82,7 +82,7 @@ def journal(
         dtype: of a row, structured, with little-endian fields.
 
     Raises:
-        InputError: `kind` or `inputs` cannot be hashed (see `rlcircuits.store.key_of`).
+        InputError: `kind` or `inputs` cannot be hashed (see `rlcircuits.storage.store.key_of`).
         StoreError: `folder` is a file, or cannot be written.
     """
     folder = Path(folder).expanduser()

@@ -1,0 +1,17 @@
+from .curves import checkpoints as checkpoints
+from .curves import load_curves as load_curves
+from .member import member_inputs as member_inputs
+from .recipe import BASES as BASES
+from .recipe import CORE as CORE
+from .recipe import DEFAULT as DEFAULT
+from .recipe import MEMBERS as MEMBERS
+from .recipe import SECOND as SECOND
+from .recipe import TINY as TINY
+from .recipe import Recipe as Recipe
+from .task import demonstrations as demonstrations
+from .task import family_problems as family_problems
+from .task import word_problems as word_problems
+from .train import METHODS as METHODS
+from .train import family_pairs as family_pairs
+from .train import make_families as make_families
+from .train import make_family as make_family

@@ -1,0 +1,7 @@
+"""Traces and graphs in, edge scores out: attribution, exact ablation, circuits."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,7 @@
+"""Notebooks: their parameters, how results show themselves, and the explorer."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

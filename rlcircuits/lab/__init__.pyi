@@ -1,0 +1,13 @@
+from .display import comparison as comparison
+from .display import digits as digits
+from .display import show as show
+from .explorer import explore as explore
+from .inputs import chosen_pair as chosen_pair
+from .inputs import chosen_problems as chosen_problems
+from .inputs import known_pair as known_pair
+from .inputs import known_problems as known_problems
+from .parameters import glue as glue
+from .parameters import glue_table as glue_table
+from .parameters import number as number
+from .parameters import validate as validate
+from .rich import Edges as Edges

@@ -1,0 +1,7 @@
+"""What the chapters that teach are made of: a model by hand, and what moves a metric."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

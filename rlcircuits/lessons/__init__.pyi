@@ -1,0 +1,2 @@
+from .deformations import DEFORMATIONS as DEFORMATIONS
+from .deformations import responses as responses

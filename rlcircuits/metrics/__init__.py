@@ -1,0 +1,7 @@
+"""The paper's metrics and robust companions, and what tells two models apart by them."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

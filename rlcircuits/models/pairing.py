@@ -1,0 +1,155 @@
+"""Pairs of models before and after fine-tuning.
+
+1. A `ModelPair` names a base, what was tuned from it and how.
+2. `check_pair` makes sure that the two can be compared: one architecture, one vocabulary. `ModelPair.check` does so before any
+   work, from configurations and tokenizers alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlcircuits.errors import InputError, choose
+from rlcircuits.models.adapters import is_adapter
+from rlcircuits.models.checkpoints import fingerprint, local_checkpoint, together
+from rlcircuits.models.loading import Model, expect_room, load_model
+
+if TYPE_CHECKING:
+
+    from rlcircuits.models.outline import Outline
+
+METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A model before and after fine-tuning.
+
+    Args:
+        name: how the pair is called, e.g. ``"deepseek-math"`` or ``"family/ppo"``.
+        base: path or hub id of the model before.
+        tuned: path or hub id of the model after.
+        method: how it was tuned, one of ``PPO``, ``GRPO``, ``DPO``, ``online DPO``, ``RFT``, ``SFT``, ``other``.
+        prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's own chat template.
+        max_new_tokens: longest answer allowed.
+        trust_remote_code: run code that comes with the checkpoint; off unless set for this pair.
+        note: what a reader should know about it.
+        base_revision, tuned_revision: hub branches, tags or commits.
+        config: the shape of both models, as in ``config.json``, for estimates where neither is on this machine.
+    """
+
+    name: str
+    base: str
+    tuned: str
+    method: str = "other"
+    prompt: str = "{question}"
+    max_new_tokens: int = 1024
+    trust_remote_code: bool = False
+    note: str = ""
+    base_revision: str | None = field(default=None, compare=False)
+    tuned_revision: str | None = field(default=None, compare=False)
+    config: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "base", "tuned"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif not isinstance(value, str) or not value:
+                raise InputError(f"pair {self.name!r}: {name} is {value!r}, expected a path or a hub id")
+        choose("method", self.method, METHODS)
+        if self.prompt != "chat" and self.prompt.count("{question}") != 1:
+            raise InputError(f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', or 'chat'")
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise InputError(f"pair {self.name!r}: max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1")
+        if not isinstance(self.trust_remote_code, bool):
+            raise InputError(f"pair {self.name!r}: trust_remote_code is {self.trust_remote_code!r}, expected true or false")
+
+    def load(self, side: str, device: str = "auto", dtype: str = "auto") -> Model:
+        """Load the ``"base"`` or the ``"tuned"`` model."""
+        choose("side", side, ("base", "tuned"))
+        return load_model(
+            getattr(self, side),
+            device=device,
+            dtype=dtype,
+            revision=getattr(self, f"{side}_revision"),
+            trust_remote_code=self.trust_remote_code,
+            base=self.base if side == "tuned" else None,
+            base_revision=self.base_revision,
+        )
+
+    def fingerprint(self, side: str) -> str | None:
+        """What identifies a side's weights and tokenizer, as `Model.fingerprint`, where its files are here; else None."""
+        choose("side", side, ("base", "tuned"))
+        folder = local_checkpoint(getattr(self, side))
+        if folder is None:
+            return None
+        if not is_adapter(folder):
+            return fingerprint(folder)
+        base = self.fingerprint("base") if side == "tuned" else None
+        return None if base is None else together(base, fingerprint(folder))
+
+    def outlines(self) -> tuple[Outline, Outline]:
+        """What the small files of base and tuned say, see `rlcircuits.models.outline`.
+
+        Raises:
+            InputError: a side that cannot be read.
+        """
+        from rlcircuits.models.outline import outline_of
+
+        base = outline_of(self.base, self.base_revision, self.trust_remote_code)
+        return base, outline_of(self.tuned, self.tuned_revision, self.trust_remote_code, base)
+
+    def check(self) -> tuple[Outline, Outline]:
+        """Make sure, without reading a weight, that base and tuned can be compared; returns their outlines.
+
+        Raises:
+            InputError: as `check_pair`, or a side that cannot be read.
+        """
+        base, tuned = self.outlines()
+        check_pair(base, tuned)
+        return base, tuned
+
+
+def check_pair(base: Model | Outline, tuned: Model | Outline) -> None:
+    """Make sure that two models can be compared.
+
+    Args:
+        base, tuned: loaded models, or what their small files say (`rlcircuits.models.outline`).
+
+    Raises:
+        InputError: another architecture, other sizes, or another vocabulary, naming the first difference.
+    """
+    for label, get in _SHAPE.items():
+        if get(base) != get(tuned):
+            raise InputError(
+                f"the models of the pair differ in {label}: {base.name!r} has {get(base)}, {tuned.name!r} has {get(tuned)}; "
+                "a pair is one model before and after fine-tuning"
+            )
+    before, after = base.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
+    different = sorted(token for token in before.keys() | after.keys() if before.get(token) != after.get(token))
+    if different:
+        token = different[0]
+        raise InputError(
+            f"the models of the pair have different vocabularies: {len(before)} tokens in {base.name!r}, {len(after)} in "
+            f"{tuned.name!r}; first difference: {token!r} is {before.get(token)} and {after.get(token)}"
+        )
+    for one in (base, tuned):
+        if rows := getattr(_config(one), "vocab_size", None):
+            expect_room(one.name, max(one.tokenizer.get_vocab().values(), default=-1) + 1, rows)
+
+
+def _config(model: Model | Outline) -> Any:
+    return (model.hf.config if isinstance(model, Model) else model.config).get_text_config()
+
+_SHAPE = {
+    "architecture": lambda model: type(model.hf).__name__ if isinstance(model, Model) else model.architecture,
+    "number of layers": lambda model: getattr(_config(model), "num_hidden_layers", None),
+    "number of heads": lambda model: getattr(_config(model), "num_attention_heads", None),
+    "number of key/value heads": lambda model: getattr(_config(model), "num_key_value_heads", None),
+    "width": lambda model: getattr(_config(model), "hidden_size", None),
+    "width of the MLP": lambda model: getattr(_config(model), "intermediate_size", None),
+}

@@ -1,0 +1,15 @@
+from .journals import Journal as Journal
+from .journals import journal as journal
+from .registry import entries as entries
+from .registry import near as near
+from .steps import Step as Step
+from .steps import versions as versions
+from .store import Store as Store
+from .store import StoreError as StoreError
+from .store import canonical_json as canonical_json
+from .store import key_of as key_of
+from .store import load_scores as load_scores
+from .store import load_table as load_table
+from .store import save_scores as save_scores
+from .store import save_table as save_table
+from .store import written as written

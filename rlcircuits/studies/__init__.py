@@ -1,0 +1,7 @@
+"""A pair, or several, end to end, every step kept."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

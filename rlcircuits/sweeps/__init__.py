@@ -1,0 +1,7 @@
+"""A notebook over a grid of parameters: plan, run, report; on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
