@@ -100,7 +100,7 @@ def test_a_pair_of_the_family_is_the_stores(monkeypatch, tmp_path):
         asked.append((seed, members, store))
         return {member: tmp_path / member for member in members}
 
-    monkeypatch.setattr("paradigms.family.make_family", made)
+    monkeypatch.setattr("paradigms.providers.make_family", made)
     one = rc.pair("family/grpo@3", store="somewhere")
     assert asked == [(3, ("sft", "grpo"), "somewhere")]
     assert (one.name, one.method, one.tuned) == ("family/grpo@3", "GRPO", str(tmp_path / "grpo"))
