@@ -307,7 +307,9 @@ def transformer_lens(where: Where) -> list[Row]:
 
     edges = EdgeAttributionConfig("edge")
     works = {
-        "rlcircuits": lambda: rc.attribute(hf, [clean], "head", intervention="corrupted", corrupted=[other], progress=False),
+        "rlcircuits": lambda: rc.attribute(
+            hf, [clean], "head", intervention="corrupted", corrupted=[other], progress=False
+        ),
         "TransformerLens": lambda: attribution_patch(bridge, others[:, :-1], ids[:, :-1], mean_nll, edges),
     }
     rows = against(interleaved(works, replace(where, rounds=5), warm=1), "rlcircuits")
@@ -346,7 +348,10 @@ def _passes(cases: Sequence[str], hf: Any, one: Any) -> dict[str, Callable[[], A
 
 
 def _rows(suite: str, rows: dict[str, Row], shape: Shape, tokens: int) -> list[Row]:
-    return [{"suite": suite, "case": name, "shape": shape.name, "layers": shape.layers, "tokens": tokens, **row} for name, row in rows.items()]
+    return [
+        {"suite": suite, "case": name, "shape": shape.name, "layers": shape.layers, "tokens": tokens, **row}
+        for name, row in rows.items()
+    ]
 
 
 def _tokenizer() -> Any:
@@ -368,13 +373,21 @@ def _forget() -> None:
 
 # --- the table ------------------------------------------------------------------------------------
 
-SUITES = {"levels": levels, "lengths": lengths, "growth": growth, "transformer_lens": transformer_lens, "shapes": shapes}
+SUITES = {
+    "levels": levels,
+    "lengths": lengths,
+    "growth": growth,
+    "transformer_lens": transformer_lens,
+    "shapes": shapes,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and, with --out, keep the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all that fit the device)")
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all that fit the device)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32, on CUDA bfloat16")
     parser.add_argument("--rounds", type=int, default=9)
@@ -394,10 +407,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    where = Where(options.device, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"), options.rounds)
-    chosen = options.suites or (["shapes", "lengths"] if where.device == "cuda" else [s for s in SUITES if s != "shapes"])
+    where = Where(
+        options.device, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"), options.rounds
+    )
+    chosen = options.suites or (
+        ["shapes", "lengths"] if where.device == "cuda" else [s for s in SUITES if s != "shapes"]
+    )
     device = torch.cuda.get_device_name() if where.device == "cuda" else _processor()
-    print(f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; {where.dtype}; medians of {where.rounds} rounds")
+    print(
+        f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; {where.dtype}; medians of {where.rounds} rounds"
+    )
     rows: list[Row] = []
     for suite in chosen:
         print(f"==> {suite}: {SUITES[suite].__doc__.splitlines()[0]}", flush=True)

@@ -36,9 +36,7 @@ WORK = "total = 0\nfor i in range(int(turns)):\n    total += i * i % 7"
 
 def main() -> None:
     """Measure and write the figures."""
-    parser = argparse.ArgumentParser(
-        description="What a sweep costs beyond its cells, and what a second worker gains."
-    )
+    parser = argparse.ArgumentParser(description="What a sweep costs beyond its cells, and what a second worker gains.")
     parser.add_argument(
         "--cells",
         type=int,
@@ -51,12 +49,8 @@ def main() -> None:
         "--work", type=float, default=10.0, metavar="S", help="seconds of work of a cell, about (default: 10)"
     )
     parser.add_argument("--work-cells", type=int, default=6, metavar="N", help="cells that work (default: 6)")
-    parser.add_argument(
-        "--processes", type=int, default=2, metavar="N", help="for the empty sweeps (default: 2)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the figures go (default: only printed)"
-    )
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="for the empty sweeps (default: 2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the figures go (default: only printed)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rlcircuits-sweep-") as scratch:
         found = measure(Path(scratch), options)
@@ -139,9 +133,7 @@ def scheduled(folder: Path, cells: int) -> dict:
     """A sweep of so many cells in groups of ten, without processes."""
     notebook(folder, "x = 0\ngroup = 0", "pass")
     grid = {"group": list(range(cells // 10)), "x": list(range(10))}
-    (folder / "cells.yaml").write_text(
-        json.dumps({"notebook": "cell.ipynb", "grid": grid, "share": ["group"]})
-    )
+    (folder / "cells.yaml").write_text(json.dumps({"notebook": "cell.ipynb", "grid": grid, "share": ["group"]}))
     before, sweep._engine_factory = sweep._engine_factory, lambda settings: Instant
     started = time.monotonic()
     try:
@@ -176,9 +168,7 @@ def notebook(folder: Path, parameters: str, code: str) -> None:
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(code),
     ]
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), folder / "cell.ipynb"
-    )
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), folder / "cell.ipynb")
 
 
 def run(file: Path, out: Path, processes: int) -> float:

@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is out of date, build the book; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run the notebooks and build the book.")
     parser.add_argument("--out", type=Path, default=ROOT / "_build", metavar="DIR", help="default: _build")
-    parser.add_argument(
-        "--processes", type=int, default=2, metavar="N", help="notebooks run at a time (default: 2)"
-    )
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="notebooks run at a time (default: 2)")
     parser.add_argument("--run-only", action="store_true", help="run the notebooks, build no pages")
     options = parser.parse_args(arguments)
     try:
@@ -54,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failures = execute(paths, options.out / "notebooks", options.processes)
         if failures:
             print("\n".join(f"error: {line}" for line in failures), file=sys.stderr)
-            print(
-                f"{len(paths) - len(failures)} of {len(paths)} notebooks are done and kept.", file=sys.stderr
-            )
+            print(f"{len(paths) - len(failures)} of {len(paths)} notebooks are done and kept.", file=sys.stderr)
             return 1
         if options.run_only:
             return 0
@@ -65,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
-        )
+        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
 
 
@@ -180,9 +174,7 @@ def build(paths: Sequence[Path], out: Path) -> int:
     command += ["build", str(source), "--path-output", str(out.parent), "-W", "--keep-going", "-q"]
     if out.name != "_build":
         raise InputError(f"--out {out}: Jupyter Book always builds into a folder named _build")
-    result = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True, env=_environment()
-    )
+    result = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=_environment())
     if result.returncode or not (out / "html" / "index.html").is_file():
         lines = (result.stdout + result.stderr).splitlines()
         told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-5:]
@@ -255,8 +247,7 @@ def for_pages(path: Path) -> str:
             output.get("data", {}).pop(LAB_ONLY, None)
         if "outputs" in cell:
             cell.outputs = [
-                output for output in cell.outputs
-                if output.get("name") != "stderr" and not is_progress(output, widgets)
+                output for output in cell.outputs if output.get("name") != "stderr" and not is_progress(output, widgets)
             ]
     return json.dumps(content, ensure_ascii=False)
 
@@ -288,9 +279,7 @@ def packaged(package: str, name: str) -> Path:
     except metadata.PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
-        raise InputError(
-            f"package {package} with {name} is not installed; install requirements.lock again (make venv)"
-        )
+        raise InputError(f"package {package} with {name} is not installed; install requirements.lock again (make venv)")
     return path
 
 

@@ -33,9 +33,7 @@ HEAD = """# Python reference
 Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
 is first used. The modules at the end are for notebooks.
 """
-_SECTION = re.compile(
-    r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)"
-)
+_SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 _EXTRA = {
     "display": ("show", "figure_html", "export"),
@@ -84,9 +82,7 @@ def entry(module: ModuleType, name: str) -> str:
     parts += [_signature(name, value), prose(inspect.getdoc(value) or "")]
     if inspect.isclass(value):
         for method, function in vars(value).items():
-            inner = (
-                function.fget if isinstance(function, property) else getattr(function, "__func__", function)
-            )
+            inner = function.fget if isinstance(function, property) else getattr(function, "__func__", function)
             if method.startswith("_") or not inspect.isfunction(inner) or not inner.__doc__:
                 continue
             parts.append(f"\n`{name}.{method}`\n")
@@ -149,10 +145,18 @@ def parameters_page(notebooks: Iterable[Path]) -> str:
         title = re.sub(r"^# (\d+\. )?", "", cells[0].source.splitlines()[0])
         code = [cell.source for cell in cells if cell.cell_type == "code"]
         allowed = _allowed(code[1])
-        parts += [f"## [{title}](notebooks/{path.name})\n", "| parameter | default | meaning | allowed |", "|---|---|---|---|"]
+        parts += [
+            f"## [{title}](notebooks/{path.name})\n",
+            "| parameter | default | meaning | allowed |",
+            "|---|---|---|---|",
+        ]
         for name, default, meaning in parameters(code[0]):
             cell = (f"`{text}`".replace("|", "\\|") for text in (name, default))
-            parts.append(f"| {' | '.join(cell)} | {_plain(meaning)} | `{allowed.get(name, 'any')}` |".replace("str | None", "str or None"))
+            parts.append(
+                f"| {' | '.join(cell)} | {_plain(meaning)} | `{allowed.get(name, 'any')}` |".replace(
+                    "str | None", "str or None"
+                )
+            )
         parts.append("")
     return "\n".join(parts)
 
@@ -316,7 +320,6 @@ def _values(value: Any) -> str:
     """A constant as text; a mapping of documented entries as a list."""
     if isinstance(value, dict) or hasattr(value, "items"):
         return "\n".join(
-            f"- `{key}`: {getattr(item, 'doc', None) or getattr(item, 'label', '')}"
-            for key, item in value.items()
+            f"- `{key}`: {getattr(item, 'doc', None) or getattr(item, 'label', '')}" for key, item in value.items()
         )
     return f"```python\n{value!r}\n```"

@@ -15,7 +15,9 @@ def add_family(commands: Any, whole: Any, seed: Any) -> None:
         help="train the family: one base and its descendants, sft-more, rft, grpo, ppo, dpo and online-dpo",
         description="Train what is missing of the family; finished members are kept, so an interrupted run goes on.",
     )
-    family.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds of the whole chain (default: 0)")
+    family.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds of the whole chain (default: 0)"
+    )
     family.add_argument(
         "--members", nargs="+", metavar="NAME", help="these members, besides the base (default: sft-more grpo ppo dpo)"
     )
@@ -33,9 +35,15 @@ def add_study(commands: Any, whole: Any, seed: Any) -> None:
         description="Train and measure what is missing, then write the tables; an interrupted study goes on and ends with the same tables.",
     )
     study.add_argument("--seeds", type=seed, nargs="*", metavar="N", help="seeds of the first base (default: 0 to 7)")
-    study.add_argument("--second-seeds", type=seed, nargs="*", metavar="N", help="seeds of the second base (default: 0 to 3)")
-    study.add_argument("--members", nargs="+", metavar="NAME", help="only these members, besides the base (default: all)")
-    study.add_argument("--out", default="results/study", metavar="DIR", help="where the tables go (default: results/study)")
+    study.add_argument(
+        "--second-seeds", type=seed, nargs="*", metavar="N", help="seeds of the second base (default: 0 to 3)"
+    )
+    study.add_argument(
+        "--members", nargs="+", metavar="NAME", help="only these members, besides the base (default: all)"
+    )
+    study.add_argument(
+        "--out", default="results/study", metavar="DIR", help="where the tables go (default: results/study)"
+    )
     study.add_argument("--store", default="runs", metavar="DIR", help="where artefacts are kept (default: runs)")
     study.add_argument("--processes", type=whole, default=2, metavar="N", help="processes at a time (default: 2)")
     study.set_defaults(run=_study)
@@ -69,10 +77,12 @@ def _study(options: argparse.Namespace) -> None:
         processes=options.processes,
     )
     shown = found.verdicts[found.verdicts["scope"] == "PPO and GRPO"]
-    print(shown[["base", "claim", "verdict", "effect", "low", "high", "spread", "null"]].to_string(index=False, float_format="{:.3g}".format))
+    print(
+        shown[["base", "claim", "verdict", "effect", "low", "high", "spread", "null"]].to_string(
+            index=False, float_format="{:.3g}".format
+        )
+    )
     failed = found.members[found.members["status"] != "done"]
     for row in failed.itertuples():
         print(f"{row.base}, seed {row.seed}, {row.paradigm}: {row.status}")
     print(f"\nwritten: the tables in {options.out}")
-
-

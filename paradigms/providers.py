@@ -40,7 +40,9 @@ def family_member(name: str) -> tuple[str, int]:
     member, seed = (match["member"], match["seed"]) if match else (name, None)
     choose("pair", f"family/{member}", pairs.names())
     if seed is not None and not (seed.isascii() and seed.isdecimal() and len(seed) < 10):
-        raise InputError(f"pair {name!r}: the seed after '@' is {seed!r}, expected a whole number of at least 0, such as 3")
+        raise InputError(
+            f"pair {name!r}: the seed after '@' is {seed!r}, expected a whole number of at least 0, such as 3"
+        )
     return member, int(seed or 0)
 
 
@@ -48,7 +50,9 @@ class FamilyPairs:
     """``family/<member>`` and ``family/<member>@<seed>``: the base against that member; see `rlcircuits.models.PairProvider`."""
 
     problems = "family"
-    note = "family/<member>@<seed> is the family of another seed; what is missing of it is trained when it is asked for."
+    note = (
+        "family/<member>@<seed> is the family of another seed; what is missing of it is trained when it is asked for."
+    )
 
     def names(self) -> list[str]:
         return [f"family/{member}" for member in MEMBERS if member != "sft"]

@@ -32,7 +32,9 @@ def provided(group: str) -> dict[str, Any]:
             found[entry.name] = entry.load()
         except Exception as error:  # another package's code may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            warnings.warn(f"{entry.value!r} ({group}) cannot be imported ({reason}): left out", BrokenExtension, stacklevel=2)
+            warnings.warn(
+                f"{entry.value!r} ({group}) cannot be imported ({reason}): left out", BrokenExtension, stacklevel=2
+            )
     return found
 
 

@@ -44,9 +44,7 @@ class Background:
         """Until it ends."""
         if self.process.wait():
             tail = "\n".join(self.log.read_text().splitlines()[-15:])
-            pytest.fail(
-                f"{' '.join(self.command)} ended with {self.process.returncode}:\n{tail}", pytrace=False
-            )
+            pytest.fail(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{tail}", pytrace=False)
 
 
 _family: list[Background] = []

@@ -43,13 +43,9 @@ def train_grpo(
 
     tokenizer = AutoTokenizer.from_pretrained(start)
 
-    def right_result(
-        completions: list[str], completion_ids: list[list[int]], reference: list[str], **_
-    ) -> list[float]:
+    def right_result(completions: list[str], completion_ids: list[list[int]], reference: list[str], **_) -> list[float]:
         triples = zip(completions, completion_ids, reference, strict=True)
-        return [
-            float(ids[-1] == tokenizer.eos_token_id and is_correct(text, ref)) for text, ids, ref in triples
-        ]
+        return [float(ids[-1] == tokenizer.eos_token_id and is_correct(text, ref)) for text, ids, ref in triples]
 
     answers = recipe.prompts_per_update * recipe.group
     trainer = GRPOTrainer(

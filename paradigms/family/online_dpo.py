@@ -49,9 +49,7 @@ def matched_pairs(rewards: Sequence[float], group: int, rng: random.Random) -> l
     return pairs
 
 
-def dpo_loss(
-    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
-) -> Tensor:
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     """−mean ln σ(β [(chosen − ref_chosen) − (rejected − ref_rejected)]); each is (pair,) ln of an answer's probability."""
     return -nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
 

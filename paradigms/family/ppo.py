@@ -57,9 +57,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return centred / (masked_mean(centred**2, mask).sqrt() + 1e-8)
 
 
-def token_rewards(
-    scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float
-) -> Tensor:
+def token_rewards(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float) -> Tensor:
     """r_t of step 2; `scores` is (answer,), the rest (answer, position)."""
     rewards = -beta * (log_probs - ref_log_probs) * mask
     last = (mask.long().sum(1) - 1).unsqueeze(1)
@@ -79,9 +77,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages * mask, (advantages + values) * mask
 
 
-def clipped_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> Tensor:
+def clipped_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
     """−mean over the mask of min(ρ A, clip(ρ, 1−ε, 1+ε) A), ρ = exp(log_probs − old_log_probs)."""
     ratio = (log_probs - old_log_probs).exp()
     return -masked_mean(torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask)
@@ -105,9 +101,7 @@ def ppo_updates(
         for rows in torch.randperm(len(rollout.mask), generator=generator).split(recipe.minibatch):
             log_probs, values = forward(rows)
             mask = rollout.mask[rows]
-            policy = clipped_loss(
-                log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, recipe.clip
-            )
+            policy = clipped_loss(log_probs, rollout.log_probs[rows], rollout.advantages[rows], mask, recipe.clip)
             loss = policy + recipe.value_weight * value_loss(values, rollout.returns[rows], mask)
             optimizer.zero_grad()
             loss.backward()
@@ -133,9 +127,7 @@ class Value(nn.Module):
         return self.head(_states(self.body, answers, rows)).squeeze(-1)
 
 
-def answer_log_prob(
-    model: PreTrainedModel, answers: Answers, rows: Tensor, temperature: float = 1.0
-) -> Tensor:
+def answer_log_prob(model: PreTrainedModel, answers: Answers, rows: Tensor, temperature: float = 1.0) -> Tensor:
     """(row, position) ln π(a_t|s_t) of the answers' tokens, π = softmax(logits / temperature)."""
     width = answers.mask.shape[1]
     logits = model.lm_head(_states(model.model, answers, rows))
@@ -189,9 +181,7 @@ def train_ppo(
     fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
         asked = [
-            p
-            for p in problems[first : first + recipe.prompts_per_round]
-            for _ in range(recipe.answers_per_prompt)
+            p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.answers_per_prompt)
         ]
         questions = [p.question for p in asked]
         answers = answer(policy, tokenizer, questions, max_new_tokens, True, recipe.temperature)

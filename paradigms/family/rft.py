@@ -36,9 +36,7 @@ def right_answers(
 
     torch.manual_seed(seed)
     kept: dict[tuple[str, str], None] = {}
-    for problem, texts, rewards, _ in sampled_answers(
-        model, tokenizer, problems, answers_per_prompt, max_new_tokens
-    ):
+    for problem, texts, rewards, _ in sampled_answers(model, tokenizer, problems, answers_per_prompt, max_new_tokens):
         for text, reward in zip(texts, rewards, strict=True):
             if reward:
                 kept.setdefault((problem.question, text.strip()))

@@ -201,8 +201,7 @@ def family_problems(split: str = "test", n: int = 500, seed: int = 0) -> Problem
 def _stream(rng: random.Random) -> Iterator[WordProblem]:
     while True:
         steps = tuple(
-            (rng.choice((*ADDS, *SUBTRACTS)), rng.randint(1, LARGEST_AMOUNT))
-            for _ in range(rng.choice((2, 3)))
+            (rng.choice((*ADDS, *SUBTRACTS)), rng.randint(1, LARGEST_AMOUNT)) for _ in range(rng.choice((2, 3)))
         )
         problem = WordProblem(rng.choice(NAMES), rng.randint(1, LARGEST), steps)
         if _stays_in_range(problem):

@@ -125,18 +125,14 @@ def make_families(
         for member in plan.members:
             failure = failures.get((seed, member))
             folder = None if failure else plan.folder(seed, member)
-            accuracy = (
-                json.loads((folder / "member.json").read_text())["accuracy"] if folder else float("nan")
-            )
+            accuracy = json.loads((folder / "member.json").read_text())["accuracy"] if folder else float("nan")
             status = f"{failure.kind}: {failure.message}" if failure else "done"
             rows.append((seed, member, None if failure else str(folder), status, accuracy))
     table = pd.DataFrame(rows, columns=["seed", "member", "folder", "status", "accuracy"])
     return table.assign(folder=pd.Series([row[2] for row in rows], dtype=object))
 
 
-def family_pairs(
-    paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = DEFAULT
-) -> dict[str, ModelPair]:
+def family_pairs(paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = DEFAULT) -> dict[str, ModelPair]:
     """The family's pairs, the base against each descendant, by name: ``"family/ppo"``, ….
 
     Args:
@@ -260,9 +256,7 @@ class _Plan:
                 missing.append("sft")
             tasks += [_Task(seed, m, seconds(m)) for m in missing]
         turn = {seed: i for i, seed in enumerate(self.seeds)}
-        return sorted(
-            tasks, key=lambda t: (turn[t.seed] - (t.member == "sft"), t.member != "sft", -t.seconds)
-        )
+        return sorted(tasks, key=lambda t: (turn[t.seed] - (t.member == "sft"), t.member != "sft", -t.seconds))
 
 
 @dataclass
@@ -367,9 +361,7 @@ def _train(plan: _Plan, processes: int, progress: bool) -> dict[tuple[int, str],
     return failures
 
 
-def _run(
-    plan: _Plan, processes: int, failures: dict[tuple[int, str], _Failure], bar: tqdm, name: str
-) -> None:
+def _run(plan: _Plan, processes: int, failures: dict[tuple[int, str], _Failure], bar: tqdm, name: str) -> None:
     """Start each task when its base is there and a process is free, and wait for all; notes what fails in `failures`."""
     waiting = list(plan.tasks)
     pending_bases = {t.seed for t in waiting if t.member == "sft" and (t.seed, "sft") not in failures}

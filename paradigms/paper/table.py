@@ -108,7 +108,9 @@ def _summary(given: Any, level: str) -> pd.DataFrame:
     table = table.rename(columns=lambda name: str(name).replace("/", "_"))
     for column in _CELL:
         if column not in table:
-            raise InputError(f"{label} has no column {column!r}: expected the summary of a sweep{near(column, table.columns)}")
+            raise InputError(
+                f"{label} has no column {column!r}: expected the summary of a sweep{near(column, table.columns)}"
+            )
     if not pd.api.types.is_numeric_dtype(table["alpha"]):
         raise InputError(f"{label}: alpha is {table['alpha'].dtype}: expected numbers")
     if "level" in table:

@@ -127,7 +127,9 @@ def analyse(
     tasks = tasks_of(trained, settings)
     with _workers(processes) as pool:
         weights = [task.seconds for task in tasks]
-        folders = _in_parallel(pool, perform, [(root, settings, task) for task in tasks], weights, "measuring", processes)
+        folders = _in_parallel(
+            pool, perform, [(root, settings, task) for task in tasks], weights, "measuring", processes
+        )
         done = list(zip(tasks, folders, strict=True))
         pairs = make.usable(done, "pair")
         groups: dict[tuple[str, str], list[tuple[Task, Path]]] = {}
@@ -140,12 +142,18 @@ def analyse(
     tables = _tables(trained, done, pairs, parts)
     measuring = sum(Store(root).manifest(folder)["seconds"] for _, folder in done)
     # Of one core each, also of what was trained and measured before an interruption; the tables are this run's own time.
-    seconds = {"training": float(tables["members"]["training_seconds"].sum()), "measuring": measuring, "this run": time.monotonic() - started}
+    seconds = {
+        "training": float(tables["members"]["training_seconds"].sum()),
+        "measuring": measuring,
+        "this run": time.monotonic() - started,
+    }
     seconds = {name: round(value, 1) for name, value in seconds.items()}
     return write(tables, _manifest(trained, settings, done, seconds), out)
 
 
-def _tables(trained: pd.DataFrame, done: Sequence[tuple[Task, str]], pairs: Sequence[tuple[Task, Path]], parts: Sequence[Any]) -> dict[str, pd.DataFrame]:
+def _tables(
+    trained: pd.DataFrame, done: Sequence[tuple[Task, str]], pairs: Sequence[tuple[Task, Path]], parts: Sequence[Any]
+) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     from paradigms.study import tables as make
@@ -170,7 +178,9 @@ def _tables(trained: pd.DataFrame, done: Sequence[tuple[Task, str]], pairs: Sequ
     }
 
 
-def _manifest(trained: pd.DataFrame, settings: Settings, done: Sequence[tuple[Task, str]], seconds: dict[str, float]) -> dict[str, Any]:
+def _manifest(
+    trained: pd.DataFrame, settings: Settings, done: Sequence[tuple[Task, str]], seconds: dict[str, float]
+) -> dict[str, Any]:
     from importlib import metadata
 
     from paradigms.study.tables import settings_of
@@ -228,7 +238,9 @@ def load(results: str | os.PathLike[str] = "results/study") -> Results:
     folder = Path(results).expanduser()
     missing = [name for name in ("manifest.json", *(f"{t}.parquet" for t in TABLES)) if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{os.fspath(results)!r} holds no finished study ({missing[0]} is not there): make one with `rlcircuits study`")
+        raise InputError(
+            f"{os.fspath(results)!r} holds no finished study ({missing[0]} is not there): make one with `rlcircuits study`"
+        )
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     tables = {}
     for name in TABLES:
@@ -285,7 +297,12 @@ def _begin() -> None:
 
 
 def _in_parallel(
-    pool: ProcessPoolExecutor, work: Callable, arguments: Sequence[tuple], weights: Sequence[float], title: str, processes: int
+    pool: ProcessPoolExecutor,
+    work: Callable,
+    arguments: Sequence[tuple],
+    weights: Sequence[float],
+    title: str,
+    processes: int,
 ) -> list[Any]:
     """Results of `work` on each of the arguments, in their order, with one bar that estimates the time left."""
     import sys
@@ -297,7 +314,9 @@ def _in_parallel(
     running: dict[Future, int] = {}
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, about {remaining} left"
     interval = 0.1 if sys.stderr.isatty() else 15.0
-    with tqdm(total=sum(weights), desc=title, bar_format=layout, smoothing=0, mininterval=interval, disable=False) as bar:
+    with tqdm(
+        total=sum(weights), desc=title, bar_format=layout, smoothing=0, mininterval=interval, disable=False
+    ) as bar:
         while waiting or running:
             while waiting and len(running) < processes + 1:  # no more than needed, so that an interruption ends soon
                 index = waiting.pop(0)

@@ -63,7 +63,13 @@ def lead_and_lag(x: np.ndarray, y: np.ndarray, lags: tuple[int, ...] = LAGS) -> 
     each = np.array([[lagged_correlation(a, b, lag) for lag in lags] for a, b in zip(x, y, strict=True)])
     after, before = (np.array([sign * lag > 0 for lag in lags]) for sign in (1, -1))
     with np.errstate(all="ignore"):
-        means = [np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else np.nan for row in each[:, side]]) for side in (after, before)]
+        means = [
+            np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else np.nan for row in each[:, side]])
+            for side in (after, before)
+        ]
     columns = {**{str(lag): each[:, i] for i, lag in enumerate(lags)}, "lead": means[0] - means[1]}
-    rows = [{"lag": name, **dict(zip(("correlation", "low", "high", "n_seeds"), student_interval(values)))} for name, values in columns.items()]
+    rows = [
+        {"lag": name, **dict(zip(("correlation", "low", "high", "n_seeds"), student_interval(values)))}
+        for name, values in columns.items()
+    ]
     return pd.DataFrame(rows)

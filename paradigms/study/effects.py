@@ -104,7 +104,9 @@ def contrast_weights(contrast: str, corners: Sequence[str]) -> np.ndarray:
     weights = CONTRASTS[choose("contrast", contrast, CONTRASTS)]
     missing = [corner for corner in weights if corner not in corners]
     if missing:
-        raise InputError(f"contrast {contrast!r} needs the corner {missing[0]!r}, but only {', '.join(corners)} were measured")
+        raise InputError(
+            f"contrast {contrast!r} needs the corner {missing[0]!r}, but only {', '.join(corners)} were measured"
+        )
     return np.array([weights.get(corner, 0.0) for corner in corners])
 
 
@@ -113,7 +115,9 @@ def logarithms(values: np.ndarray) -> np.ndarray:
     return np.log(values, out=np.full(values.shape, np.nan), where=values > 0)
 
 
-def hierarchical_interval(observed: np.ndarray, boot: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hierarchical_interval(
+    observed: np.ndarray, boot: np.ndarray, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over seeds and its interval (steps 2 and 3).
 
     Args:
@@ -132,7 +136,9 @@ def hierarchical_interval(observed: np.ndarray, boot: np.ndarray, confidence: fl
     usable = np.isfinite(effect) & (np.isfinite(boot).mean(axis=2) >= 0.5).all(axis=0)
     kept = np.where(usable[None, :, None], boot, 0.0)
     if n_seeds == 1:
-        ends = np.nanquantile(kept[0], [(1 - confidence) / 2, (1 + confidence) / 2], axis=1) - np.nanmean(kept[0], axis=1)
+        ends = np.nanquantile(kept[0], [(1 - confidence) / 2, (1 + confidence) / 2], axis=1) - np.nanmean(
+            kept[0], axis=1
+        )
     else:
         variance = np.maximum(observed.var(axis=0, ddof=1), np.nanvar(kept, axis=2).mean(axis=0))
         half = stats.t.ppf((1 + confidence) / 2, n_seeds - 1) * np.sqrt(variance / n_seeds)
@@ -173,7 +179,11 @@ def seed_p(observed: np.ndarray) -> np.ndarray:
 
 
 def equal_loss(
-    ln_intensity: np.ndarray, ln_loss: np.ndarray, after_intensity: np.ndarray, after_loss: np.ndarray, counts: np.ndarray
+    ln_intensity: np.ndarray,
+    ln_loss: np.ndarray,
+    after_intensity: np.ndarray,
+    after_loss: np.ndarray,
+    counts: np.ndarray,
 ) -> np.ndarray:
     """ln intensity beyond what the loss explains, ``(resample,)``, for problem resamples `counts` ``(resample, sample)``.
 

@@ -35,7 +35,9 @@ def label_of(metric: str) -> str:
 def colour_of(paradigm: str) -> str:
     """A paradigm's colour, the same in every figure."""
     known = [p for p in ORDER if p != "sft-more"]
-    return NEUTRAL if paradigm == "sft-more" else PALETTE[known.index(paradigm) % 7] if paradigm in known else PALETTE[6]
+    return (
+        NEUTRAL if paradigm == "sft-more" else PALETTE[known.index(paradigm) % 7] if paradigm in known else PALETTE[6]
+    )
 
 
 def in_order(paradigms: Sequence[str]) -> list[str]:
@@ -48,12 +50,19 @@ def change(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``effects`` with ``middle``, ``left``, ``right``: log ratios, for a metric without them differences."""
     use_logs = bool(np.isfinite(table["log_ratio"].astype(float)).all())
     names = ("log_ratio", "log_low", "log_high") if use_logs else ("effect", "low", "high")
-    return table.assign(**dict(zip(("middle", "left", "right"), (table[n].astype(float) for n in names))), logs=use_logs)
+    return table.assign(
+        **dict(zip(("middle", "left", "right"), (table[n].astype(float) for n in names))), logs=use_logs
+    )
 
 
 def null_spread(values: pd.DataFrame, base: str, metric: str, alpha: float, level: str = "block") -> dict[str, float]:
     """Spread of each null's log ratios (root mean square over seeds and draws); differences where a value is not above 0."""
-    rows = values[(values["base"] == base) & (values["metric"] == metric) & (values["alpha"] == alpha) & (values["level"] == level)]
+    rows = values[
+        (values["base"] == base)
+        & (values["metric"] == metric)
+        & (values["alpha"] == alpha)
+        & (values["level"] == level)
+    ]
     rows = rows.assign(null=rows["paradigm"].map(null_of))
     rows = rows[rows["null"].notna()]
     before, after = rows["bb"].to_numpy(float), rows["tt"].to_numpy(float)
@@ -63,7 +72,12 @@ def null_spread(values: pd.DataFrame, base: str, metric: str, alpha: float, leve
 
 
 def effect_forest(
-    effects: pd.DataFrame, values: pd.DataFrame, metrics: Sequence[str], alpha: float = 0.3, level: str = "block", title: str | None = None
+    effects: pd.DataFrame,
+    values: pd.DataFrame,
+    metrics: Sequence[str],
+    alpha: float = 0.3,
+    level: str = "block",
+    title: str | None = None,
 ) -> go.Figure:
     """Log ratios to the base with intervals over seeds and problems; a column per metric, a row per base.
 
@@ -89,8 +103,15 @@ def effect_forest(
     said = []
     for r, base in enumerate(bases, start=1):
         for c, metric in enumerate(metrics, start=1):
-            one = change(rows[(rows["base"] == base) & (rows["metric"] == metric)].set_index("paradigm").reindex(names).dropna(how="all"))
-            band = max((v for v in null_spread(values, base, metric, alpha, level).values() if np.isfinite(v)), default=np.nan)
+            one = change(
+                rows[(rows["base"] == base) & (rows["metric"] == metric)]
+                .set_index("paradigm")
+                .reindex(names)
+                .dropna(how="all")
+            )
+            band = max(
+                (v for v in null_spread(values, base, metric, alpha, level).values() if np.isfinite(v)), default=np.nan
+            )
             figure.add_trace(_dots(one, metric), row=r, col=c)  # first: plotly adds no shapes to an empty panel
             if np.isfinite(band):
                 figure.add_vrect(x0=-band, x1=band, fillcolor=_BAND, line_width=0, layer="below", row=r, col=c)
@@ -103,7 +124,13 @@ def effect_forest(
     figure.update_xaxes(nticks=4)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=[as_text(n) for n in names][::-1])
     subtitle = f"α = {alpha:g}, {level} level; bars: 95 % over seeds and problems; grey band: the largest null's spread"
-    return _dress(figure, title or "What does each paradigm change, beside the nulls?", subtitle, ". ".join(said), 200 + 210 * len(bases))
+    return _dress(
+        figure,
+        title or "What does each paradigm change, beside the nulls?",
+        subtitle,
+        ". ".join(said),
+        200 + 210 * len(bases),
+    )
 
 
 def _dots(one: pd.DataFrame, metric: str) -> go.Scatter:
@@ -112,8 +139,19 @@ def _dots(one: pd.DataFrame, metric: str) -> go.Scatter:
         x=middle,
         y=[as_text(n) for n in one.index],
         mode="markers",
-        error_x={"type": "data", "symmetric": False, "array": right - middle, "arrayminus": middle - left, "thickness": 1.5, "width": 4},
-        marker={"size": 9, "color": [colour_of(n) for n in one.index], "symbol": ["diamond-open" if n == "sft-more" else "circle" for n in one.index]},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": right - middle,
+            "arrayminus": middle - left,
+            "thickness": 1.5,
+            "width": 4,
+        },
+        marker={
+            "size": 9,
+            "color": [colour_of(n) for n in one.index],
+            "symbol": ["diamond-open" if n == "sft-more" else "circle" for n in one.index],
+        },
         customdata=np.stack([left, right, one["p_holm"].to_numpy(float), one["n_seeds"].to_numpy(float)], axis=-1),
         hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<br>p (Holm) %{customdata[2]:.2g}, "
         "%{customdata[3]} seeds<extra></extra>",
@@ -122,7 +160,9 @@ def _dots(one: pd.DataFrame, metric: str) -> go.Scatter:
     )
 
 
-def seed_dots(values: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None) -> go.Figure:
+def seed_dots(
+    values: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None
+) -> go.Figure:
     """ln(tuned / base) of every seed, paradigms and nulls side by side, block level."""
     rows = values[(values["metric"] == metric) & (values["alpha"] == alpha) & (values["level"] == "block")]
     rows = rows[rows["kind"].isin(["paradigm", "control", "null"])]
@@ -130,7 +170,9 @@ def seed_dots(values: pd.DataFrame, metric: str = "activation_intensity", alpha:
         raise InputError(f"the study holds no values of {metric!r} at α = {alpha:g}")
     positive = bool((rows[["bb", "tt"]] > 0).all(axis=None))
     rows = rows.assign(change=np.log(rows["tt"] / rows["bb"]) if positive else rows["tt"] - rows["bb"])
-    rows = rows.assign(group=[p if k != "null" else f"null: {null_of(p)}" for p, k in zip(rows["paradigm"], rows["kind"])])
+    rows = rows.assign(
+        group=[p if k != "null" else f"null: {null_of(p)}" for p, k in zip(rows["paradigm"], rows["kind"])]
+    )
     figure = go.Figure()
     for i, (base, part) in enumerate(rows.groupby("base", sort=False)):
         figure.add_trace(
@@ -148,7 +190,13 @@ def seed_dots(values: pd.DataFrame, metric: str = "activation_intensity", alpha:
     figure.add_hline(y=0, line={"color": "#333333", "width": 1})
     figure.update_layout(boxmode="group")
     means = ", ".join(f"{g} {v:+.2f}" for g, v in rows.groupby("group")["change"].mean().items())
-    return _dress(figure, title or f"Does {label_of(metric)} agree between seeds?", f"every dot a seed (or draw); α = {alpha:g}", f"Means: {means}.", 480)
+    return _dress(
+        figure,
+        title or f"Does {label_of(metric)} agree between seeds?",
+        f"every dot a seed (or draw); α = {alpha:g}",
+        f"Means: {means}.",
+        480,
+    )
 
 
 def alpha_curves(effects: pd.DataFrame, metric: str = "activation_intensity", title: str | None = None) -> go.Figure:
@@ -169,15 +217,33 @@ def alpha_curves(effects: pd.DataFrame, metric: str = "activation_intensity", ti
                 row=1, col=c,
             )  # fmt: skip
     shown = sorted(rows["alpha"].unique())
-    figure.update_xaxes(title_text="α, share of the answer that is scored", type="log", tickvals=shown, ticktext=[f"{a:g}" for a in shown])
+    figure.update_xaxes(
+        title_text="α, share of the answer that is scored",
+        type="log",
+        tickvals=shown,
+        ticktext=[f"{a:g}" for a in shown],
+    )
     figure.update_yaxes(title_text="ln(tuned / base)" if rows["logs"].all() else "tuned − base", col=1)
-    return _dress(figure, title or f"Does the change of {label_of(metric)} grow with α?", "bars: 95 % over seeds and problems", "", 480)
+    return _dress(
+        figure,
+        title or f"Does the change of {label_of(metric)} grow with α?",
+        "bars: 95 % over seeds and problems",
+        "",
+        480,
+    )
 
 
-def token_split(effects: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None) -> go.Figure:
+def token_split(
+    effects: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None
+) -> go.Figure:
     """The effect on own tokens as the sum of other tokens and another circuit; a panel per base."""
     parts = ("other tokens", "other circuit", "own")
-    rows = effects[(effects["metric"] == metric) & (effects["level"] == "block") & (effects["alpha"] == alpha) & effects["tokens"].isin(parts)]
+    rows = effects[
+        (effects["metric"] == metric)
+        & (effects["level"] == "block")
+        & (effects["alpha"] == alpha)
+        & effects["tokens"].isin(parts)
+    ]
     rows = change(rows[rows["kind"].isin(["paradigm", "control"])])
     figure, bases = _panels(rows)
     for c, base in enumerate(bases, start=1):
@@ -195,10 +261,18 @@ def token_split(effects: pd.DataFrame, metric: str = "activation_intensity", alp
             )  # fmt: skip
     figure.update_layout(barmode="group")
     figure.update_yaxes(title_text="ln(tuned / base)" if rows["logs"].all() else "tuned − base", col=1)
-    return _dress(figure, title or "Other tokens, or another circuit?", f"{label_of(metric)}, α = {alpha:g}; the first two add up to the third", "", 460)
+    return _dress(
+        figure,
+        title or "Other tokens, or another circuit?",
+        f"{label_of(metric)}, α = {alpha:g}; the first two add up to the third",
+        "",
+        460,
+    )
 
 
-def dynamics(table: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None) -> go.Figure:
+def dynamics(
+    table: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None
+) -> go.Figure:
     """A metric against accuracy along training: mean over seeds, one line a paradigm, a panel per base."""
     rows = table[(table["alpha"] == alpha) & (table["paradigm"] != "sft")] if len(table) else table
     if rows.empty:
@@ -206,7 +280,11 @@ def dynamics(table: pd.DataFrame, metric: str = "activation_intensity", alpha: f
     figure, bases = _panels(rows)
     for c, base in enumerate(bases, start=1):
         for i, paradigm in enumerate(in_order(rows["paradigm"])):
-            one = rows[(rows["base"] == base) & (rows["paradigm"] == paradigm)].groupby("update")[[metric, "accuracy", "kl"]].mean()
+            one = (
+                rows[(rows["base"] == base) & (rows["paradigm"] == paradigm)]
+                .groupby("update")[[metric, "accuracy", "kl"]]
+                .mean()
+            )
             figure.add_trace(
                 go.Scatter(
                     x=one["accuracy"], y=one[metric], mode="lines+markers", name=as_text(paradigm), legendgroup=paradigm, showlegend=c == 1,
@@ -222,12 +300,24 @@ def dynamics(table: pd.DataFrame, metric: str = "activation_intensity", alpha: f
     if metric == "activation_intensity":
         steps = [m * 10.0**e for e in range(-7, 2) for m in (1, 2, 5)]
         figure.update_yaxes(type="log", tickvals=steps, ticktext=[f"{v:.0e}".replace("e-0", "e-") for v in steps])
-    return _dress(figure, title or f"How do {label_of(metric)} and accuracy move together?", "mean over seeds; larger marks are later checkpoints", "", 480)
+    return _dress(
+        figure,
+        title or f"How do {label_of(metric)} and accuracy move together?",
+        "mean over seeds; larger marks are later checkpoints",
+        "",
+        480,
+    )
 
 
-def lags(table: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None) -> go.Figure:
+def lags(
+    table: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3, title: str | None = None
+) -> go.Figure:
     """Lagged rank correlations of changes of a metric and of accuracy, with intervals over seeds; a panel per base."""
-    rows = table[(table["metric"] == metric) & (table["alpha"] == alpha) & (table["lag"] != "lead")] if len(table) else table
+    rows = (
+        table[(table["metric"] == metric) & (table["alpha"] == alpha) & (table["lag"] != "lead")]
+        if len(table)
+        else table
+    )
     if rows.empty:
         raise InputError("the study holds no lagged correlations")
     rows = rows.assign(lag=rows["lag"].astype(int))
@@ -248,7 +338,9 @@ def lags(table: pd.DataFrame, metric: str = "activation_intensity", alpha: float
         figure.add_hline(y=0, line={"color": "#333333", "width": 1}, row=1, col=c)
     figure.update_xaxes(title_text="lag in checkpoints (above 0: the metric comes first)")
     figure.update_yaxes(title_text="rank correlation of changes", range=[-1.05, 1.05], col=1)
-    return _dress(figure, title or f"Does {label_of(metric)} lead accuracy, or follow it?", "bars: 95 % over seeds", "", 480)
+    return _dress(
+        figure, title or f"Does {label_of(metric)} lead accuracy, or follow it?", "bars: 95 % over seeds", "", 480
+    )
 
 
 def exactness(table: pd.DataFrame, title: str | None = None) -> go.Figure:
@@ -290,7 +382,13 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     if rows.empty:
         raise InputError("the study holds no other settings")
     rows = rows[~rows["variant"].isin(["reference", "100 bins", "ε = 1e-12"])]
-    share = rows.pivot_table(index="metric", columns="variant", values="survives", aggfunc=lambda s: float(np.mean(s.astype(float))), sort=False)
+    share = rows.pivot_table(
+        index="metric",
+        columns="variant",
+        values="survives",
+        aggfunc=lambda s: float(np.mean(s.astype(float))),
+        sort=False,
+    )
     count = rows.pivot_table(index="metric", columns="variant", values="survives", aggfunc="size", sort=False)
     text = [[("" if np.isnan(v) else f"{v:.0%}") for v in line] for line in share.to_numpy(float)]
     figure = go.Figure(
@@ -308,7 +406,9 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
 def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     """Change of intensity against change of accuracy, for logits scaled and for intensity pushed."""
     rows = table[table["intervention"].isin(["logits scaled", "intensity pushed"])] if len(table) else table
-    accuracy = rows[rows["quantity"] == "accuracy"].set_index(["base", "intervention", "setting"]) if len(rows) else rows
+    accuracy = (
+        rows[rows["quantity"] == "accuracy"].set_index(["base", "intervention", "setting"]) if len(rows) else rows
+    )
     if not len(accuracy):
         raise InputError("the study holds no interventions")
     intensity = rows[rows["quantity"] == "activation_intensity"]
@@ -316,7 +416,16 @@ def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     both = intensity.join(accuracy, lsuffix="_x", rsuffix="_y", how="inner").reset_index()
     figure = go.Figure()
     for i, ((base, intervention), one) in enumerate(both.groupby(["base", "intervention"], sort=False)):
-        arms = {f"error_{a}": {"type": "data", "symmetric": False, "array": one[f"high_{a}"] - one[f"effect_{a}"], "arrayminus": one[f"effect_{a}"] - one[f"low_{a}"], "thickness": 1} for a in "xy"}
+        arms = {
+            f"error_{a}": {
+                "type": "data",
+                "symmetric": False,
+                "array": one[f"high_{a}"] - one[f"effect_{a}"],
+                "arrayminus": one[f"effect_{a}"] - one[f"low_{a}"],
+                "thickness": 1,
+            }
+            for a in "xy"
+        }
         figure.add_trace(
             go.Scatter(
                 x=one["effect_x"], y=one["effect_y"], mode="markers+text", text=[as_text(f"× {s}" if intervention == "logits scaled" else s) for s in one["setting"]],
@@ -326,7 +435,13 @@ def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     figure.add_hline(y=0, line={"color": "#333333", "width": 1})
     figure.update_xaxes(title_text="change of ln intensity")
     figure.update_yaxes(title_text="change of accuracy")
-    return _dress(figure, title or "Does accuracy follow intensity when it is forced?", "bars: 95 % over seeds (and problems, for scaled logits)", "", 480)
+    return _dress(
+        figure,
+        title or "Does accuracy follow intensity when it is forced?",
+        "bars: 95 % over seeds (and problems, for scaled logits)",
+        "",
+        480,
+    )
 
 
 def _panels(rows: pd.DataFrame) -> tuple[go.Figure, list[str]]:
@@ -334,7 +449,9 @@ def _panels(rows: pd.DataFrame) -> tuple[go.Figure, list[str]]:
     if not bases:
         raise InputError("the study holds no such rows")
     titles = [as_text(b) for b in bases]
-    return make_subplots(rows=1, cols=len(bases), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05), bases
+    return make_subplots(
+        rows=1, cols=len(bases), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05
+    ), bases
 
 
 def _dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int) -> go.Figure:

@@ -110,7 +110,9 @@ def measure(
     return found
 
 
-def attributed(model: Any, traces: Sequence[Trace], level: str, cut: int | None, gradient: np.ndarray | None = None) -> xr.DataArray:
+def attributed(
+    model: Any, traces: Sequence[Trace], level: str, cut: int | None, gradient: np.ndarray | None = None
+) -> xr.DataArray:
     """Scores as `rlcircuits.attribute` gives them, with a further coordinate ``logit_gradient`` (see step 3)."""
     from rlcircuits.attribution import attribute
 
@@ -146,7 +148,9 @@ def sample_values(scores: xr.DataArray) -> np.ndarray:
     return np.stack([*columns, scores["loss"].values, gradient, ratio], axis=1).astype(np.float64)
 
 
-def seed_cell(scores: Mapping[str, xr.DataArray], tests: bool, seed: int, resamples: int = RESAMPLES, swaps: int = SWAPS) -> SeedCell:
+def seed_cell(
+    scores: Mapping[str, xr.DataArray], tests: bool, seed: int, resamples: int = RESAMPLES, swaps: int = SWAPS
+) -> SeedCell:
     """A `SeedCell` from the scores of each corner."""
     corners = tuple(scores)
     sampled = np.stack([sample_values(scores[corner]) for corner in corners])
@@ -205,7 +209,9 @@ def save(measurement: Measurement, file: str | os.PathLike[str]) -> None:
     """Write a measurement to one ``.npz`` file."""
     arrays, index = {}, []
     for number, ((level, alpha), cell) in enumerate(measurement.cells.items()):
-        index.append({"level": level, "alpha": alpha, "corners": cell.corners, "metrics": cell.metrics, "seed": cell.seed})
+        index.append(
+            {"level": level, "alpha": alpha, "corners": cell.corners, "metrics": cell.metrics, "seed": cell.seed}
+        )
         for name in ("sampled", "pooled", "pooled_boot", "pooled_swap"):
             if getattr(cell, name) is not None:
                 arrays[f"{number}/{name}"] = getattr(cell, name)
@@ -223,5 +229,7 @@ def load(file: str | os.PathLike[str]) -> Measurement:
                 name: arrays[f"{number}/{name}"] if f"{number}/{name}" in arrays else None
                 for name in ("sampled", "pooled", "pooled_boot", "pooled_swap")
             }
-            found.cells[one["level"], one["alpha"]] = SeedCell(tuple(one["metrics"]), tuple(one["corners"]), seed=one["seed"], **parts)
+            found.cells[one["level"], one["alpha"]] = SeedCell(
+                tuple(one["metrics"]), tuple(one["corners"]), seed=one["seed"], **parts
+            )
     return found

@@ -29,7 +29,13 @@ from rlcircuits.metrics import METRICS, holm
 Done = Sequence[tuple[Task, str]]
 """Tasks with the folders of their artefacts."""
 
-DYNAMIC = ("activation_intensity", "information_complexity", "distribution_kurtosis", "inter_sample_diversity", "edge_entropy")
+DYNAMIC = (
+    "activation_intensity",
+    "information_complexity",
+    "distribution_kurtosis",
+    "inter_sample_diversity",
+    "edge_entropy",
+)
 NULLS = ("another base", "more supervised steps", "two seeds", "weight noise")
 
 
@@ -54,7 +60,9 @@ def usable(done: Done, kind: str) -> list[tuple[Task, Path]]:
 
     place = {base: number for number, base in enumerate(BASES)}
     found = [(task, Path(folder)) for task, folder in done if task.kind == kind and failure(folder) is None]
-    return sorted(found, key=lambda one: (place.get(one[0].base, len(place)), one[0].base, one[0].label, one[0].seed, one[0].draw))
+    return sorted(
+        found, key=lambda one: (place.get(one[0].base, len(place)), one[0].base, one[0].label, one[0].seed, one[0].draw)
+    )
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -82,7 +90,14 @@ def pair_tables(members: Sequence[tuple[Task, Path]]) -> tuple[pd.DataFrame, pd.
             corners = pd.DataFrame(dict(zip(cell.corners, cell.observed())))
             facts = {"n_problems": cell.n, "t_cut": one.facts["t_cut"][f"{alpha:g}"]}
             facts |= {"accuracy_before": one.facts["base_accuracy"], "accuracy_after": one.facts["accuracy"]}
-            where = {**about, "seed": task.seed, "draw": task.draw, "level": level, "alpha": alpha, "metric": cell.metrics}
+            where = {
+                **about,
+                "seed": task.seed,
+                "draw": task.draw,
+                "level": level,
+                "alpha": alpha,
+                "metric": cell.metrics,
+            }
             values.append(pd.DataFrame({**where, **corners, **facts}))
     return pd.concat(effects, ignore_index=True), pd.concat(values, ignore_index=True)
 
@@ -99,7 +114,9 @@ def corrected(effects: pd.DataFrame) -> pd.DataFrame:
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-def claim_effect(claim: Claim, measured: Mapping[str, Mapping[int, Measurement]]) -> tuple[float, float, float, int, bool]:
+def claim_effect(
+    claim: Claim, measured: Mapping[str, Mapping[int, Measurement]]
+) -> tuple[float, float, float, int, bool]:
     """Effect, low and high of a claim over seeds and problems, the number of seeds, and whether it is of log ratios.
 
     A single seed gives no interval: one over problems alone would say nothing about the paradigm.
@@ -131,10 +148,18 @@ def null_spreads(claim: Claim, values: pd.DataFrame, logarithm: bool) -> dict[st
     """Spread of each null in the claim's sum over α, from the ``values`` of one base."""
     rows = values[(values["level"] == "block") & (values["metric"] == claim.metric)]
     rows = rows[rows["alpha"].isin(list(claim.alphas))]
-    change = (logarithms(rows["tt"].to_numpy()) - logarithms(rows["bb"].to_numpy())) if logarithm else rows["tt"] - rows["bb"]
+    change = (
+        (logarithms(rows["tt"].to_numpy()) - logarithms(rows["bb"].to_numpy()))
+        if logarithm
+        else rows["tt"] - rows["bb"]
+    )
     rows = rows.assign(null=rows["paradigm"].map(null_of), part=change * rows["alpha"].map(claim.alphas))
     rows = rows[rows["null"].notna()]
-    sums = rows.groupby(["null", "paradigm", "seed", "draw"])["part"].agg(lambda parts: parts.sum(skipna=False)).reset_index()
+    sums = (
+        rows.groupby(["null", "paradigm", "seed", "draw"])["part"]
+        .agg(lambda parts: parts.sum(skipna=False))
+        .reset_index()
+    )
     return {null: spread(group["part"]) for null, group in sums.groupby("null")}
 
 
@@ -185,7 +210,9 @@ def exactness_tables(done: Done) -> tuple[pd.DataFrame, pd.DataFrame]:
         return pd.DataFrame(), pd.DataFrame()
     whole = pd.concat(tables, ignore_index=True)
     metrics = whole[whole["quantity"].isin(list(METRICS))]
-    wide = metrics.pivot_table(index=["base", "paradigm", "alpha", "method", "quantity", "seed"], columns="side", values="value")
+    wide = metrics.pivot_table(
+        index=["base", "paradigm", "alpha", "method", "quantity", "seed"], columns="side", values="value"
+    )
     wide["log_ratio"] = logarithms(wide["tuned"].to_numpy()) - logarithms(wide["base"].to_numpy())
     rows = []
     for where, group in wide.groupby(level=[0, 1, 2, 3, 4], sort=False):
@@ -243,12 +270,25 @@ def cause_table(done: Done, effects: pd.DataFrame, values: pd.DataFrame, members
             named[label] = ("logits scaled", label.removeprefix("logits × "))
     for label, (intervention, setting) in named.items():
         bases = set(own["base"])
-        if intervention == "sampling temperature":  # the ordinary temperature only where there are others to compare with
+        if (
+            intervention == "sampling temperature"
+        ):  # the ordinary temperature only where there are others to compare with
             bases = set(own.loc[own["paradigm"].str.startswith("grpo, temperature "), "base"])
         for row in own[(own["paradigm"] == label) & own["base"].isin(bases)].itertuples():
             logs = np.isfinite(row.log_ratio)
             found = (row.log_ratio, row.log_low, row.log_high) if logs else (row.effect, row.low, row.high)
-            rows.append(_cause(row.base, intervention, setting, row.metric, row.alpha, found, row.n_seeds, "log ratio" if logs else "difference"))
+            rows.append(
+                _cause(
+                    row.base,
+                    intervention,
+                    setting,
+                    row.metric,
+                    row.alpha,
+                    found,
+                    row.n_seeds,
+                    "log ratio" if logs else "difference",
+                )
+            )
         here = values[values["base"].isin(bases)], members[members["base"].isin(bases)]
         rows += _final_differences(*here, label, intervention, setting)
     rows += _temperature_contrast(values, members, sorted(s for i, s in named.values() if i == "sampling temperature"))
@@ -256,12 +296,16 @@ def cause_table(done: Done, effects: pd.DataFrame, values: pd.DataFrame, members
     return pd.DataFrame(rows)
 
 
-def _cause(base: str, intervention: str, setting: str, quantity: str, alpha: float, found: Sequence[float], n: int, scale: str) -> dict[str, Any]:
+def _cause(
+    base: str, intervention: str, setting: str, quantity: str, alpha: float, found: Sequence[float], n: int, scale: str
+) -> dict[str, Any]:
     names = ("base", "intervention", "setting", "quantity", "alpha", "effect", "low", "high", "scale", "n_seeds")
     return dict(zip(names, (base, intervention, setting, quantity, alpha, *found[:3], scale, n)))
 
 
-def _final_differences(values: pd.DataFrame, members: pd.DataFrame, label: str, intervention: str, setting: str) -> Iterable[dict[str, Any]]:
+def _final_differences(
+    values: pd.DataFrame, members: pd.DataFrame, label: str, intervention: str, setting: str
+) -> Iterable[dict[str, Any]]:
     """Accuracy (of the answers that were measured) and, of trained models, the policy's entropy, less their base's; over seeds."""
     for base, group in values[values["paradigm"] == label].groupby("base"):
         each = group.groupby("seed")[["accuracy_before", "accuracy_after"]].first()
@@ -271,11 +315,15 @@ def _final_differences(values: pd.DataFrame, members: pd.DataFrame, label: str, 
         root = group[group["paradigm"] == "sft"].set_index("seed")
         tuned = group[group["paradigm"] == label].set_index("seed")
         if len(tuned):
-            mean, low, high, n = student_interval((tuned["entropy"] - root["entropy"].reindex(tuned.index)).to_numpy(float))
+            mean, low, high, n = student_interval(
+                (tuned["entropy"] - root["entropy"].reindex(tuned.index)).to_numpy(float)
+            )
             yield _cause(base, intervention, setting, "policy entropy", np.nan, (mean, low, high), n, "difference")
 
 
-def _temperature_contrast(values: pd.DataFrame, members: pd.DataFrame, settings: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _temperature_contrast(
+    values: pd.DataFrame, members: pd.DataFrame, settings: Sequence[str]
+) -> Iterable[dict[str, Any]]:
     """The hottest against the coolest training, paired by seed: log ratios of the tuned models' metrics."""
     if len(settings) < 2:
         return
@@ -302,7 +350,9 @@ def _pushed(done: Done) -> Iterable[dict[str, Any]]:
     found = usable(done, "push")
     if not found:
         return
-    whole = pd.concat([pd.read_parquet(folder / "push.parquet").assign(base=t.base, seed=t.seed) for t, folder in found])
+    whole = pd.concat(
+        [pd.read_parquet(folder / "push.parquet").assign(base=t.base, seed=t.seed) for t, folder in found]
+    )
     for base, group in whole.groupby("base"):
         arms = {arm: rows.set_index("seed").sort_index() for arm, rows in group.groupby("arm")}
         for arm in (a for a in arms if a != "control"):
@@ -311,7 +361,16 @@ def _pushed(done: Done) -> Iterable[dict[str, Any]]:
                 logs = quantity in METRICS
                 change = logarithms(after) - logarithms(before) if logs else after - before
                 mean, low, high, n = student_interval(change)
-                yield _cause(base, "intensity pushed", arm, quantity, 1.0, (mean, low, high), n, "log ratio" if logs else "difference")
+                yield _cause(
+                    base,
+                    "intensity pushed",
+                    arm,
+                    quantity,
+                    1.0,
+                    (mean, low, high),
+                    n,
+                    "log ratio" if logs else "difference",
+                )
 
 
 # --- sensitivity ----------------------------------------------------------------------------------
@@ -365,7 +424,16 @@ def _variants(folders: Sequence[Path]) -> Iterable[dict[str, Any]]:
         change = np.diff(logs if scale == "log ratio" else np.stack([one[name] for one in arrays]), axis=1)
         found = hierarchical_interval(change[:, :, 0], change[:, :, 1:])
         effect, low, high = (float(value[0]) for value in found)
-        yield {"metric": metric, "variant": variant, "effect": effect, "low": low, "high": high, "scale": scale, "n_seeds": len(arrays), "n_problems": np.nan}
+        yield {
+            "metric": metric,
+            "variant": variant,
+            "effect": effect,
+            "low": low,
+            "high": high,
+            "scale": scale,
+            "n_seeds": len(arrays),
+            "n_problems": np.nan,
+        }
 
 
 # --- members --------------------------------------------------------------------------------------
@@ -389,7 +457,11 @@ def member_tables(trained: pd.DataFrame, done: Done) -> tuple[pd.DataFrame, pd.D
             curves.append(curve.assign(**about))
             last = curve.iloc[-1].to_dict()
             summary = json.loads((Path(row.folder) / "member.json").read_text("utf-8"))
-            last |= {"accuracy": summary["accuracy"], "training_seconds": summary["training_seconds"], "prompts_seen": summary["prompts_seen"]}
+            last |= {
+                "accuracy": summary["accuracy"],
+                "training_seconds": summary["training_seconds"],
+                "prompts_seen": summary["prompts_seen"],
+            }
         names = ("update", "prompts_seen", "accuracy", "kl", "entropy", "length", "training_seconds")
         rows.append({**about, **{name: float(last.get(name, np.nan)) for name in names}, "status": status})
     return pd.DataFrame(rows), pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()

@@ -75,7 +75,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if REFERENCE_ALPHA not in self.alphas or "block" not in self.levels:
-            raise InputError(f"settings: alphas must hold {REFERENCE_ALPHA} and levels 'block', on which the verdicts rest")
+            raise InputError(
+                f"settings: alphas must hold {REFERENCE_ALPHA} and levels 'block', on which the verdicts rest"
+            )
         if min(self.problems, self.n, self.exact_problems) < 2 or self.noise_draws < 1:
             raise InputError("settings: at least two problems everywhere, and one draw of weight noise, are needed")
 
@@ -243,7 +245,9 @@ def _exactness(store: Store, settings: Settings, task: Task, folder: Path) -> No
     pd.DataFrame(rows).to_parquet(folder / "exactness.parquet")
 
 
-def judged(model: Model, traces: Sequence[Any], cut: int, ig_steps: int, random_circuits: int | None) -> list[dict[str, Any]]:
+def judged(
+    model: Model, traces: Sequence[Any], cut: int, ig_steps: int, random_circuits: int | None
+) -> list[dict[str, Any]]:
     """EAP, EAP-IG and exact ablation of every block edge on the same traces: rows of method, quantity and value.
 
     Quantities of an estimate against exact ablation: ``rank correlation`` (Spearman over edges, mean over samples; signed),
@@ -293,11 +297,14 @@ def _dynamics(store: Store, settings: Settings, task: Task, folder: Path) -> Non
 
     answers = [answers_of(store, settings, spec) for spec in task.models]
     kept = {
-        alpha: select(*answers, alpha=alpha, n=task.options["n"], keep=task.options["keep"]) for alpha in task.options["alphas"]
+        alpha: select(*answers, alpha=alpha, n=task.options["n"], keep=task.options["keep"])
+        for alpha in task.options["alphas"]
     }
     wanted = set(next(iter(kept.values())).problems)
     whole = _problems(settings)
-    asked = ProblemSet(name=whole.name, problems=tuple(p for p in whole.problems if p.id in wanted), grader=whole.grader)
+    asked = ProblemSet(
+        name=whole.name, problems=tuple(p for p in whole.problems if p.id in wanted), grader=whole.grader
+    )
     model = task.models[1].load()
     rows = []
     for update, checkpoint in checkpoints(task.models[1].folder).items():
@@ -328,15 +335,23 @@ def _sensitivity(store: Store, settings: Settings, task: Task, folder: Path) -> 
 
     models, answers = _loaded(store, settings, task)
     n, keep, alpha = task.options["n"], task.options["keep"], task.options["alpha"]
-    variants = {"reference": {}, "T̄ as in the published code": {"mean": "code"}, "all answers, right or wrong": {"keep": "all"}}
+    variants = {
+        "reference": {},
+        "T̄ as in the published code": {"mean": "code"},
+        "all answers, right or wrong": {"keep": "all"},
+    }
     variants |= {f"n = {size}": {"n": size} for size in SIZES}
     for number, (name, changed) in enumerate(variants.items()):
         given = {"n": n, "keep": keep, **changed}
-        measured = measure(tuple(models), tuple(answers), (alpha,), ("block",), crossed=False, tests=False, seed=task.seed, **given)
+        measured = measure(
+            tuple(models), tuple(answers), (alpha,), ("block",), crossed=False, tests=False, seed=task.seed, **given
+        )
         measured.facts["variant"] = name
         save(measured, folder / f"variant-{number}.npz")
     chosen = select(*answers, alpha=alpha, n=n, keep=keep)
-    scores = [attributed(m, t, "block", chosen.t_cut) for m, t in zip(models, (chosen.base_traces, chosen.tuned_traces))]
+    scores = [
+        attributed(m, t, "block", chosen.t_cut) for m, t in zip(models, (chosen.base_traces, chosen.tuned_traces))
+    ]
     np.savez(folder / "histograms.npz", **_histogram_variants(scores))
 
 
@@ -349,13 +364,17 @@ def _histogram_variants(scores: Sequence[Any]) -> dict[str, np.ndarray]:
     n = scores[0].sizes["sample"]
     counts = np.concatenate([np.ones((1, n)), problem_counts(n)])
     rows = {f"{bins} bins": (bins, 1e-12, False) for bins in BINS}
-    rows |= {f"ε = {epsilon:g}": (100, epsilon, False) for epsilon in EPSILONS} | {"structural zeros": (100, 1e-12, True)}
+    rows |= {f"ε = {epsilon:g}": (100, epsilon, False) for epsilon in EPSILONS} | {
+        "structural zeros": (100, 1e-12, True)
+    }
     found = {}
     for name, (bins, epsilon, zeros) in rows.items():
         values = [complexity_statistic(edge_values(s, zeros), counts, bins, epsilon) for s in scores]
         found[f"{name}|information_complexity"] = np.stack(values)
     zero = "structural zeros|"
-    found[f"{zero}inter_sample_diversity"] = np.stack([diversity_statistic(edge_values(s, True), counts) for s in scores])
+    found[f"{zero}inter_sample_diversity"] = np.stack(
+        [diversity_statistic(edge_values(s, True), counts) for s in scores]
+    )
     for metric, per_sample in (("activation_intensity", sample_intensity), ("distribution_kurtosis", sample_kurtosis)):
         found[zero + metric] = np.stack([counts @ per_sample(s, True).values / n for s in scores])
     return found
@@ -407,7 +426,11 @@ def _demonstrations(tokenizer: Any, seen: int, size: int, task: Task) -> tuple[l
     problems = word_problems("train", seen + size + held, task.seed)[seen:]
     wrong = BASES[task.base].task.wrong_share if task.base in BASES else 0.65
     traces = [
-        Trace(str(i), tuple(tokenizer(question)["input_ids"]), (*tokenizer(f" {worked}")["input_ids"], tokenizer.eos_token_id))
+        Trace(
+            str(i),
+            tuple(tokenizer(question)["input_ids"]),
+            (*tokenizer(f" {worked}")["input_ids"], tokenizer.eos_token_id),
+        )
         for i, (question, worked) in enumerate(demonstrations(problems, wrong, task.seed))
     ]
     return traces[:size], traces[size:]
@@ -440,7 +463,9 @@ def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
             here = {"base": base, "seed": int(seed), "label": member}
             if member != "sft":
                 own = member in MEMBERS
-                tasks.append(Task("pair", **here, models=(root, spec), options={**main, "crossed": own, "tests": own}, seconds=9))
+                tasks.append(
+                    Task("pair", **here, models=(root, spec), options={**main, "crossed": own, "tests": own}, seconds=9)
+                )
             if member not in MEMBERS:
                 continue
             along = {**short, "alphas": [REFERENCE_ALPHA, max(settings.alphas)]}
@@ -452,7 +477,9 @@ def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
                 "ig_steps": settings.ig_steps, "random_circuits": settings.random_circuits,
             }  # fmt: skip
             tasks.append(Task("exactness", **here, models=(root, spec), options=exact, seconds=12))
-            tasks.append(Task("sensitivity", **here, models=(root, spec), options={**short, "alpha": REFERENCE_ALPHA}, seconds=3))
+            tasks.append(
+                Task("sensitivity", **here, models=(root, spec), options={**short, "alpha": REFERENCE_ALPHA}, seconds=3)
+            )
             for draw in range(settings.noise_draws):
                 noisy = ModelSpec(root.folder, noise_like=folder, draw=draw)
                 tasks.append(Task("pair", base, int(seed), NOISE + member, (root, noisy), null, draw=draw, seconds=3))
@@ -470,6 +497,7 @@ def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
         if base == trained["base"].iloc[0]:
             for seed in seeds[: settings.cause_seeds]:
                 options = {"demonstrations": settings.push_demonstrations}
-                tasks.append(Task("push", base, int(seed), "push", (ModelSpec(folders[seed, "sft"]),), options, seconds=20))
+                tasks.append(
+                    Task("push", base, int(seed), "push", (ModelSpec(folders[seed, "sft"]),), options, seconds=20)
+                )
     return sorted(tasks, key=lambda task: -task.seconds)
-

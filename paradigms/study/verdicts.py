@@ -68,8 +68,17 @@ CLAIMS = (
     Claim("complexity up", "information_complexity", 1, _BOTH, _AT, "RL fine-tuning raises information complexity"),
     Claim("kurtosis down", "distribution_kurtosis", -1, _BOTH, _AT, "RL fine-tuning lowers distribution kurtosis"),
     Claim("diversity up", "inter_sample_diversity", 1, _BOTH, _AT, "RL fine-tuning raises inter-sample diversity"),
-    Claim(NOT_DPO, "activation_intensity", 1, {**_BOTH, "dpo": -1.0}, _AT, "PPO and GRPO raise intensity, DPO does not"),
-    Claim("grows with α", "activation_intensity", 1, _BOTH, slope_weights(PAPER_ALPHAS), "the rise of intensity grows with α"),
+    Claim(
+        NOT_DPO, "activation_intensity", 1, {**_BOTH, "dpo": -1.0}, _AT, "PPO and GRPO raise intensity, DPO does not"
+    ),
+    Claim(
+        "grows with α",
+        "activation_intensity",
+        1,
+        _BOTH,
+        slope_weights(PAPER_ALPHAS),
+        "the rise of intensity grows with α",
+    ),
 )
 ALONE = ("intensity up", "complexity up", "kurtosis down", "diversity up", "grows with α")
 """Claims that are also judged for every paradigm alone."""
@@ -118,11 +127,21 @@ def judge(effect: float, low: float, high: float, direction: int, spreads: Mappi
     return verdict("contradicted", "the interval lies on the other side, beyond the nulls' spread")
 
 
-def judge_claim(claim: Claim, measured: Callable[[Claim], tuple[float, float, float]], spreads: Mapping[str, float]) -> Verdict:
+def judge_claim(
+    claim: Claim, measured: Callable[[Claim], tuple[float, float, float]], spreads: Mapping[str, float]
+) -> Verdict:
     """Rules 4 and 5; `measured` gives effect, low and high of a claim."""
     found = judge(*measured(claim), claim.direction, spreads)
     if claim.name == NOT_DPO:
         alone = judge(*measured(CLAIMS[0].of("dpo")), 1, spreads)
         if alone.verdict == "holds":
-            return Verdict("contradicted", found.effect, found.low, found.high, found.spread, found.null, "DPO's own intensity rises too")
+            return Verdict(
+                "contradicted",
+                found.effect,
+                found.low,
+                found.high,
+                found.spread,
+                found.null,
+                "DPO's own intensity rises too",
+            )
     return found

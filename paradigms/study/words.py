@@ -50,7 +50,11 @@ def amount(effect: float, low: float, high: float, scale: str, claim: str = "") 
     if not math.isfinite(effect):
         return "not measured"
     if claim == "grows with α":
-        return f"{effect:+.2f} [{low:+.2f}, {high:+.2f}] per unit of α" if math.isfinite(low) else f"{effect:+.2f} (no interval)"
+        return (
+            f"{effect:+.2f} [{low:+.2f}, {high:+.2f}] per unit of α"
+            if math.isfinite(low)
+            else f"{effect:+.2f} (no interval)"
+        )
     if scale == "log ratio":
         shown, ends = f"× {math.exp(effect):.2f}", [f"{math.exp(v):.2f}" for v in (low, high) if math.isfinite(v)]
     else:
@@ -72,7 +76,9 @@ def verdict_sentence(row: pd.Series) -> str:
 def verdict_grid(verdicts: pd.DataFrame, scope: str = "PPO and GRPO") -> pd.DataFrame:
     """Claims by bases: the verdict and its effect, for reading; rows in the order of `CLAIMS`."""
     rows = verdicts[verdicts["scope"] == scope]
-    cells = rows.assign(cell=[f"{r.verdict}: {amount(r.effect, r.low, r.high, r.scale, r.claim)}" for r in rows.itertuples()])
+    cells = rows.assign(
+        cell=[f"{r.verdict}: {amount(r.effect, r.low, r.high, r.scale, r.claim)}" for r in rows.itertuples()]
+    )
     grid = cells.pivot(index="claim", columns="base", values="cell")
     order = [claim.name for claim in CLAIMS if claim.name in grid.index]
     return grid.loc[order, list(dict.fromkeys(rows["base"]))]
@@ -116,7 +122,12 @@ def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:
 def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: float = 0.3) -> dict[str, list[str]]:
     """Per base the paradigms, the control among them, in which a metric moves: the interval on own tokens at block level excludes 0, and
     the effect is larger than every null's spread."""
-    rows = effects[(effects["metric"] == metric) & (effects["alpha"] == alpha) & (effects["level"] == "block") & (effects["tokens"] == "own")]
+    rows = effects[
+        (effects["metric"] == metric)
+        & (effects["alpha"] == alpha)
+        & (effects["level"] == "block")
+        & (effects["tokens"] == "own")
+    ]
     rows = change(rows[rows["kind"].isin(["paradigm", "control"])])
     found: dict[str, list[str]] = {}
     for base, one in rows.groupby("base", sort=False):
@@ -133,19 +144,36 @@ def confidence_sentences(effects: pd.DataFrame, values: pd.DataFrame, alpha: flo
     said = []
     for base, one in rows.groupby("base", sort=False):
         at = one.set_index(["metric", "paradigm"])
-        for metric, name in (("intensity_per_gradient", "intensity per gradient at the logits"), (EQUAL_LOSS, "intensity at equal loss")):
-            parts = [f"{p} {amount(*at.loc[(metric, p), ['middle', 'left', 'right']], 'log ratio')}" for p in in_order(one["paradigm"]) if (metric, p) in at.index]
+        for metric, name in (
+            ("intensity_per_gradient", "intensity per gradient at the logits"),
+            (EQUAL_LOSS, "intensity at equal loss"),
+        ):
+            parts = [
+                f"{p} {amount(*at.loc[(metric, p), ['middle', 'left', 'right']], 'log ratio')}"
+                for p in in_order(one["paradigm"])
+                if (metric, p) in at.index
+            ]
             spreads = {null: v for null, v in null_spread(values, base, metric, alpha).items() if math.isfinite(v)}
-            widest = f" The largest null's spread is a factor of {math.exp(max(spreads.values())):.2f} ({max(spreads, key=spreads.get)})." if spreads else ""
+            widest = (
+                f" The largest null's spread is a factor of {math.exp(max(spreads.values())):.2f} ({max(spreads, key=spreads.get)})."
+                if spreads
+                else ""
+            )
             said.append(f"- {base}, {name}: {', '.join(parts)}.{widest}")
     return "\n".join(said)
 
 
 def in_short(results: Results, alpha: float = 0.3) -> str:
     """The chapter in a few sentences."""
-    clear = {metric: beyond(results.effects, results.values, metric, alpha) for metric in ("activation_intensity", "intensity_per_gradient")}
+    clear = {
+        metric: beyond(results.effects, results.values, metric, alpha)
+        for metric in ("activation_intensity", "intensity_per_gradient")
+    }
     said = [f"- {overall(results.verdicts)}"]
-    for metric, name in (("activation_intensity", "Intensity"), ("intensity_per_gradient", "Intensity divided by the gradient at the logits, so with confidence taken out,")):
+    for metric, name in (
+        ("activation_intensity", "Intensity"),
+        ("intensity_per_gradient", "Intensity divided by the gradient at the logits, so with confidence taken out,"),
+    ):
         parts = [f"{listed(paradigms)} ({base})" for base, paradigms in clear[metric].items()]
         said.append(f"- {name} moves beyond every null in: {'; '.join(parts)}.")
     wide = _signs(results.exact_effects, alpha)
@@ -162,7 +190,9 @@ def _signs(exact_effects: pd.DataFrame, alpha: float) -> pd.DataFrame:
     """Log ratios of the paper's metrics by method, one row per base, paradigm and metric."""
     if not len(exact_effects):
         return exact_effects
-    wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(index=["base", "paradigm", "metric"], columns="method", values="log_ratio")
+    wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(
+        index=["base", "paradigm", "metric"], columns="method", values="log_ratio"
+    )
     return wide[wide.index.get_level_values("metric").isin([n for n, m in METRICS.items() if m.paper])].dropna()
 
 
@@ -179,7 +209,10 @@ def lead_sentences(lags: pd.DataFrame, metric: str = "activation_intensity", alp
         ends = f" [{row.low:+.2f}, {row.high:+.2f}]" if math.isfinite(row.low) else ", no interval"
         found = f"{row.correlation:+.2f}{ends}" if math.isfinite(row.correlation) else "too few changes"
         groups[word].append(f"{row.paradigm} ({row.base}; {found})")
-    return "\n".join(f"- {METRICS[metric].label.capitalize()} **{word}** accuracy in: {listed(names)}." for word, names in groups.items())
+    return "\n".join(
+        f"- {METRICS[metric].label.capitalize()} **{word}** accuracy in: {listed(names)}."
+        for word, names in groups.items()
+    )
 
 
 def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, alpha: float = 0.3) -> str:
@@ -197,9 +230,15 @@ def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, al
             if (method, "slope") in middle.index
         ]
         said.append(f"- {base}: {'; '.join(numbers)}.")
-        kept = [f"{method} {middle[method, 'CPR']:.2f}" for method in ("EAP", "EAP-IG", "random") if (method, "CPR") in middle.index]
+        kept = [
+            f"{method} {middle[method, 'CPR']:.2f}"
+            for method in ("EAP", "EAP-IG", "random")
+            if (method, "CPR") in middle.index
+        ]
         if kept:
-            said.append(f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) {', '.join(kept)}.")
+            said.append(
+                f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) {', '.join(kept)}."
+            )
     wide = _signs(exact_effects, alpha)
     if len(wide):
         same = np.sign(wide["EAP"]) == np.sign(wide["exact"])
@@ -231,15 +270,27 @@ def cause_sentences(cause: pd.DataFrame) -> str:
             f"supervised loss {amount(*(at.loc['supervised_loss', c] for c in ('effect', 'low', 'high')), 'difference')}",
         ]
         moved = at.loc["accuracy", "low"] > 0 or at.loc["accuracy", "high"] < 0
-        said.append(f"- Intensity pushed to {arm} ({base}), against the same steps without a push: {', '.join(parts)}; accuracy **{'moves' if moved else 'does not measurably move'}**.")
-    hot = cause[(cause["intervention"] == "sampling temperature") & cause["setting"].str.contains("−")] if len(cause) else cause
+        said.append(
+            f"- Intensity pushed to {arm} ({base}), against the same steps without a push: {', '.join(parts)}; accuracy **{'moves' if moved else 'does not measurably move'}**."
+        )
+    hot = (
+        cause[(cause["intervention"] == "sampling temperature") & cause["setting"].str.contains("−")]
+        if len(cause)
+        else cause
+    )
     for (base, setting), one in hot.groupby(["base", "setting"], sort=False) if len(hot) else ():
         at = one[(one["alpha"] == 0.3) | one["alpha"].isna()].set_index("quantity")
         policy = at.loc["policy entropy"] if "policy entropy" in at.index else None
         follow = [METRICS[m].label for m in ("information_complexity", "edge_entropy", "output_edge_entropy", "log_histogram_entropy")
                   if m in at.index and (at.loc[m, "low"] > 0 or at.loc[m, "high"] < 0)]  # fmt: skip
-        entropy = "" if policy is None else f"the policy's entropy changes by {amount(policy['effect'], policy['low'], policy['high'], 'difference')} nats; "
-        said.append(f"- Sampling temperature in GRPO's training, {setting} ({base}): {entropy}entropy metrics of the circuit whose interval excludes 0: {listed(follow)}.")
+        entropy = (
+            ""
+            if policy is None
+            else f"the policy's entropy changes by {amount(policy['effect'], policy['low'], policy['high'], 'difference')} nats; "
+        )
+        said.append(
+            f"- Sampling temperature in GRPO's training, {setting} ({base}): {entropy}entropy metrics of the circuit whose interval excludes 0: {listed(follow)}."
+        )
     return "\n".join(said) or "No intervention was made."
 
 
@@ -254,8 +305,12 @@ def sensitivity_sentences(table: pd.DataFrame) -> str:
         fragile = [f"{variant} ({value:.0%} survive)" for variant, value in share.items() if value < 1]
         where = f"; not all under {listed(fragile)}" if fragile else ""
         first = table[(table["metric"] == metric) & (table["variant"] == "reference")]
-        clear = f" ({int(first['resolved'].sum())} of {len(first)} effects exclude 0 to begin with)" if len(first) else ""
-        said.append(f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}{clear}.")
+        clear = (
+            f" ({int(first['resolved'].sum())} of {len(first)} effects exclude 0 to begin with)" if len(first) else ""
+        )
+        said.append(
+            f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}{clear}."
+        )
     return "\n".join(said)
 
 

@@ -54,7 +54,9 @@ def vllm(
             "the engine 'vllm' needs vLLM and a GPU, and vLLM is not installed: pip install 'rlcircuits[vllm]', or use engine='transformers'"
         ) from error
     if getattr(model, "adapter", False) or getattr(model, "base_fingerprint", None):
-        raise InputError(f"{model.name!r} is an adapter, which the engine 'vllm' is not given: save the merged model, or use engine='transformers'")
+        raise InputError(
+            f"{model.name!r} is an adapter, which the engine 'vllm' is not given: save the merged model, or use engine='transformers'"
+        )
     longest = max(len(prompts[i]) + rooms[i] for i in order)
     engine = LLM(
         model=os.fspath(model.source or model.name),

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from rlcircuits.models import Outline
 
 SIDES = ("base", "tuned")
-_FIELDS = {"side": str, "problem": str, "prompt": list, "answer": list, "finished": bool, "text": str, "correct": bool, "note": str}
+_FIELDS = {
+    "side": str,
+    "problem": str,
+    "prompt": list,
+    "answer": list,
+    "finished": bool,
+    "text": str,
+    "correct": bool,
+    "note": str,
+}
 _WORDS = {str: "a text", list: "a list of token ids", bool: "true or false"}
 
 
@@ -76,7 +85,9 @@ def read_answers(
         InputError: a file, line or field that is not as expected, or a problem without an answer.
     """
     if isinstance(file, (tuple, list)) and len(file) != 2:
-        raise InputError(f"{len(file)} files of answers are given: expected one with both sides, or the base's and the tuned model's")
+        raise InputError(
+            f"{len(file)} files of answers are given: expected one with both sides, or the base's and the tuned model's"
+        )
     files = [(one, side) for one, side in zip(file, SIDES)] if isinstance(file, (tuple, list)) else [(file, None)]
     by_side = dict(zip(SIDES, outlines))
     reader = _Reader(problems, by_side, prompt)
@@ -101,7 +112,9 @@ class _Reader:
             which = self._side(row, side, where)
             answer = self._answer(row, self.outlines[which], where)
             if answer.problem in self.found[which]:
-                raise InputError(f"{where}: a second answer of {which} to {answer.problem!r}; the first is {self.found[which][answer.problem][1]}")
+                raise InputError(
+                    f"{where}: a second answer of {which} to {answer.problem!r}; the first is {self.found[which][answer.problem][1]}"
+                )
             self.found[which][answer.problem] = (answer, where)
 
     def complete(self) -> dict[str, list[Answer]]:
@@ -128,13 +141,17 @@ class _Reader:
         if side is None:
             raise InputError(f"{where} has no 'side': expected 'base' or 'tuned', or one file for each")
         if side not in SIDES or side != (expected or side):
-            raise InputError(f"{where}: side is {side[:60]!r}: expected {repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}")
+            raise InputError(
+                f"{where}: side is {side[:60]!r}: expected {repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}"
+            )
         return side
 
     def _answer(self, row: dict[str, Any], outline: Outline, where: str) -> Answer:
         problem = row["problem"]
         if problem not in self.index:
-            raise InputError(f"{where}: {problem[:60]!r} is no problem of {self.problems.name!r}{near(problem, self.index)}")
+            raise InputError(
+                f"{where}: {problem[:60]!r} is no problem of {self.problems.name!r}{near(problem, self.index)}"
+            )
         usual = encode_prompt(outline.tokenizer, self.prompt, self.problems[self.index[problem]].question)
         rows = outline.config.get_text_config().vocab_size
         for field in ("prompt", "answer"):
@@ -147,7 +164,9 @@ class _Reader:
         ids = row["answer"]
         end = next((k for k, token in enumerate(ids) if token in outline.ends), None)
         if end is not None and end < len(ids) - 1:
-            raise InputError(f"{where}: the answer goes on after token {ids[end]} at position {end}, which ends it: cut it there")
+            raise InputError(
+                f"{where}: the answer goes on after token {ids[end]} at position {end}, which ends it: cut it there"
+            )
         finished = row.get("finished", end is not None)
         if end is not None and not finished:
             raise InputError(f"{where}: 'finished' is false, but the answer ends with token {ids[end]}, which ends it")
@@ -159,7 +178,9 @@ def _expect_ids(ids: Sequence[Any], field: str, rows: int, where: str) -> None:
         if isinstance(token, bool) or not isinstance(token, int):
             raise InputError(f"{where}: {field}[{k}] is {repr(token)[:40]}: expected a token id, a whole number")
         if not 0 <= token < rows:
-            raise InputError(f"{where}: {field}[{k}] is {str(token)[:40]}: expected a token id of the model, 0 to {rows - 1}")
+            raise InputError(
+                f"{where}: {field}[{k}] is {str(token)[:40]}: expected a token id of the model, 0 to {rows - 1}"
+            )
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,7 +197,9 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where} is not JSON ({error}): expected one object per line") from error
             if not isinstance(row, dict):
-                raise InputError(f"{where} holds a {type(row).__name__}: expected an object with 'problem' and 'answer'")
+                raise InputError(
+                    f"{where} holds a {type(row).__name__}: expected an object with 'problem' and 'answer'"
+                )
             _check(row, where)
             empty = False
             yield where, row
@@ -187,9 +210,13 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check(row: dict[str, Any], where: str) -> None:
     for field, value in row.items():
         if field not in _FIELDS:
-            raise InputError(f"{where} has the unknown field {field[:60]!r}: expected some of {', '.join(_FIELDS)}{near(field, _FIELDS)}")
+            raise InputError(
+                f"{where} has the unknown field {field[:60]!r}: expected some of {', '.join(_FIELDS)}{near(field, _FIELDS)}"
+            )
         if not isinstance(value, _FIELDS[field]):
             raise InputError(f"{where}: {field!r} is {repr(value)[:40]}: expected {_WORDS[_FIELDS[field]]}")
     for field in ("problem", "answer"):
         if field not in row:
-            raise InputError(f"{where} has no {field!r}: expected 'side', 'problem' and 'answer' at least{near(field, row)}")
+            raise InputError(
+                f"{where} has no {field!r}: expected 'side', 'problem' and 'answer' at least{near(field, row)}"
+            )

@@ -54,11 +54,11 @@ class Problem:
         for name in ("id", "question", "reference"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise InputError(
-                    f"{name} of problem {self.id!r} is {value!r}: expected a text that is not empty"
-                )
+                raise InputError(f"{name} of problem {self.id!r} is {value!r}: expected a text that is not empty")
             if not _encodable(value):
-                raise InputError(f"{name} of problem {self.id!r} holds half of a character (a lone surrogate): expected Unicode text")
+                raise InputError(
+                    f"{name} of problem {self.id!r} holds half of a character (a lone surrogate): expected Unicode text"
+                )
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ class ProblemSet(Sequence[Problem]):
                     f"problem set {self.name!r} holds a {type(problem).__name__}: expected rlcircuits.Problem"
                 )
         if double := _first_double(problem.id for problem in self.problems):
-            raise InputError(
-                f"problem set {self.name!r} has two problems with the id {double!r}: ids must differ"
-            )
+            raise InputError(f"problem set {self.name!r} has two problems with the id {double!r}: ids must differ")
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -182,7 +180,9 @@ def load_problems(
         )
     fields = {"question": question, "reference": answer, **({} if id is None else {"id": id})}
     rows = readers[path.suffix](path, tuple(fields.values()))
-    return ProblemSet(name or path.stem, collected(rows, fields, name or path.stem, repr(str(path)), limit), grader, extractor)
+    return ProblemSet(
+        name or path.stem, collected(rows, fields, name or path.stem, repr(str(path)), limit), grader, extractor
+    )
 
 
 def collected(
@@ -437,9 +437,7 @@ def _math_verify() -> Callable[[str, str | None, str], bool]:
 
         try:
             gold = parsed(expected)
-            found = (
-                parse(text, anchored, parsing_timeout=limit) if stated is None else parsed(_unwrapped(stated))
-            )
+            found = parse(text, anchored, parsing_timeout=limit) if stated is None else parsed(_unwrapped(stated))
             return bool(gold and found) and bool(verify(gold, found, timeout_seconds=limit))
         except TimeoutException:
             return False
@@ -458,9 +456,7 @@ def _json_lines(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict
                     f"{where} is not UTF-8 text ({error.reason}): expected one JSON object per line"
                 ) from error
             except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{where} is not JSON ({error}): expected one JSON object per line"
-                ) from error
+                raise InputError(f"{where} is not JSON ({error}): expected one JSON object per line") from error
             if not line.strip():
                 continue
             if not isinstance(row, dict):
@@ -496,9 +492,7 @@ def expect_field(field: str, found: Iterable[str], where: str) -> None:
         near = difflib.get_close_matches(str(field), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         shown = [repr(name)[:60] for name in names[:20]] + (["…"] if len(names) > 20 else [])
-        raise InputError(
-            f"{where} has no field {field!r}: its fields are {', '.join(shown) or 'none'}{hint}"
-        )
+        raise InputError(f"{where} has no field {field!r}: its fields are {', '.join(shown) or 'none'}{hint}")
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
@@ -512,7 +506,9 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     if not value.strip():
         raise InputError(f"{where}: field {field!r} is empty: expected a text or a number")
     if not _encodable(value):
-        raise InputError(f"{where}: field {field!r} holds half of a character (a lone surrogate): expected Unicode text")
+        raise InputError(
+            f"{where}: field {field!r} holds half of a character (a lone surrogate): expected Unicode text"
+        )
     return value
 
 

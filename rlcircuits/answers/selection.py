@@ -181,7 +181,9 @@ def generate(
             }
             book = stack.enter_context(journal(resume, "answers", inputs, _ROW))
             said = _finished(book, len(prompts))
-        bar = tqdm(total=len(prompts), initial=len(said), desc=f"answers of {label or Path(model.name).name}", unit="answer")
+        bar = tqdm(
+            total=len(prompts), initial=len(said), desc=f"answers of {label or Path(model.name).name}", unit="answer"
+        )
         stack.enter_context(bar)
         # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
         order = [i for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i]))) if i not in said]
@@ -210,9 +212,7 @@ def _transformers(
     with _greedy(model, ends):
         for room, group in groupby(order, key=lambda i: rooms[i]):
             waiting = list(group)
-            size = (
-                _fitting(model, len(prompts[waiting[0]]) + room) if batch_size == "auto" else int(batch_size)
-            )
+            size = _fitting(model, len(prompts[waiting[0]]) + room) if batch_size == "auto" else int(batch_size)
             while waiting:
                 batch = waiting[:size]
                 generated = _answer_batch(model, [prompts[i] for i in batch], room)
@@ -241,9 +241,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
                 "prompt is 'chat', but the tokenizer has no chat template: give a template with '{question}'"
             )
         messages = [{"role": "user", "content": question}]
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
     elif not isinstance(prompt, str) or prompt.count("{question}") != 1:
         raise InputError(f"prompt is {prompt!r}: expected a template with one '{{question}}', or 'chat'")
     else:
@@ -256,15 +256,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
             if tokenizer.bos_token_id is not None and plain[:1] == [tokenizer.bos_token_id] == ids[:1]:
                 ids = plain
     if not ids:
-        raise InputError(
-            f"the prompt {prompt!r} with the question {question[:40]!r} has no tokens: expected some text"
-        )
+        raise InputError(f"the prompt {prompt!r} with the question {question[:40]!r} has no tokens: expected some text")
     return tuple(int(i) for i in ids)
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:
     """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and tokenizer."""
-    return end_tokens_of(getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer)
+    return end_tokens_of(
+        getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer
+    )
 
 
 def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> None:
@@ -273,9 +273,7 @@ def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> Non
     Raises:
         InputError: another suffix, or the file cannot be written.
     """
-    rows = [
-        {**asdict(answer), "prompt": list(answer.prompt), "answer": list(answer.answer)} for answer in answers
-    ]
+    rows = [{**asdict(answer), "prompt": list(answer.prompt), "answer": list(answer.answer)} for answer in answers]
     if _suffix(file) == ".jsonl":
         with written(file) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -380,12 +378,8 @@ def select(
 
     between = f"{float(β * t_bar):.1f} to {float(γ * t_bar):.1f} tokens, T̄ = {float(t_bar):.1f}"
     rules.keep("mean length in [βT̄, γT̄]", lambda q: β * t_bar <= t_mean(q) <= γ * t_bar, between)
-    rules.keep(
-        "lengths differ by at most δ", lambda q: abs(t_base(q) - t_tuned(q)) / t_mean(q) <= δ, f"δ = {delta}"
-    )
-    rules.keep(
-        "prompts equally long", lambda q: len(pairs[q][0].prompt) == len(pairs[q][1].prompt), "in tokens"
-    )
+    rules.keep("lengths differ by at most δ", lambda q: abs(t_base(q) - t_tuned(q)) / t_mean(q) <= δ, f"δ = {delta}")
+    rules.keep("prompts equally long", lambda q: len(pairs[q][0].prompt) == len(pairs[q][1].prompt), "in tokens")
 
     kept = set(draw(rules.left, n, seed, str))
     few = f"all, as fewer than n = {n} were left" if len(rules.left) < n else f"n = {n}, seed {seed}"
@@ -471,13 +465,9 @@ def _expect_settings(alpha: float, beta: float, gamma: float, delta: float, n: i
         if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(value):
             raise InputError(f"{name} is {value!r}: expected a finite number")
     if not 0 < alpha <= 1:
-        raise InputError(
-            f"alpha is {alpha}: expected a share of the mean answer length, above 0 and at most 1"
-        )
+        raise InputError(f"alpha is {alpha}: expected a share of the mean answer length, above 0 and at most 1")
     if not 0 <= beta <= gamma:
-        raise InputError(
-            f"beta is {beta} and gamma is {gamma}: expected 0 <= beta <= gamma, such as 0.5 and 1.5"
-        )
+        raise InputError(f"beta is {beta} and gamma is {gamma}: expected 0 <= beta <= gamma, such as 0.5 and 1.5")
     if delta < 0:
         raise InputError(f"delta is {delta}: expected a share of the mean length of at least 0, such as 0.5")
     _expect_whole("n", n, 1)

@@ -92,12 +92,16 @@ def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, give
         return _load(label, known[label] | given | {"path": path}, limit)
     if label in provided(GROUP):
         if mark or given:
-            raise InputError(f"the problems of {label!r} are made by a package: expected {label!r} alone, without file or fields")
+            raise InputError(
+                f"the problems of {label!r} are made by a package: expected {label!r} alone, without file or fields"
+            )
         return provided(GROUP)[label].problems(limit)
     if name in known:
         return _load(name, known[name] | given, limit)
     if mark and os.sep not in label:
-        raise InputError(f"unknown problem set {label!r} in {name!r}: expected one of {', '.join(known)}{near(label, known)}")
+        raise InputError(
+            f"unknown problem set {label!r} in {name!r}: expected one of {', '.join(known)}{near(label, known)}"
+        )
     if Path(name).suffix in _SUFFIXES or os.sep in name or Path(name).exists():
         return load_problems(name, limit=limit, **given)
     choose("problem set", name, known_sets(known))
@@ -152,15 +156,23 @@ def _check(where: str, name: str, entry: dict[str, Any]) -> None:
     """One entry, its keys' types already checked."""
     if ("hub" in entry) == ("path" in entry):
         both = "both hub and path" if "hub" in entry else "neither hub nor path"
-        raise InputError(f"{where}: {name!r} has {both}: expected one of them{near('hub', entry) or near('path', entry)}")
+        raise InputError(
+            f"{where}: {name!r} has {both}: expected one of them{near('hub', entry) or near('path', entry)}"
+        )
     for key in ("question", "answer"):
         if key not in entry:
-            raise InputError(f"{where}: {name!r} has no {key}: expected the name of the field that holds it{near(key, entry)}")
+            raise InputError(
+                f"{where}: {name!r} has no {key}: expected the name of the field that holds it{near(key, entry)}"
+            )
     if name in provided(GROUP) or "=" in name or os.sep in name:
         but = "".join(f", not {one!r}" for one in provided(GROUP))
-        raise InputError(f"{where}: {name!r} cannot be the name of a problem set: choose one without '=' and {os.sep!r}{but}")
+        raise InputError(
+            f"{where}: {name!r} cannot be the name of a problem set: choose one without '=' and {os.sep!r}{but}"
+        )
     if any(not isinstance(one, str) for one in _configs(entry) if one is not None) or entry.get("config") == []:
-        raise InputError(f"{where}: {name!r}: config is {str(entry['config'])[:80]}: expected a text or a list of texts")
+        raise InputError(
+            f"{where}: {name!r}: config is {str(entry['config'])[:80]}: expected a text or a list of texts"
+        )
     for key in ("hub", "path", "question", "answer", "id", "split"):
         if key in entry and not entry[key].strip():
             raise InputError(f"{where}: {name!r}: {key} is empty: expected a text")
@@ -182,7 +194,9 @@ def _load(name: str, entry: dict[str, Any], limit: int | None) -> ProblemSet:
     if "path" in entry:
         fields = {key: entry[key] for key in ("question", "answer", "id") if key in entry}
         return load_problems(entry["path"], **fields, grader=grader, limit=limit, name=name, extractor=extractor)
-    fields = {"question": entry["question"], "reference": entry["answer"]} | ({"id": entry["id"]} if "id" in entry else {})
+    fields = {"question": entry["question"], "reference": entry["answer"]} | (
+        {"id": entry["id"]} if "id" in entry else {}
+    )
     choose("grader", grader, GRADERS)
     choose("extractor", extractor, EXTRACTORS)
     rows = _hub_rows(name, entry, tuple(fields.values()))

@@ -167,7 +167,11 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
     record = np.empty(len(rows), ROW)
     for i, (run, loss) in enumerate(zip(rows, losses)):
         if not np.isfinite(loss):
-            edge = "" if run.source is None else f" without {graph.sources[run.source]}->{graph.destinations[run.destination]}"
+            edge = (
+                ""
+                if run.source is None
+                else f" without {graph.sources[run.source]}->{graph.destinations[run.destination]}"
+            )
             raise InputError(
                 f"the loss of trace {traces[run.sample].problem!r}{edge} is {loss}: the model overflows in its dtype or its "
                 "weights are damaged; load it in float32 or check the checkpoint"
@@ -217,7 +221,13 @@ def _losses(architecture: Architecture, graph: Graph, hf: nn.Module, rows: Seque
 
 
 def rerun(
-    architecture: Architecture, graph: Graph, hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor, removed: Tensor
+    architecture: Architecture,
+    graph: Graph,
+    hf: nn.Module,
+    ids: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    removed: Tensor,
 ) -> Tensor:
     """Loss ``(batch,)`` when destination d of row b reads  H − Σ_s removed[b, s, d] · O_s,  for any set of edges.
 
@@ -316,7 +326,9 @@ class _Edit:
         if column not in (self._changes or {}):
             mask, first = self.graph.mask, self.written[0]
             room = max(1, TOGETHER_BYTES // (first.numel() * first.element_size()))
-            same = [c for c in range(column, mask.shape[1]) if self.touched[c] and (mask[:, c] == mask[:, column]).all()]
+            same = [
+                c for c in range(column, mask.shape[1]) if self.touched[c] and (mask[:, c] == mask[:, column]).all()
+            ]
             columns = same[:room]
             written = self._together(int(mask[:, column].sum()))
             _, weights = self._weights(columns, written)

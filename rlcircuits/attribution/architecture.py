@@ -257,7 +257,9 @@ class Architecture:
         choose("level", level, LEVELS)
         if level in self.refused:
             finest = next(one for one in reversed(LEVELS) if one not in self.refused)
-            raise InputError(f"{self.name} is not supported at level {level!r}: {self.refused[level]}; use level={finest!r}")
+            raise InputError(
+                f"{self.name} is not supported at level {level!r}: {self.refused[level]}; use level={finest!r}"
+            )
         return Graph.build(level, len(self.layers), self.n_heads, self.n_kv_heads, self.parallel)
 
 
@@ -379,7 +381,12 @@ def _read(hf: nn.Module) -> Architecture:
         if found is None:
             return None
         weight = getattr(found, "weight", None)
-        form = type(found), getattr(weight, "shape", None), getattr(weight, "dtype", None), getattr(weight, "is_meta", None)
+        form = (
+            type(found),
+            getattr(weight, "shape", None),
+            getattr(weight, "dtype", None),
+            getattr(weight, "is_meta", None),
+        )
         if form not in forms:
             forms[form] = _transposed(found)
         return Projection(found, forms[form])
@@ -388,7 +395,9 @@ def _read(hf: nn.Module) -> Architecture:
         parts = {part: module(f"blocks.{index}.{part}") for part in ("ln1", "ln2", "ln1_post", "ln2_post", "attn.o")}
         attention, mlp = (module(f"blocks.{index}.{branch}", required=True) for branch in ("attn", "mlp"))
         if parts["ln1"] is not None and parts["ln2"] is None:
-            raise InputError(f"{name} is not supported: its MLP has no norm of its own: attention and MLP read one norm")
+            raise InputError(
+                f"{name} is not supported: its MLP has no norm of its own: attention and MLP read one norm"
+            )
         written = parts["ln1_post"]
         q, k, v = (projection(f"blocks.{index}.attn.{x}") for x in "qkv")
         if None in (q, k, v):
@@ -433,7 +442,10 @@ def _transposed(module: nn.Module) -> bool | None:
         with torch.no_grad(), contextlib.suppress(RuntimeError):
             expected = x.to(held.dtype) @ held.T + (0 if bias is None else bias.to(held.dtype))
             output = module.forward(x)
-            if output.shape == expected.shape and (output - expected).norm() <= _allowed(weight.dtype) * expected.norm():
+            if (
+                output.shape == expected.shape
+                and (output - expected).norm() <= _allowed(weight.dtype) * expected.norm()
+            ):
                 return transposed
     return None
 
@@ -456,7 +468,13 @@ def _split(adapter: Any, fused: Projection | None) -> tuple[Projection | None, .
         stand_in = SimpleNamespace(**{name: stand_in})
     try:
         channels = [part.weight.detach()[:, 0].long() for part in split(stand_in)]
-    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):  # it needs more: the parts stay unknown
+    except (
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # it needs more: the parts stay unknown
         return None, None, None
     if sorted(torch.cat(channels).tolist()) != list(range(fused.size)):
         return None, None, None
@@ -500,7 +518,9 @@ def _check(architecture: Architecture, hf: nn.Module) -> Architecture:
         ):
             handles.append(reader.register_forward_pre_hook(reads(node), with_kwargs=True))
             handles.append(writer.register_forward_hook(writes(node)))
-    ids = torch.arange(3, device=hf.get_input_embeddings().weight.device).remainder(hf.config.get_text_config().vocab_size)[None]
+    ids = torch.arange(3, device=hf.get_input_embeddings().weight.device).remainder(
+        hf.config.get_text_config().vocab_size
+    )[None]
     with hooked(handles), torch.no_grad():
         hf(input_ids=ids.flip(1), use_cache=False)
         other = read.get("logits")
@@ -512,7 +532,9 @@ def _check(architecture: Architecture, hf: nn.Module) -> Architecture:
             f"{2 * len(architecture.layers) + 1} times each, met {len(written)} and {len(read)}"
         )
     if _difference(other[:, :-1], read["logits"][:, :-1]) > max(1e-5, 4 * torch.finfo(hf.dtype).eps):
-        raise InputError(f"{name} is not supported: a token's stream depends on later tokens, so it is no causal language model")
+        raise InputError(
+            f"{name} is not supported: a token's stream depends on later tokens, so it is no causal language model"
+        )
     parallel = _follow(architecture, nodes, written, read, torch.finfo(hf.dtype).eps)
     architecture = dataclasses.replace(architecture, parallel=parallel)
     return dataclasses.replace(architecture, refused=_refused(architecture, *call["attention"]))
@@ -551,7 +573,9 @@ def _follow(
         at = f"a{node[1:]}" if parallel and node[0] == "m" else node
         if read[node].shape != stream.shape:
             return float("inf")
-        return float(((sums[at] - read[node].cpu().double()).abs() / (bounds[at] + bounds["logits"].mean() * 1e-3)).max())
+        return float(
+            ((sums[at] - read[node].cpu().double()).abs() / (bounds[at] + bounds["logits"].mean() * 1e-3)).max()
+        )
 
     for node, seen in read.items():
         if not torch.isfinite(seen).all():
@@ -597,7 +621,9 @@ def _refused(architecture: Architecture, args: tuple, kwargs: dict) -> dict[str,
 
 def _form(layer: Layer) -> tuple:
     """What must be equal for layers to be split in the same way."""
-    parts = [(part.module.weight.shape, part.transposed, str(part.channels)) for part in (layer.q, layer.k, layer.v, layer.o)]
+    parts = [
+        (part.module.weight.shape, part.transposed, str(part.channels)) for part in (layer.q, layer.k, layer.v, layer.o)
+    ]
     return type(layer.attention), layer.fused, *parts
 
 

@@ -81,7 +81,10 @@ def in_batches(
                 if len(indices) > 1:
                     halvings += 1
                 elif number + 1 < len(plans):
-                    warnings.warn(f"{title}: {longest} tokens do not fit into memory in one pass; recomputing layer by layer", stacklevel=3)
+                    warnings.warn(
+                        f"{title}: {longest} tokens do not fit into memory in one pass; recomputing layer by layer",
+                        stacklevel=3,
+                    )
                     halvings, first_plan = 0, number + 1
                 else:
                     raise InputError(
@@ -114,7 +117,10 @@ def _turning_length(hf: nn.Module) -> float:
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     changes = [one for one in kinds if one.get("rope_type") == "longrope"]
-    lengths = [one.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) for one in changes]
+    lengths = [
+        one.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for one in changes
+    ]
     return min((length for length in lengths if length), default=float("inf"))
 
 

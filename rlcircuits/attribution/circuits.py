@@ -203,13 +203,20 @@ def _measure(
         removed = np.zeros((len(batch), *graph.mask.shape), bool)
         for row, run in zip(removed, batch):
             row[graph.mask] = ranks[run.ranking] >= run.size
-        return rerun(architecture, graph, hf, ids, positions, targets, torch.from_numpy(removed).to(ids.device, hf.dtype))
+        return rerun(
+            architecture, graph, hf, ids, positions, targets, torch.from_numpy(removed).to(ids.device, hf.dtype)
+        )
 
     circuits = sorted({name(ranking, size) for ranking, row in enumerate(sizes) for size in row})
     names = {c: kept(*c) for c in circuits}
     finished = {} if book is None else {(row["sample"], row["kept"]): row["loss"] for row in book.rows}
     found = {c: np.array([finished.get((i, names[c]), np.nan) for i in range(len(traces))]) for c in circuits}
-    rows = [_Row(i, t.problem, t.prompt, t.answer, *c) for c in circuits for i, t in enumerate(traces) if np.isnan(found[c][i])]
+    rows = [
+        _Row(i, t.problem, t.prompt, t.answer, *c)
+        for c in circuits
+        for i, t in enumerate(traces)
+        if np.isnan(found[c][i])
+    ]
     for indices, losses in in_batches(hf, rows, batch_size, rerun_rows, "re-running circuits", progress):
         record = []
         for index, loss in zip(indices, losses.cpu().numpy()):
@@ -318,7 +325,9 @@ def _count(n: float, n_edges: int) -> int:
         return int(n)
     if isinstance(n, (float, np.floating)) and 0 <= n <= 1:
         return math.floor(Fraction(str(float(n))) * n_edges)
-    raise InputError(f"n is {n!r}: expected a whole number of edges, 0 to {n_edges:,}, or a share as a float from 0.0 to 1.0")
+    raise InputError(
+        f"n is {n!r}: expected a whole number of edges, 0 to {n_edges:,}, or a share as a float from 0.0 to 1.0"
+    )
 
 
 def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: int) -> list[int]:
@@ -330,7 +339,9 @@ def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: in
     shares = list(shares) if isinstance(shares, (Sequence, np.ndarray)) and not isinstance(shares, str) else []
     numbers = all(isinstance(s, (int, float, np.number)) and not isinstance(s, bool) and 0 <= s <= 1 for s in shares)
     if len(shares) < 2 or not numbers or any(a >= b for a, b in pairwise(shares)):
-        raise InputError(f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as rlcircuits.attribution.circuits.SHARES")
+        raise InputError(
+            f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as rlcircuits.attribution.circuits.SHARES"
+        )
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 0:
         raise InputError(f"seeds is {seeds!r}: expected how many random rankings to measure, 0 or more")
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
@@ -352,7 +363,9 @@ def _graph(architecture: Architecture, scores: xr.DataArray) -> Graph:
         InputError: the scores have other nodes, or lack an edge.
     """
     names = [str(name) for name in scores["destination"].values]
-    level = scores.attrs.get("level") or ("head" if any(".h" in n for n in names) else "qkv" if any("<" in n for n in names) else "block")
+    level = scores.attrs.get("level") or (
+        "head" if any(".h" in n for n in names) else "qkv" if any("<" in n for n in names) else "block"
+    )
     graph = architecture.graph(level)
     if [str(name) for name in scores["source"].values] != list(graph.sources) or names != list(graph.destinations):
         raise InputError(

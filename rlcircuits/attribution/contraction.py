@@ -55,7 +55,9 @@ def contract(
     outputs = _head_weights(architecture, dtype)[: layers.stop] if graph.level == "head" else None
     for begin in range(0, length, chunk):
         part = slice(begin, min(begin + chunk, length))
-        out = _sources(record, written[: 1 + 2 * layers.stop], part, outputs, dtype)  # (source, batch, position, d_model)
+        out = _sources(
+            record, written[: 1 + 2 * layers.stop], part, outputs, dtype
+        )  # (source, batch, position, d_model)
         if instead is not None:
             everywhere = [one.expand_as(like) for one, like in zip(instead.sources, written[: 1 + 2 * layers.stop])]
             out -= _sources(record, everywhere, part, outputs, dtype)
@@ -81,7 +83,11 @@ def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int)
 
 
 def _sources(
-    record: Recorder, written: list[Tensor], part: slice, outputs: list[tuple[Tensor, Tensor | None]] | None, dtype: torch.dtype
+    record: Recorder,
+    written: list[Tensor],
+    part: slice,
+    outputs: list[tuple[Tensor, Tensor | None]] | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The source outputs of a chunk of tokens, ``(source, batch, position, d_model)``."""
     device = written[0].device

@@ -148,7 +148,9 @@ def _partners(
         return {}
     corrupted = list(corrupted)
     if len(corrupted) != len(traces):
-        raise InputError(f"{len(corrupted)} corrupted traces for {len(traces)} traces: expected one for each, in the same order")
+        raise InputError(
+            f"{len(corrupted)} corrupted traces for {len(traces)} traces: expected one for each, in the same order"
+        )
     renamed = [Trace(t.problem, c.prompt, c.answer) if isinstance(c, Trace) else c for t, c in zip(traces, corrupted)]
     partners = dict(zip((t.problem for t in traces), checked(hf, renamed, cut)))
     for trace in traces:
@@ -206,7 +208,9 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
         InputError: see `attribute`.
     """
     if hf.training:
-        raise InputError("the model is in training mode, where dropout would change every score: call model.eval() first")
+        raise InputError(
+            "the model is in training mode, where dropout would change every score: call model.eval() first"
+        )
     if isinstance(traces, Trace):
         raise InputError("expected a sequence of traces, not a single one: pass [trace]")
     traces = list(traces)
@@ -216,7 +220,9 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
     vocabulary = hf.get_input_embeddings().weight.shape[0]
     for number, trace in enumerate(traces):
         if not isinstance(trace, Trace):
-            raise InputError(f"trace {number} is a {type(trace).__name__}: expected rlcircuits.Trace(problem, prompt, answer)")
+            raise InputError(
+                f"trace {number} is a {type(trace).__name__}: expected rlcircuits.Trace(problem, prompt, answer)"
+            )
         highest = max(*trace.prompt, *trace.answer)
         if highest >= vocabulary:
             raise InputError(
@@ -266,7 +272,9 @@ def score_batch(
         replaced = None if instead is None else instead.sources[0]
 
         def start(stream: Tensor, share: float = share, replaced: Tensor | None = replaced) -> Tensor:
-            return share * stream if replaced is None else torch.lerp(replaced.to(stream).expand_as(stream), stream, share)
+            return (
+                share * stream if replaced is None else torch.lerp(replaced.to(stream).expand_as(stream), stream, share)
+            )
 
         scores, _ = run(Recorder(architecture, graph, start), hf, batch, lambda _record: clean.sources, instead)
         total = total + scores / ig_steps
@@ -274,7 +282,12 @@ def score_batch(
 
 
 def _mean_sources(
-    architecture: Architecture, graph: Graph, hf: nn.Module, traces: Sequence[Trace], batch_size: int | str, progress: bool
+    architecture: Architecture,
+    graph: Graph,
+    hf: nn.Module,
+    traces: Sequence[Trace],
+    batch_size: int | str,
+    progress: bool,
 ) -> Recorder:
     """Every source's mean output over all tokens that are read of all traces, each ``(1, 1, d_model)``."""
 

@@ -116,7 +116,9 @@ def _forward(record: Recorder, hf: nn.Module, ids: Tensor) -> tuple[list[Tensor]
     added = record.sources
     if record.graph.level == "head":  # the sources there are the heads' values; the stream needs what they add up to
         added = []
-        handles.append(architecture.layers[0].block.register_forward_pre_hook(lambda *_: added.append(record.sources[0])))
+        handles.append(
+            architecture.layers[0].block.register_forward_pre_hook(lambda *_: added.append(record.sources[0]))
+        )
         for layer in architecture.layers:
             for module in (layer.attention_out, layer.mlp_out):
                 handles.append(module.register_forward_hook(lambda _m, _a, output: added.append(first(output))))

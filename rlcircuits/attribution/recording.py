@@ -44,7 +44,9 @@ class Recorder:
             output (qkv, one projection for all three; head).
     """
 
-    def __init__(self, architecture: Architecture, graph: Graph, start: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, architecture: Architecture, graph: Graph, start: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.architecture, self.graph, self.start = architecture, graph, start
         self.sources: list[Tensor] = []
         self.reads: dict[int, Tensor] = {}
@@ -158,7 +160,10 @@ def frozen(hf: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """On CUDA, let the backward pass of fused attention add in a fixed order, so that the same call gives the same bits."""
-    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     if device.type != "cuda" or enabled:
         yield
         return
@@ -199,7 +204,9 @@ def nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tenso
     logits = hf(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
     logits = logits.to(wide(logits.dtype))
     targets = targets.to(logits.device)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(targets)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(
+        targets
+    )
 
 
 def mean_nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:

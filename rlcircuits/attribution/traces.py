@@ -36,9 +36,7 @@ class Trace:
                     "leave problems without an answer out"
                 )
             if not all(_is_id(i) for i in ids):
-                raise InputError(
-                    f"trace {self.problem!r}: {field} must hold non-negative integers, not {ids[:5]}"
-                )
+                raise InputError(f"trace {self.problem!r}: {field} must hold non-negative integers, not {ids[:5]}")
             object.__setattr__(self, field, tuple(int(i) for i in ids))
 
     def cut(self, length: int | None) -> Trace:

@@ -16,27 +16,48 @@ if TYPE_CHECKING:
 
 def add(commands: Any, whole: Any, share: Any, batch: Any) -> None:
     """Add the commands to a parser; `whole`, `share` and `batch` are its types of arguments."""
-    pairs = commands.add_parser("pairs", help="list the pairs of models: size, method, whether on this machine; or how far weights moved")
+    pairs = commands.add_parser(
+        "pairs", help="list the pairs of models: size, method, whether on this machine; or how far weights moved"
+    )
     pairs.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
     pairs.add_argument("--weights", metavar="NAME", help="how far each module of this pair moved, instead of the list")
     pairs.add_argument("--store", default="runs", metavar="DIR", help="where the family is kept (default: runs)")
     pairs.set_defaults(run=_pairs)
 
-    problems = commands.add_parser("problems", help="list the problem sets; or which reference answers of one cannot be graded")
+    problems = commands.add_parser(
+        "problems", help="list the problem sets; or which reference answers of one cannot be graded"
+    )
     problems.add_argument("name", nargs="?", metavar="NAME", help="a set, NAME=FILE for a local copy of it, or a file")
     add_fields(problems, whole)
     problems.set_defaults(run=_problems)
 
-    answers = commands.add_parser("answers", help="let both models of a pair answer, and write the answers with their token ids")
+    answers = commands.add_parser(
+        "answers", help="let both models of a pair answer, and write the answers with their token ids"
+    )
     answers.add_argument("--pair", required=True, metavar="NAME", help="a registered pair, or family/<member>[@<seed>]")
     answers.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
-    answers.add_argument("--problems", required=True, dest="name", metavar="NAME", help="a problem set, NAME=FILE, or a file")
+    answers.add_argument(
+        "--problems", required=True, dest="name", metavar="NAME", help="a problem set, NAME=FILE, or a file"
+    )
     add_fields(answers, whole)
-    answers.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file, as `rlcircuits attribute --answers` reads it")
-    answers.add_argument("--engine", default="transformers", metavar="NAME", help="transformers, or vllm (an extra, untested)")
-    answers.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)")
-    answers.add_argument("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16 or float64 (default: as saved)")
-    answers.add_argument("--batch-size", type=batch, default="auto", metavar="N", help="answers at once, or auto (default: auto)")
+    answers.add_argument(
+        "--out", required=True, metavar="FILE", help="a .jsonl file, as `rlcircuits attribute --answers` reads it"
+    )
+    answers.add_argument(
+        "--engine", default="transformers", metavar="NAME", help="transformers, or vllm (an extra, untested)"
+    )
+    answers.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)"
+    )
+    answers.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help="auto, float32, bfloat16, float16 or float64 (default: as saved)",
+    )
+    answers.add_argument(
+        "--batch-size", type=batch, default="auto", metavar="N", help="answers at once, or auto (default: auto)"
+    )
     answers.add_argument("--store", default="runs", metavar="DIR", help="where finished steps are kept (default: runs)")
     answers.set_defaults(run=_answers)
 
@@ -45,23 +66,43 @@ def add(commands: Any, whole: Any, share: Any, batch: Any) -> None:
     estimate.add_argument("--base", metavar="PATH", help="instead: a folder, a config.json, or a hub id")
     estimate.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
     estimate.add_argument("--level", default="block", metavar="LEVEL", help="block, qkv or head (default: block)")
-    estimate.add_argument("--dtype", default="bfloat16", metavar="NAME", help="float32, bfloat16 or float16 (default: bfloat16)")
-    estimate.add_argument("--tokens", type=whole, metavar="N", help="length of a trace (default: 128 and the scored share of an answer)")
-    estimate.add_argument("--answer-tokens", type=whole, metavar="N", help="length of an answer (default: 512, or the pair's longest)")
-    estimate.add_argument("--alpha", type=share, default=0.3, metavar="A", help="share of an answer that is scored (default: 0.3)")
+    estimate.add_argument(
+        "--dtype", default="bfloat16", metavar="NAME", help="float32, bfloat16 or float16 (default: bfloat16)"
+    )
+    estimate.add_argument(
+        "--tokens", type=whole, metavar="N", help="length of a trace (default: 128 and the scored share of an answer)"
+    )
+    estimate.add_argument(
+        "--answer-tokens", type=whole, metavar="N", help="length of an answer (default: 512, or the pair's longest)"
+    )
+    estimate.add_argument(
+        "--alpha", type=share, default=0.3, metavar="A", help="share of an answer that is scored (default: 0.3)"
+    )
     estimate.add_argument("--problems", type=whole, metavar="N", help="for a whole pair on N problems")
-    estimate.add_argument("--flops", type=_rate, metavar="F", help="operations a second, such as 3e14 (default: measured here)")
+    estimate.add_argument(
+        "--flops", type=_rate, metavar="F", help="operations a second, such as 3e14 (default: measured here)"
+    )
     estimate.set_defaults(run=_estimate)
 
 
 def add_fields(parser: Any, whole: Any) -> None:
     """Add the arguments that say how a problem set is read; `parser` may be a group of one."""
-    parser.add_argument("--sets", metavar="FILE", help="YAML that adds problem sets (default: what RLCIRCUITS_PROBLEM_SETS names)")
-    parser.add_argument("--question", metavar="FIELD", help="field with the question (default: the set's, else question)")
-    parser.add_argument("--answer", metavar="FIELD", help="field with the right answer (default: the set's, else answer)")
+    parser.add_argument(
+        "--sets", metavar="FILE", help="YAML that adds problem sets (default: what RLCIRCUITS_PROBLEM_SETS names)"
+    )
+    parser.add_argument(
+        "--question", metavar="FIELD", help="field with the question (default: the set's, else question)"
+    )
+    parser.add_argument(
+        "--answer", metavar="FIELD", help="field with the right answer (default: the set's, else answer)"
+    )
     parser.add_argument("--id", metavar="FIELD", help="field with a unique id (default: set and row)")
-    parser.add_argument("--grader", metavar="NAME", help="math, or final: what follows the last # (default: the set's, else math)")
-    parser.add_argument("--extractor", metavar="NAME", help="what of the right answer is the answer: stated, boxed, hashes or whole")
+    parser.add_argument(
+        "--grader", metavar="NAME", help="math, or final: what follows the last # (default: the set's, else math)"
+    )
+    parser.add_argument(
+        "--extractor", metavar="NAME", help="what of the right answer is the answer: stated, boxed, hashes or whole"
+    )
     parser.add_argument("--limit", type=whole, metavar="N", help="read only the first N problems")
 
 
@@ -135,7 +176,9 @@ def _problems(options: argparse.Namespace) -> None:
     table = check_problems(problems)
     for row in table.itertuples():
         print(f"{row.problem}: {row.reason}\n    {' '.join(str(row.answer).split())[:140]}")
-    print(f"{problems.name}: {len(problems)} problems, {len(table)} whose reference answer is not graded as equal to itself by mathematics")
+    print(
+        f"{problems.name}: {len(problems)} problems, {len(table)} whose reference answer is not graded as equal to itself by mathematics"
+    )
 
 
 def _answers(options: argparse.Namespace) -> None:
@@ -152,11 +195,16 @@ def _answers(options: argparse.Namespace) -> None:
 
     from rlcircuits.studies import generate_pair
 
-    found = generate_pair(pair, problems, options.store, options.device, options.dtype, options.batch_size, options.engine)
+    found = generate_pair(
+        pair, problems, options.store, options.device, options.dtype, options.batch_size, options.engine
+    )
     write_answers(found, options.out)
     for side, said in found.items():
         right = sum(answer.correct for answer in said) / len(said)
-        print(f"{pair.name} ({side}): {len(said)} answers, {right:.1%} right, {sum(a.finished for a in said)} finished", file=sys.stderr)
+        print(
+            f"{pair.name} ({side}): {len(said)} answers, {right:.1%} right, {sum(a.finished for a in said)} finished",
+            file=sys.stderr,
+        )
     print(f"written: {options.out}")
 
 
@@ -183,7 +231,9 @@ def _estimate(options: argparse.Namespace) -> None:
     gib = 2**30
     print(f"{found.name}: {found.parameters:,} parameters, {found.edges:,} edges at level {found.level}")
     print(f"weights            {found.weight_bytes / gib:10.2f} GiB in {found.dtype}")
-    print(f"a trace            {found.trace_bytes / gib:10.2f} GiB above them, {found.tokens} tokens; lean {found.lean_trace_bytes / gib:.2f} GiB")
+    print(
+        f"a trace            {found.trace_bytes / gib:10.2f} GiB above them, {found.tokens} tokens; lean {found.lean_trace_bytes / gib:.2f} GiB"
+    )
     print(f"work of a trace    {found.flops / 1e12:10.3g} TFLOP, {found.trace_seconds:.3g} s")
     if options.problems is not None:
         print(f"the whole pair     {found.seconds:10.3g} s")

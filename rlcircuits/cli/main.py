@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlcircuits: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rlcircuits: interrupted; all that was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "rlcircuits: interrupted; all that was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         return 0
@@ -91,22 +94,35 @@ def _add_attribute(commands: Any) -> None:
         help="score every edge of a model before and after fine-tuning, on its own answers, and compare",
         description=textwrap.fill(
             "Both models answer the problems greedily; the problems that both answer correctly, with answers of balanced "
-        "length, are kept and cut at a share α of their mean length; each model's loss on its own answers is attributed to the edges "
-        "of its residual graph; the metrics of both are compared, problem by problem. With --base alone, one model is attributed.",
+            "length, are kept and cut at a share α of their mean length; each model's loss on its own answers is attributed to the edges "
+            "of its residual graph; the metrics of both are compared, problem by problem. With --base alone, one model is attributed.",
             100,
         ),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     models = attribute.add_argument_group("models: a pair by name, or two checkpoints")
-    models.add_argument("--pair", metavar="NAME", help="a registered pair, or family/<member>[@<seed>]; `rlcircuits pairs` lists them")
+    models.add_argument(
+        "--pair", metavar="NAME", help="a registered pair, or family/<member>[@<seed>]; `rlcircuits pairs` lists them"
+    )
     models.add_argument("--pairs", metavar="FILE", help="YAML that adds pairs (default: what RLCIRCUITS_PAIRS names)")
     models.add_argument("--base", metavar="PATH", help="the model before: a folder with safetensors, or a hub id")
     models.add_argument("--tuned", metavar="PATH", help="the model after; leave it out to attribute --base alone")
-    models.add_argument("--prompt", metavar="TEMPLATE", help="with one {question}, or 'chat' (default: the pair's, else {question})")
-    models.add_argument("--max-new-tokens", type=_whole, metavar="N", help="longest answer (default: the pair's, else 1024)")
-    models.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)")
-    models.add_argument("--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16, float16 or float64 (default: as saved)")
+    models.add_argument(
+        "--prompt", metavar="TEMPLATE", help="with one {question}, or 'chat' (default: the pair's, else {question})"
+    )
+    models.add_argument(
+        "--max-new-tokens", type=_whole, metavar="N", help="longest answer (default: the pair's, else 1024)"
+    )
+    models.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, … or spread (default: auto)"
+    )
+    models.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help="auto, float32, bfloat16, float16 or float64 (default: as saved)",
+    )
 
     problems = attribute.add_argument_group("problems")
     problems.add_argument(
@@ -115,19 +131,41 @@ def _add_attribute(commands: Any) -> None:
         help="a set such as gsm8k, gsm8k=FILE for a local copy, or a .jsonl or .parquet file (default for family/…: its test problems)",
     )
     add_fields(problems, _whole)
-    problems.add_argument("--answers", metavar="FILE", help="answers that are there already, as `rlcircuits answers` writes them")
-    problems.add_argument("--engine", default="transformers", metavar="NAME", help="what generates: transformers, or vllm (untested)")
-    problems.add_argument("--keep", default="both-correct", metavar="RULE", help="both-correct or all (default: both-correct)")
-    problems.add_argument("--samples", type=_whole, default=100, metavar="N", help="problems drawn of those kept (default: 100)")
+    problems.add_argument(
+        "--answers", metavar="FILE", help="answers that are there already, as `rlcircuits answers` writes them"
+    )
+    problems.add_argument(
+        "--engine", default="transformers", metavar="NAME", help="what generates: transformers, or vllm (untested)"
+    )
+    problems.add_argument(
+        "--keep", default="both-correct", metavar="RULE", help="both-correct or all (default: both-correct)"
+    )
+    problems.add_argument(
+        "--samples", type=_whole, default=100, metavar="N", help="problems drawn of those kept (default: 100)"
+    )
     problems.add_argument("--seed", type=_seed, default=42, metavar="N", help="of that draw (default: 42)")
 
     scores = attribute.add_argument_group("scores")
-    scores.add_argument("--level", default="block", metavar="LEVEL", help="of the graph: block, qkv or head (default: block)")
-    scores.add_argument("--alpha", type=_share, default=0.3, metavar="A", help="share of the mean answer that is scored (default: 0.3)")
-    scores.add_argument("--intervention", default="zero", metavar="NAME", help="what replaces a source: zero or mean (default: zero)")
-    scores.add_argument("--ig-steps", type=_whole, default=1, metavar="M", help="integrated gradients over M steps (default: 1, plain EAP)")
+    scores.add_argument(
+        "--level", default="block", metavar="LEVEL", help="of the graph: block, qkv or head (default: block)"
+    )
+    scores.add_argument(
+        "--alpha", type=_share, default=0.3, metavar="A", help="share of the mean answer that is scored (default: 0.3)"
+    )
+    scores.add_argument(
+        "--intervention", default="zero", metavar="NAME", help="what replaces a source: zero or mean (default: zero)"
+    )
+    scores.add_argument(
+        "--ig-steps",
+        type=_whole,
+        default=1,
+        metavar="M",
+        help="integrated gradients over M steps (default: 1, plain EAP)",
+    )
     scores.add_argument("--memory", default="auto", metavar="MODE", help="auto, fast or lean (default: auto)")
-    scores.add_argument("--batch-size", type=_batch, default="auto", metavar="N", help="rows per pass, or auto (default: auto)")
+    scores.add_argument(
+        "--batch-size", type=_batch, default="auto", metavar="N", help="rows per pass, or auto (default: auto)"
+    )
 
     output = attribute.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="where to write (default: attribution/<pair>-<level>-<alpha>)")
@@ -141,7 +179,14 @@ def _attribute(options: argparse.Namespace) -> None:
     from rlcircuits.models import DTYPES
     from rlcircuits.storage import Store
 
-    kinds = (("level", LEVELS), ("keep", KEEPS), ("dtype", DTYPES), ("grader", GRADERS), ("extractor", EXTRACTORS), ("engine", ENGINES))
+    kinds = (
+        ("level", LEVELS),
+        ("keep", KEEPS),
+        ("dtype", DTYPES),
+        ("grader", GRADERS),
+        ("extractor", EXTRACTORS),
+        ("engine", ENGINES),
+    )
     for kind, known in kinds:
         if getattr(options, kind) is not None:
             choose(kind, getattr(options, kind), known)
@@ -153,12 +198,17 @@ def _attribute(options: argparse.Namespace) -> None:
     pair = _pair(options, store)
     alone = options.pair is None and options.tuned is None
     asked = _settings(options, pair, problems, alone)
-    out = Path(options.out or f"attribution/{pair.name.replace('/', '-')}-{options.level}-{options.alpha:g}").expanduser()
+    out = Path(
+        options.out or f"attribution/{pair.name.replace('/', '-')}-{options.level}-{options.alpha:g}"
+    ).expanduser()
     _check_out(out, asked)
 
     from rlcircuits.studies import study
 
-    print(f"{pair.name}: {len(problems)} problems of {problems.name}, level {options.level}, α {options.alpha:g}", file=sys.stderr)
+    print(
+        f"{pair.name}: {len(problems)} problems of {problems.name}, level {options.level}, α {options.alpha:g}",
+        file=sys.stderr,
+    )
     done = study(
         pair,
         problems,
@@ -189,7 +239,9 @@ def _check_models(options: argparse.Namespace) -> None:
         raise InputError("both --pair and --base or --tuned are given: name a pair, or give two checkpoints")
     if options.pair is None and options.base is None:
         missing = "only --tuned is given" if options.tuned is not None else "no model is given"
-        raise InputError(f"{missing}: expected --pair NAME, or --base PATH --tuned PATH, or --base PATH alone for one model")
+        raise InputError(
+            f"{missing}: expected --pair NAME, or --base PATH --tuned PATH, or --base PATH alone for one model"
+        )
 
 
 def _problems(options: argparse.Namespace) -> ProblemSet:
@@ -213,7 +265,9 @@ def _pair(options: argparse.Namespace, store: Any) -> ModelPair:
     from rlcircuits.models import ModelPair
     from rlcircuits.models import pair as registered
 
-    changed = {k: v for k, v in (("prompt", options.prompt), ("max_new_tokens", options.max_new_tokens)) if v is not None}
+    changed = {
+        k: v for k, v in (("prompt", options.prompt), ("max_new_tokens", options.max_new_tokens)) if v is not None
+    }
     if options.pair is None:
         tuned = options.tuned or options.base
         return ModelPair(Path(tuned).name or tuned, options.base, tuned, **changed)
@@ -296,13 +350,17 @@ def _show(one: PairStudy, table: pd.DataFrame, alone: bool) -> None:
     before, after = one.accuracy
     right = f"{before:.1%} right" if alone else f"{before:.1%} right before, {after:.1%} after"
     kept = one.selection
-    print(f"{one.pair.name}: {right}; {len(kept.problems)} of {len(one.problems)} problems kept, {kept.t_cut} tokens of each scored\n")
+    print(
+        f"{one.pair.name}: {right}; {len(kept.problems)} of {len(one.problems)} problems kept, {kept.t_cut} tokens of each scored\n"
+    )
     shown = [c for c in ("value", "base", "tuned", "difference", "low", "high", "p", "p_holm") if c in table]
     print(table[shown].to_string(float_format=lambda value: f"{value:.4g}"))
     if alone:
         print("\none model: intervals and tests come with a pair (--tuned)")
     else:
-        print("\nlow, high: 95 % interval of the difference; p: two-sided, paired by problem; p_holm: corrected over the metrics")
+        print(
+            "\nlow, high: 95 % interval of the difference; p: two-sided, paired by problem; p_holm: corrected over the metrics"
+        )
 
 
 def _whole(text: str) -> int:

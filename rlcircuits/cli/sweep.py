@@ -16,17 +16,27 @@ def add_sweep(commands: Any) -> None:
     )
     option = sweep.add_argument
     option("file", metavar="FILE", help="the sweep, YAML: notebook, grid, cells, fixed, share, show, timeout")
-    option("--out", metavar="DIR", help="where cells, summary.parquet and index.html go (default: runs/sweeps/<name of FILE>)")
+    option(
+        "--out",
+        metavar="DIR",
+        help="where cells, summary.parquet and index.html go (default: runs/sweeps/<name of FILE>)",
+    )
     option("--engine", default="local", metavar="NAME", help="local or ray (default: local)")
     option("--address", metavar="A", help="of a Ray cluster, or auto (default: a Ray of this machine alone)")
     option("--gpus-per-cell", type=_gpus, default=0.0, metavar="N", help="GPUs each cell has to itself (default: 0)")
-    option("--processes", type=_least(1), metavar="N", help="cells at a time (default: one per core; on Ray all that fit)")
-    option("--retries", type=_least(0), default=2, metavar="N", help="further attempts where a fault may pass (default: 2)")
+    option(
+        "--processes", type=_least(1), metavar="N", help="cells at a time (default: one per core; on Ray all that fit)"
+    )
+    option(
+        "--retries", type=_least(0), default=2, metavar="N", help="further attempts where a fault may pass (default: 2)"
+    )
     option("--dry-run", action="store_true", help="print the cells and what they would cost, run nothing")
     option("--only", metavar="failed", help="failed: only the cells that failed before")
     again = sweep.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what finished under the same inputs (the default)")
-    again.add_argument("--fresh", action="store_true", help="run finished cells, too; artefacts in the store are still found")
+    again.add_argument(
+        "--fresh", action="store_true", help="run finished cells, too; artefacts in the store are still found"
+    )
     sweep.set_defaults(run=_run)
 
 

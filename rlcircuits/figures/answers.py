@@ -97,9 +97,7 @@ def answer_tokens(
     )
 
 
-def dropped_by_rule(
-    dropped: pd.DataFrame | Mapping[str, pd.DataFrame], title: str | None = None
-) -> go.Figure:
+def dropped_by_rule(dropped: pd.DataFrame | Mapping[str, pd.DataFrame], title: str | None = None) -> go.Figure:
     """How many problems each selection rule dropped and left, as `Selection.dropped` counts them.
 
     Args:
@@ -139,9 +137,7 @@ def dropped_by_rule(
             )
             figure.add_trace(bar, row=1, col=column)
         who = f"{name}: " if name else ""
-        said.append(
-            who + ", ".join(f"{r} dropped {d}" for r, d in zip(table["rule"], table["dropped"], strict=True))
-        )
+        said.append(who + ", ".join(f"{r} dropped {d}" for r, d in zip(table["rule"], table["dropped"], strict=True)))
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title_text="problems")
     figure.update_yaxes(type="category", autorange="reversed")

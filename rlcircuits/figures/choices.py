@@ -27,9 +27,13 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
         InputError: nothing given, or more points than a page can move.
     """
     figures = some(figures)
-    points = sum(len(trace.x) for one in figures.values() for trace in one.data if getattr(trace, "x", None) is not None)
+    points = sum(
+        len(trace.x) for one in figures.values() for trace in one.data if getattr(trace, "x", None) is not None
+    )
     if points > MOST_POINTS:
-        raise InputError(f"{points:,} points in {len(figures)} figures: expected at most {MOST_POINTS:,}; draw fewer edges or choices")
+        raise InputError(
+            f"{points:,} points in {len(figures)} figures: expected at most {MOST_POINTS:,}; draw fewer edges or choices"
+        )
     names, first = list(figures), next(iter(figures.values()))
     whole = go.Figure(layout=first.layout)
     owner = [name for name, one in figures.items() for _ in one.data]
@@ -43,23 +47,42 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
             "method": "update",
             "args": [
                 {"visible": [name == other for other in owner]},
-                {"title.subtitle.text": one.layout.title.subtitle.text, "annotations": one.to_plotly_json()["layout"].get("annotations", [])},
+                {
+                    "title.subtitle.text": one.layout.title.subtitle.text,
+                    "annotations": one.to_plotly_json()["layout"].get("annotations", []),
+                },
             ],
         }
         for name, one in figures.items()
     ]
     room = first.layout.height or 450
     if slider:
-        whole.update_layout(sliders=[{"steps": steps, "active": 0, "x": 0, "len": 1, "y": -0.02, "pad": {"t": 10}, "currentvalue": {"prefix": "edges drawn: "}}])
+        whole.update_layout(
+            sliders=[
+                {
+                    "steps": steps,
+                    "active": 0,
+                    "x": 0,
+                    "len": 1,
+                    "y": -0.02,
+                    "pad": {"t": 10},
+                    "currentvalue": {"prefix": "edges drawn: "},
+                }
+            ]
+        )
         whole.update_layout(height=room + 80, margin_b=150)
     else:
-        whole.update_layout(updatemenus=[{"buttons": steps, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}])
+        whole.update_layout(
+            updatemenus=[{"buttons": steps, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}]
+        )
         whole.update_layout(height=room + 85, margin_t=200)
     if title is not None:
         whole.layout.title.text = title
     alts = [str((one.layout.meta or {}).get("alt", "")) for one in figures.values()]
     control = "slider" if slider else "drop-down"
-    whole.update_layout(meta={"alt": f"{whole.layout.title.text} A {control} chooses between {', '.join(names)}. {names[0]}: {alts[0]}"})
+    whole.update_layout(
+        meta={"alt": f"{whole.layout.title.text} A {control} chooses between {', '.join(names)}. {names[0]}: {alts[0]}"}
+    )
     return whole
 
 

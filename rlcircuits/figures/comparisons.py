@@ -39,9 +39,7 @@ def forest(
     shared = [m for m in next(iter(tables.values())).index if all(m in t.index for t in tables.values())]
     shown = [choose("metric", m, shared) for m in metrics] if metrics is not None else shared
     if not shown:
-        raise InputError(
-            "the tables share no metric: expected tables of `compare` with at least one in common"
-        )
+        raise InputError("the tables share no metric: expected tables of `compare` with at least one in common")
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     height, gap = grid(rows, 40 + 26 * len(tables))
@@ -89,9 +87,7 @@ def forest(
         )
         figure.add_vline(x=0, line={"color": "#333333", "width": 1}, row=row + 1, col=column + 1)
     figure.update_xaxes(nticks=4, title_font_size=12)
-    figure.update_yaxes(
-        type="category", categoryorder="array", categoryarray=[as_text(n) for n in names][::-1]
-    )
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=[as_text(n) for n in names][::-1])
     level = next(iter(tables.values())).attrs.get("confidence")
     bars = f"bars: {level:.0%} paired bootstrap intervals" if level else "bars: intervals"
     said = [

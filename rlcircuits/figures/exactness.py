@@ -27,7 +27,9 @@ def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     """
     missing = {"case", "tokens", "layers", "seconds"} - set(table.columns)
     if missing or table.empty:
-        raise InputError(f"the table lacks {', '.join(sorted(missing)) or 'rows'}: expected the benchmark's suite growth")
+        raise InputError(
+            f"the table lacks {', '.join(sorted(missing)) or 'rows'}: expected the benchmark's suite growth"
+        )
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for column, (size, other) in enumerate((("tokens", "layers"), ("layers", "tokens")), start=1):
         usual = table.groupby(other)[size].nunique().idxmax()
@@ -48,7 +50,11 @@ def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
             figure.add_trace(trace, row=1, col=column)
         values = sorted(rows.index.get_level_values(size).unique())
         figure.update_xaxes(
-            type="log", tickvals=values, ticktext=[f"{v:,}" for v in values], title_text=f"{size} ({usual} {other})", col=column
+            type="log",
+            tickvals=values,
+            ticktext=[f"{v:,}" for v in values],
+            title_text=f"{size} ({usual} {other})",
+            col=column,
         )
         figure.update_yaxes(type="log", title_text="seconds" if column == 1 else None, col=column)
     largest = table.loc[table["tokens"] == table["tokens"].max()].groupby("case")["seconds"].median()
@@ -60,8 +66,6 @@ def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
         f"Time against tokens and layers. At {table['tokens'].max():,} tokens: {ends}.",
         height=420,
     )
-
-
 
 
 def faithfulness_curves(circuits: Mapping[str, xr.Dataset], title: str | None = None) -> go.Figure:
@@ -142,9 +146,7 @@ def ablation_scatter(
     x, y = scores.values.astype(np.float64), exact.values.astype(np.float64)
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 2:
-        raise InputError(
-            f"{int(both.sum())} edges have both a score and an exact effect: expected at least 2"
-        )
+        raise InputError(f"{int(both.sum())} edges have both a score and an exact effect: expected at least 2")
     where = np.argwhere(both)
     x, y = x[both], y[both]
     rank = float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else math.nan
@@ -152,10 +154,7 @@ def ablation_scatter(
     drawn = np.unique(np.linspace(0, len(x) - 1, min(max_points, len(x))).astype(int))
     names = [scores[dim].values.astype(str) for dim in scores.dims]
     at = {dim: [names[k][i] for i in where[drawn, k]] for k, dim in enumerate(scores.dims)}
-    text = [
-        as_text(f"{s}->{d}, {p}")
-        for s, d, p in zip(at["source"], at["destination"], at["sample"], strict=True)
-    ]
+    text = [as_text(f"{s}->{d}, {p}") for s, d, p in zip(at["source"], at["destination"], at["sample"], strict=True)]
     shown = {"x": SignedLog(x, y), "y": SignedLog(y, x)}
     figure = go.Figure()
     ends = shown["x"].line()

@@ -62,9 +62,7 @@ def adjacency(
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     figure.update_yaxes(showticklabels=False)
     figure.update_yaxes(title_text="source", showticklabels=True, row=1, col=1)
-    _signed_colours(
-        figure, "coloraxis", list(panels.values())[:2], "nats", x=1.0 if len(panels) < 3 else None
-    )
+    _signed_colours(figure, "coloraxis", list(panels.values())[:2], "nats", x=1.0 if len(panels) < 3 else None)
     if len(panels) == 3:
         _signed_colours(figure, "coloraxis2", list(panels.values())[2:], "Δ nats", x=1.0)
         # The difference has colours of its own, so the bar of the first two stands before it and needs room.
@@ -74,16 +72,13 @@ def adjacency(
             above.x = start + 0.12
         figure.layout.coloraxis.colorbar.update(x=0.53)
         figure.update_xaxes(tickfont_size=12)
-    question = (
-        "Which edges carry the loss?" if tuned is None else "Which edges carry the loss, and which changed?"
-    )
+    question = "Which edges carry the loss?" if tuned is None else "Which edges carry the loss, and which changed?"
     what = what_is_shown(base, sample)
     dress(
         figure,
         title or question,
         f"Edge scores, {as_text(what)}; grey: no edge" + ("; summed over the heads of each layer" if pooled else ""),
-        f"Heatmaps of edge scores, sources by destinations, {what}: "
-        + _strongest(panels, sources, destinations),
+        f"Heatmaps of edge scores, sources by destinations, {what}: " + _strongest(panels, sources, destinations),
         height=max(380, min(900, 190 + 16 * len(sources))),
     )
     figure.update_layout(plot_bgcolor=NO_EDGE)
@@ -158,9 +153,7 @@ def residual_graph(
                 showarrow=False,
             )
     figure.update_xaxes(visible=False, range=[-1.45, 1.45])
-    figure.update_yaxes(
-        showgrid=False, zeroline=False, tickvals=[y for y, _ in ticks], ticktext=[t for _, t in ticks]
-    )
+    figure.update_yaxes(showgrid=False, zeroline=False, tickvals=[y for y, _ in ticks], ticktext=[t for _, t in ticks])
     figure.update_yaxes(title_text="depth", row=1, col=1)
     drawn = min(k, max(int(np.isfinite(m).sum()) for m in panels.values()))
     what = what_is_shown(base, sample)
@@ -169,8 +162,7 @@ def residual_graph(
         title or f"Through which edges does the answer come? The {drawn} strongest",
         f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge"
         + ("; dots to each panel's scale" if len(panels) > 1 else ""),
-        f"The residual graph with its {drawn} strongest edges, {what}: "
-        + _strongest(panels, sources, destinations),
+        f"The residual graph with its {drawn} strongest edges, {what}: " + _strongest(panels, sources, destinations),
         height=max(
             440,
             min(1200, round(220 + (45 if has_heads(places) else 26) * max(y for _, y in places.values()))),
@@ -226,9 +218,7 @@ def robust_range(matrices: Sequence[np.ndarray], quantile: float = 0.98) -> floa
     return float(np.quantile(sizes, quantile)) or float(sizes.max())
 
 
-def _signed_colours(
-    figure: go.Figure, axis: str, matrices: Sequence[np.ndarray], unit: str, x: float | None
-) -> None:
+def _signed_colours(figure: go.Figure, axis: str, matrices: Sequence[np.ndarray], unit: str, x: float | None) -> None:
     reach = robust_range(matrices)
     bar = {
         "title": {"text": unit, "side": "top"},
@@ -271,8 +261,7 @@ def node_places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], l
     layers = [int(m["layer"]) for m in found.values() if m["layer"]]
     top = 2 * (max(layers, default=-1) + 1) + 1
     width = {
-        part: 1 + max((int(m["index"]) for m in found.values() if m["part"] == part), default=0)
-        for part in ("h", "kv")
+        part: 1 + max((int(m["index"]) for m in found.values() if m["part"] == part), default=0) for part in ("h", "kv")
     }
     places = {}
     for node, m in found.items():
@@ -313,9 +302,7 @@ def _edge_traces(
     size = 4 + 12 * np.sqrt(np.abs(values) / max(np.abs(values).max(initial=0), np.finfo(float).tiny))
     edge = [f"{as_text(sources[i])} → {as_text(destinations[j])}" for i, j in zip(rows, columns, strict=True)]
     scores = [[m[i, j] for m in panels.values()] for i, j in zip(rows, columns, strict=True)]
-    hover = "%{text}" + "".join(
-        f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}} nats" for i, n in enumerate(panels)
-    )
+    hover = "%{text}" + "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}} nats" for i, n in enumerate(panels))
     traces = []
     for sign, colour, label in (
         (1, POSITIVE, "above zero"),

@@ -62,9 +62,7 @@ def size_distribution(scores: Scores, bins: int = 60, title: str | None = None) 
     medians = "; ".join(f"{n}: median {10 ** np.median(v):.2g}" for n, v in logs.items() if v.size)
     note = f"; {zeros} scores that are exactly zero are left out" if zeros else ""
     alt = f"Distributions of |W| on logarithmic axes. {medians}."
-    return dress(
-        figure, title or "How are edge strengths distributed?", f"All problems and edges{note}", alt
-    )
+    return dress(figure, title or "How are edge strengths distributed?", f"All problems and edges{note}", alt)
 
 
 def layer_profile(scores: Scores, title: str | None = None) -> go.Figure:
@@ -107,9 +105,7 @@ def layer_profile(scores: Scores, title: str | None = None) -> go.Figure:
     figure.update_yaxes(title_text="mean |W| (nats per edge)", exponentformat="power", col=1)
     _strengths_from_zero(figure, figure.data, row=1)
     alt = f"Mean edge strength by layer. {'; '.join(said)}."
-    return dress(
-        figure, title or "In which layers are the strong edges?", "Mean over problems and edges", alt
-    )
+    return dress(figure, title or "In which layers are the strong edges?", "Mean over problems and edges", alt)
 
 
 def _strengths_from_zero(figure: go.Figure, traces: Sequence[go.Scatter], row: int) -> None:
@@ -122,14 +118,10 @@ def _strengths_from_zero(figure: go.Figure, traces: Sequence[go.Scatter], row: i
 
 def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
     """Mean |W| per layer over the edges whose source (destination) is attention ("a") or MLP ("m")."""
-    sizes = np.abs(scores.transpose("sample", dim, ...).values.astype(np.float64)).mean(
-        axis=0
-    )  # NaN: no edge
+    sizes = np.abs(scores.transpose("sample", dim, ...).values.astype(np.float64)).mean(axis=0)  # NaN: no edge
     found = [NODE.fullmatch(node_of(str(n))) for n in scores[dim].values]
     if not all(found):
-        raise InputError(
-            f"scores have {dim}s that are no nodes of a residual graph; expected input, a0, m0, …, logits"
-        )
+        raise InputError(f"scores have {dim}s that are no nodes of a residual graph; expected input, a0, m0, …, logits")
     table = pd.DataFrame(
         {
             "layer": [int(m["layer"]) if m["kind"] == kind else -1 for m in found],
@@ -144,9 +136,7 @@ def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
 
 def _n_layers(scores: Scores) -> int:
     names = next(iter(scores.values()))["source"].values
-    return 1 + max(
-        (int(m["layer"]) for n in names if (m := NODE.fullmatch(str(n))) and m["layer"]), default=0
-    )
+    return 1 + max((int(m["layer"]) for n in names if (m := NODE.fullmatch(str(n))) and m["layer"]), default=0)
 
 
 def source_profile(scores: Scores, title: str | None = None) -> go.Figure:
@@ -165,9 +155,7 @@ def source_profile(scores: Scores, title: str | None = None) -> go.Figure:
         mean = np.divide(np.nansum(sizes, axis=1), real, out=np.full(len(real), np.nan), where=real > 0)
         entropy = output_edge_entropy(array).values
         defined = np.isfinite(entropy).sum(axis=0)
-        entropy = np.divide(
-            np.nansum(entropy, axis=0), defined, out=np.full(len(real), np.nan), where=defined > 0
-        )
+        entropy = np.divide(np.nansum(entropy, axis=0), defined, out=np.full(len(real), np.nan), where=defined > 0)
         names = [str(n) for n in array["source"].values]
         for row, values in enumerate((mean, entropy), start=1):
             figure.add_trace(
@@ -193,9 +181,7 @@ def source_profile(scores: Scores, title: str | None = None) -> go.Figure:
     _strengths_from_zero(figure, figure.data[::2], row=1)
     figure.update_yaxes(title_text="output-edge entropy (nats)", rangemode="tozero", row=2, col=1)
     alt = f"Strength and output-edge entropy of each source. {'; '.join(said)}."
-    return dress(
-        figure, title or "Which sources write strongly, and how widely?", "Mean over problems", alt, 560
-    )
+    return dress(figure, title or "Which sources write strongly, and how widely?", "Mean over problems", alt, 560)
 
 
 def sample_scatter(
@@ -246,7 +232,11 @@ def sample_scatter(
     for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
         update(title_text=f"{as_text(name)}{unit}", type="log" if log else "linear", exponentformat="power")
     up = int((y > x).sum())
-    moved = f"mean change {change:+.3g} [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else f"mean change {change:+.3g}"
+    moved = (
+        f"mean change {change:+.3g} [{low:.3g}, {high:.3g}]"
+        if np.isfinite([low, high]).all()
+        else f"mean change {change:+.3g}"
+    )
     return dress(
         figure,
         title or f"Does {known.label} change on each problem?",
@@ -273,14 +263,21 @@ def edge_scatter(
     base, tuned = paired(base, tuned)
     x, y = (Edges(scores)[edge].values.astype(np.float64) for scores in (base, tuned))
     if not np.isfinite(x).all():
-        raise InputError(f"{edge!r} is not an edge of this graph: its destination reads the stream before its source writes")
+        raise InputError(
+            f"{edge!r} is not an edge of this graph: its destination reads the stream before its source writes"
+        )
     middle, bounds = _mean_intervals(x, y)
     figure = go.Figure()
     across, along = SignedLog(x, y), SignedLog(y, x)
     ends = across.line()
     ends = ends[np.abs(ends) <= along.reach]
     figure.add_scatter(
-        x=across(ends), y=along(ends), mode="lines", line={"color": NEUTRAL, "dash": "dash"}, name="no change", hoverinfo="skip"
+        x=across(ends),
+        y=along(ends),
+        mode="lines",
+        line={"color": NEUTRAL, "dash": "dash"},
+        name="no change",
+        hoverinfo="skip",
     )
     figure.add_scatter(
         x=across(x), y=along(y), mode="markers", name="problems", marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
@@ -314,7 +311,13 @@ def _means(
 ) -> go.Scatter:
     """What `_mean_intervals` found as one mark with bars; `across` and `along` say where on the axes values are."""
     bars = [
-        {"type": "data", "symmetric": False, "array": axis([b[1]]) - axis([m]), "arrayminus": axis([m]) - axis([b[0]]), "thickness": 2}
+        {
+            "type": "data",
+            "symmetric": False,
+            "array": axis([b[1]]) - axis([m]),
+            "arrayminus": axis([m]) - axis([b[0]]),
+            "thickness": 2,
+        }
         for axis, m, b in zip((across, along), middle, bounds, strict=True)
     ]
     return go.Scatter(

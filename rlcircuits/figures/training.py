@@ -42,14 +42,10 @@ def training_curves(
     """
     if isinstance(curves, pd.DataFrame):
         if "member" not in curves:
-            raise InputError(
-                "curves have no column 'member': expected `load_curves`, or a dictionary of tables"
-            )
+            raise InputError("curves have no column 'member': expected `load_curves`, or a dictionary of tables")
         curves = {str(name): table for name, table in curves.groupby("member", sort=False)}
     curves = some(curves)
-    held = list(
-        dict.fromkeys(c for table in curves.values() for c in table.columns if table[c].notna().any())
-    )
+    held = list(dict.fromkeys(c for table in curves.values() for c in table.columns if table[c].notna().any()))
     choose("column", x, held)
     if columns is None:
         columns = [c for c in ("accuracy", "reward", "kl", "entropy", "length", "loss") if c in held]
@@ -115,12 +111,18 @@ def weight_change(changes: pd.DataFrame, title: str | None = None) -> go.Figure:
     """
     missing = {"model", "layer", "module", "relative"} - set(changes.columns)
     if missing or changes.empty:
-        raise InputError(f"changes lack {', '.join(sorted(missing)) or 'rows'}: expected the table of rlcircuits.weight_change")
+        raise InputError(
+            f"changes lack {', '.join(sorted(missing)) or 'rows'}: expected the table of rlcircuits.weight_change"
+        )
     inside = changes[changes["layer"] >= 0]
     models, modules = list(dict.fromkeys(inside["model"])), list(dict.fromkeys(inside["module"]))[::-1]
-    figure = make_subplots(rows=1, cols=len(models), subplot_titles=[as_text(m) for m in models], horizontal_spacing=0.03)
+    figure = make_subplots(
+        rows=1, cols=len(models), subplot_titles=[as_text(m) for m in models], horizontal_spacing=0.03
+    )
     for column, model in enumerate(models, start=1):
-        table = inside[inside["model"] == model].pivot(index="module", columns="layer", values="relative").reindex(modules)
+        table = (
+            inside[inside["model"] == model].pivot(index="module", columns="layer", values="relative").reindex(modules)
+        )
         trace = go.Heatmap(
             z=table.values,
             x=[str(layer) for layer in table.columns],

@@ -65,9 +65,7 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
     height = layout.get("height") or 450
     # "<" can only be inside a string of JSON, and there "\\u003c" is the same character to every parser: no text of the
     # figure can end the script element it stands in.
-    data = json.dumps(json.loads(fig.to_json()), sort_keys=True, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    data = json.dumps(json.loads(fig.to_json()), sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
     under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="rlc-figure" id="{name}">'
@@ -100,7 +98,9 @@ def export(fig: Figure, file: str | os.PathLike[str], scale: float = 2.0) -> Pat
     path = Path(file).expanduser()
     suffix = path.suffix.lower()
     if suffix not in (".svg", ".pdf", ".png", ".html"):
-        raise InputError(f"export: {str(file)!r} does not end in .svg, .pdf, .png or .html, so it is not clear what to write")
+        raise InputError(
+            f"export: {str(file)!r} does not end in .svg, .pdf, .png or .html, so it is not clear what to write"
+        )
     content = fig.to_html(include_plotlyjs=True).encode() if suffix == ".html" else _image(fig, suffix[1:], scale)
     with written(path) as temporary:
         temporary.write_bytes(content)

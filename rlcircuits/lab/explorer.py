@@ -197,7 +197,9 @@ class Explorer:
         self.stop = w.Button(description="stop", layout={"width": "80px"})
         self.progress = w.HBox([self.bar, self.doing, self.stop], layout={"display": "none"})
         self.file = w.Text("view.json", description="file", style=wide, continuous_update=False)
-        self.save_view = w.Button(description="save view", tooltip="the choices, as .json; open with rc.explore(study, view=file)")
+        self.save_view = w.Button(
+            description="save view", tooltip="the choices, as .json; open with rc.explore(study, view=file)"
+        )
         self.save_picture = w.Button(description="save picture", tooltip="the graph, as .svg, .html, .png or .pdf")
         self.message, self.answers, self.largest, self.one_edge, self.saved = (w.HTML() for _ in range(5))
         self.graph, self.heatmap = View(), View()
@@ -213,7 +215,12 @@ class Explorer:
         keep = w.HBox([self.file, self.save_view, self.save_picture, self.saved], layout=wrap)
         self.clicks = clicks()
         heard = [] if self.clicks is None else [w.Box([self.clicks], layout={"display": "none"})]
-        views = [self.answers, self.graph.widget, w.HBox([self.largest, self.one_edge], layout=wrap), self.heatmap.widget]
+        views = [
+            self.answers,
+            self.graph.widget,
+            w.HBox([self.largest, self.one_edge], layout=wrap),
+            self.heatmap.widget,
+        ]
         whole = [controls, self.progress, self.message, *views, keep, *heard]
         self.box = w.VBox(whole if self.pairs else [self.message])
 
@@ -273,7 +280,9 @@ class Explorer:
             last = max((_layer(n) for n in scores[0]["source"].values), default=0) if scores else 0
             low, high = self.layers.value
             self.layers.max = max(last, 0)
-            self.layers.value = (0, self.layers.max) if all_layers else (min(low, self.layers.max), min(high, self.layers.max))
+            self.layers.value = (
+                (0, self.layers.max) if all_layers else (min(low, self.layers.max), min(high, self.layers.max))
+            )
             if scores:
                 n_edges = int(np.isfinite(scores[0].values[0]).sum())
                 self.k.max = max(1, min(200, n_edges))
@@ -441,7 +450,14 @@ class Explorer:
                 for name, values in zip(shown.names, scores, strict=True)
             ]
             pictures.append(
-                scatter_svg(dots, "What removing it really does", "score (nats)", "loss without it − loss (nats)", "exact = score", sample)
+                scatter_svg(
+                    dots,
+                    "What removing it really does",
+                    "score (nats)",
+                    "loss without it − loss (nats)",
+                    "exact = score",
+                    sample,
+                )
             )
         _put(self.one_edge, _edge_html(edge, shown, scores, effects, sample, pictures))
 
@@ -450,7 +466,9 @@ class Explorer:
         name, level, alpha = self._key()
         key = (name, level, alpha, edge)
         if not self._computes:
-            notes.append("no exact effects: a study that rc.study(…) made can remove edges, or use rc.ablate(model, traces, edges=[…])")
+            notes.append(
+                "no exact effects: a study that rc.study(…) made can remove edges, or use rc.ablate(model, traces, edges=[…])"
+            )
             return None
         if key not in self._effects and key not in self._asked:
             try:
@@ -524,7 +542,9 @@ class Explorer:
         choose("level", choices["level"], self.level.options)
         low, high = choices["layers"]
         if not 0 <= low <= high <= self.layers.max:
-            raise InputError(f"the view's layers are {low} to {high}: expected within 0 to {self.layers.max}, as this pair has")
+            raise InputError(
+                f"the view's layers are {low} to {high}: expected within 0 to {self.layers.max}, as this pair has"
+            )
         self._drawing = True
         try:
             for name in _VIEW:
@@ -706,9 +726,7 @@ def _pairs(study: Any) -> dict[str, Any]:
     pairs = getattr(study, "pairs", None)
     if isinstance(pairs, Mapping):
         return {str(name): pair for name, pair in pairs.items()}
-    if any(
-        getattr(study, name, None) is not None for name in ("base_scores", "tuned_scores", "base_answers")
-    ):
+    if any(getattr(study, name, None) is not None for name in ("base_scores", "tuned_scores", "base_answers")):
         return {str(getattr(getattr(study, "pair", None), "name", "pair")): study}
     if isinstance(study, xr.DataArray):
         return {str(study.attrs.get("model", "scores")): SimpleNamespace(base_scores=study)}
@@ -815,9 +833,7 @@ def _answers_html(pair: Any, problem: str, notes: list[str]) -> str:
     return f'<div class="mathjax_ignore tex2jax_ignore" style="line-height:1.9">{"".join(parts)}</div>'
 
 
-def _answer_html(
-    side: str, answer: Any, tokenizer: Any, cut: int | None, losses: Sequence[float] | None
-) -> str:
+def _answer_html(side: str, answer: Any, tokenizer: Any, cut: int | None, losses: Sequence[float] | None) -> str:
     verdict = "correct" if answer.correct else "wrong"
     if tokenizer is None:
         return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
@@ -916,7 +932,9 @@ def _checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
         try:
             view = json.loads(path.read_text("utf-8"))
         except OSError as error:
-            raise InputError(f"no view at {str(path)!r} ({error.strerror}): expected a file that the explorer saved") from None
+            raise InputError(
+                f"no view at {str(path)!r} ({error.strerror}): expected a file that the explorer saved"
+            ) from None
         except ValueError as error:
             raise InputError(f"{where} cannot be read ({error}): expected a file that the explorer saved") from None
     if not isinstance(view, Mapping) or view.get("rlcircuits view") != FORMAT:
@@ -934,5 +952,7 @@ def _checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
     for name in ("sources", "destinations"):
         choose(f"kind of {name} in {where}:", view[name], kinds_of)
     if not 0.001 <= view["alpha"] <= 1 or view["k"] < 1:
-        raise InputError(f"{where}: alpha is {view['alpha']}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1")
+        raise InputError(
+            f"{where}: alpha is {view['alpha']}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1"
+        )
     return dict(view)

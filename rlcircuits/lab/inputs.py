@@ -37,9 +37,7 @@ def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> st
             )
         return name
     if base or tuned:
-        raise InputError(
-            f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints"
-        )
+        raise InputError(f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints")
     return models.known_pair(name, file or None)
 
 

@@ -106,9 +106,7 @@ def validate(values: Mapping[str, Any], /, **expected: Any) -> None:
         InputError: a parameter is missing, of another type or outside what is allowed, or an injected name is unknown.
     """
     cells = values.get("In") or values.get("_ih") or []
-    injected = [
-        source for source in cells if isinstance(source, str) and source.lstrip().startswith(_INJECTED)
-    ]
+    injected = [source for source in cells if isinstance(source, str) and source.lstrip().startswith(_INJECTED)]
     for name in _assigned("\n".join(injected[-1:])):
         if name not in expected:
             raise InputError(_unknown(name, expected))
@@ -236,9 +234,7 @@ def glue(name: str, value: object) -> None:
 
     plain = value.item() if hasattr(value, "item") else value
     text = plain if isinstance(plain, str) else repr(plain)
-    display(
-        {f"{_GLUE}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}}, raw=True
-    )
+    display({f"{_GLUE}text/plain": text}, metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE}}, raw=True)
 
 
 def glue_table(table: pd.DataFrame, columns: Iterable[str] | None = None) -> None:
@@ -280,9 +276,7 @@ def _plain(text: str) -> int | float | bool | str | None:
 def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:
     if name not in values:
         near = difflib.get_close_matches(name, [n for n in values if not n.startswith("_")], n=1)
-        raise InputError(
-            f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else "")
-        )
+        raise InputError(f"parameter {name} is not set" + (f"; is {near[0]!r} a slip for it?" if near else ""))
     value = values[name]
     if isinstance(allowed, Number):
         ok, words = allowed.accepts(value), str(allowed)
@@ -306,9 +300,7 @@ def _is(value: object, kind: Any) -> bool:
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(_is(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(
-            _is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items()
-        )
+        return isinstance(value, dict) and all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
     if kind is None or kind is types.NoneType:
         return value is None
     if kind is float:

@@ -79,9 +79,15 @@ def graph_svg(
     for column, (name, matrix) in enumerate(panels.items()):
         edges = _strongest_edges(matrix, k, chosen, sources, destinations)
         drawn = [_edge(i, j, matrix, edges, at, panels, sources, destinations, chosen) for i, j in edges]
-        word = "" if drawn else f'<text x="{PANEL / 2}" y="{above + height / 2}" text-anchor="middle">no edge to show</text>'
+        word = (
+            ""
+            if drawn
+            else f'<text x="{PANEL / 2}" y="{above + height / 2}" text-anchor="middle">no edge to show</text>'
+        )
         title = f'<text class="rlc-name" x="{PANEL / 2}" y="20" text-anchor="middle">{escaped(name)}</text>'
-        parts.append(f'<g transform="translate({left + column * PANEL},0)">{title}{word}{"".join(drawn)}{_nodes(at)}</g>')
+        parts.append(
+            f'<g transform="translate({left + column * PANEL},0)">{title}{word}{"".join(drawn)}{_nodes(at)}</g>'
+        )
     said = f"Residual graph with the {k} strongest edges of {', '.join(panels)}"
     return _svg(left + PANEL * len(panels), above + height + 26, said, parts)
 
@@ -134,9 +140,7 @@ def _edge(
     )
 
 
-def _said(
-    i: int, j: int, panels: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str]
-) -> str:
+def _said(i: int, j: int, panels: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str]) -> str:
     """What hovering over an edge says: its name and its score in every panel."""
     scores = "".join(f"\n{name}: {matrix[i, j]:.3g} nats" for name, matrix in panels.items())
     return escaped(f"{sources[i]} → {destinations[j]}{scores}")
@@ -149,7 +153,9 @@ def _nodes(at: Mapping[str, np.ndarray]) -> str:
         label = node.rpartition(".")[2] if "." in node else node
         shape = f'<circle cx="{x:.0f}" cy="{y:.0f}" r="{3.5 if crowded else 11}" fill="#fff" stroke="#555"/>'
         size = "" if len(label) < 4 else ' class="rlc-small"'
-        text = "" if crowded else f'<text{size} x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle">{escaped(label)}</text>'
+        text = (
+            "" if crowded else f'<text{size} x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle">{escaped(label)}</text>'
+        )
         found.append(f"<g><title>{escaped(node)}</title>{shape}{text}</g>")
     return f'<g pointer-events="{"all" if crowded else "none"}">{"".join(found)}</g>'
 
@@ -259,7 +265,13 @@ class Dots:
 
 
 def scatter_svg(
-    series: Sequence[Dots], title: str, x_title: str, y_title: str, line: str, chosen: str | None = None, size: int = 300
+    series: Sequence[Dots],
+    title: str,
+    x_title: str,
+    y_title: str,
+    line: str,
+    chosen: str | None = None,
+    size: int = 300,
 ) -> str:
     """Dots on equal axes with the line y = x; the chosen problem stands out.
 
@@ -304,13 +316,19 @@ def scatter_svg(
             at = f'transform="translate({place(x):.1f},{size - place(y):.1f})"'
             radius = 7 if found else 4
             shape = (
-                f'<circle r="{radius}"' if number == 0 else f'<rect x="{-radius}" y="{-radius}" width="{2 * radius}" height="{2 * radius}"'
+                f'<circle r="{radius}"'
+                if number == 0
+                else f'<rect x="{-radius}" y="{-radius}" width="{2 * radius}" height="{2 * radius}"'
             )
             said = escaped(f"{label}, {one.name}: {x:.3g}, {y:.3g} nats")
             edge = ' stroke="#000" stroke-width="2"' if found else ""
-            frame.append(f'<g {at} class="rlc-dot">{shape} fill="{colour}" fill-opacity="{1 if found else 0.55}"{edge}/><title>{said}</title></g>')
+            frame.append(
+                f'<g {at} class="rlc-dot">{shape} fill="{colour}" fill-opacity="{1 if found else 0.55}"{edge}/><title>{said}</title></g>'
+            )
         legend.append(f'<tspan fill="{colour}">{"●" if number == 0 else "■"} {escaped(one.name)}</tspan>')
-    parts.append(f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - {escaped(line)}{"; axes logarithmic away from 0" if scale else ""}</tspan></text>')
+    parts.append(
+        f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - {escaped(line)}{"; axes logarithmic away from 0" if scale else ""}</tspan></text>'
+    )
     parts.append(f'<g transform="translate({left},{above})">{"".join(frame)}</g>')
     middle = above + size / 2
     parts.append(f'<text x="{left + size / 2}" y="{above + size + 36}" text-anchor="middle">{escaped(x_title)}</text>')

@@ -46,7 +46,9 @@ def card(title: str, facts: Mapping[str, object], *tables: str) -> str:
         f'<tr><td style="text-align:left;color:#555">{_text(name)}</td><td style="text-align:left">{_text(value)}</td></tr>'
         for name, value in facts.items()
     )
-    return f'<div class="mathjax_ignore tex2jax_ignore"><b>{_text(title)}</b><table>{cells}</table>{"".join(tables)}</div>'
+    return (
+        f'<div class="mathjax_ignore tex2jax_ignore"><b>{_text(title)}</b><table>{cells}</table>{"".join(tables)}</div>'
+    )
 
 
 def table_html(table: pd.DataFrame) -> str:
@@ -72,7 +74,12 @@ def study_html(study: Any) -> str:
         }
     facts = {"level": study.level, "α": study.alpha, "drawn": f"at most {study.n}, seed {study.seed}"}
     hint = f"<p>{_text('study.table() compares, rc.explore(study) explores, study[name] is one pair')}</p>"
-    return card(f"Study of {len(rows)} pair{'s' * (len(rows) != 1)}", facts, table_html(pd.DataFrame.from_dict(rows, orient="index")), hint)
+    return card(
+        f"Study of {len(rows)} pair{'s' * (len(rows) != 1)}",
+        facts,
+        table_html(pd.DataFrame.from_dict(rows, orient="index")),
+        hint,
+    )
 
 
 def pair_html(one: Any) -> str:
@@ -173,7 +180,10 @@ class Edges:
         where = np.argwhere(np.isfinite(mean))
         where = where[np.argsort(-np.abs(mean[tuple(where.T)]), kind="stable")[:n]]
         sources, destinations = (self._scores[dim].values.astype(str) for dim in DIMS[1:])
-        rows = [(f"{sources[i]}->{destinations[j]}", mean[i, j], values[:, i, j].min(), values[:, i, j].max()) for i, j in where]
+        rows = [
+            (f"{sources[i]}->{destinations[j]}", mean[i, j], values[:, i, j].min(), values[:, i, j].max())
+            for i, j in where
+        ]
         return pd.DataFrame(rows, columns=["edge", "mean", "lowest", "highest"]).set_index("edge")
 
 

@@ -38,7 +38,9 @@ def removal_curves(
     """
     if not effects or set(effects) != set(scores) or any(len(e) != len(shares) for e in effects.values()):
         raise InputError("removal_curves: expected for every edge one effect for each share, and its score")
-    figure = make_subplots(rows=1, cols=len(effects), subplot_titles=[as_text(edge) for edge in effects], horizontal_spacing=0.08)
+    figure = make_subplots(
+        rows=1, cols=len(effects), subplot_titles=[as_text(edge) for edge in effects], horizontal_spacing=0.08
+    )
     x = np.asarray(shares, float)
     for column, (edge, effect) in enumerate(effects.items(), start=1):
         lines = (
@@ -54,7 +56,9 @@ def removal_curves(
     figure.add_hline(y=0, line={"color": NEUTRAL, "width": 1})
     figure.update_xaxes(title_text="share removed", range=[0, 1])
     figure.update_yaxes(title_text="change of loss (nats)", col=1)
-    ends = "; ".join(f"{edge}: first order {scores[edge]:+.2f}, exact {effect[-1]:+.2f} nats" for edge, effect in effects.items())
+    ends = "; ".join(
+        f"{edge}: first order {scores[edge]:+.2f}, exact {effect[-1]:+.2f} nats" for edge, effect in effects.items()
+    )
     return _dressed(figure, title or "How long does the slope tell the truth?", f"At share 1, {ends}.", 440)
 
 
@@ -71,7 +75,9 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
     """
     needed = {"deformation", "factor", "metric", "share"}
     if not needed <= set(table.columns) or not len(table):
-        raise InputError(f"metric_responses: expected a table with {', '.join(sorted(needed))}, as `responses` gives it")
+        raise InputError(
+            f"metric_responses: expected a table with {', '.join(sorted(needed))}, as `responses` gives it"
+        )
     metrics = list(dict.fromkeys(table["metric"]))
     rows = -(-len(metrics) // columns)
     figure = make_subplots(
@@ -94,10 +100,14 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
             type="log" if wide else "linear", range=[np.log10(max(low, 0.05)), np.log10(high)] if wide else [low, high],
             tickvals=[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50] if wide else None, **at,
         )  # fmt: skip
-    figure.update_xaxes(type="log", tickvals=sorted(set(table["factor"])), ticktext=[f"{f:g}" for f in sorted(set(table["factor"]))])
+    figure.update_xaxes(
+        type="log", tickvals=sorted(set(table["factor"])), ticktext=[f"{f:g}" for f in sorted(set(table["factor"]))]
+    )
     for number in range(max(0, len(metrics) - columns), len(metrics)):
         figure.update_xaxes(title_text="multiplied by", row=number // columns + 1, col=number % columns + 1)
-    moved = table.assign(by=np.abs(np.log(table["share"].clip(lower=1e-9)))).groupby(["metric", "deformation"])["by"].max()
+    moved = (
+        table.assign(by=np.abs(np.log(table["share"].clip(lower=1e-9)))).groupby(["metric", "deformation"])["by"].max()
+    )
     most = "; ".join(f"{METRICS[m].label} by {moved[m].idxmax()}" for m in metrics if moved[m].max() > 0.01)
     return _dressed(figure, title or "What moves each metric?", f"Moved most: {most}.", 150 + 260 * rows)
 

@@ -49,9 +49,7 @@ def edge_values(scores: xr.DataArray, structural_zeros: bool = False) -> np.ndar
     """
     if not isinstance(scores, xr.DataArray) or set(scores.dims) != set(DIMS):
         given = f"dims {scores.dims}" if isinstance(scores, xr.DataArray) else type(scores).__name__
-        raise InputError(
-            f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}"
-        )
+        raise InputError(f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}")
     scores = scores.transpose(*DIMS)
     if not scores.sizes["sample"]:
         raise InputError("scores hold no sample: expected at least one trace; attribute some first")
@@ -59,9 +57,7 @@ def edge_values(scores: xr.DataArray, structural_zeros: bool = False) -> np.ndar
     missing = np.isnan(values)
     edges = ~missing.all(axis=0)
     if not edges.any():
-        raise InputError(
-            "scores hold no edge: every value is NaN; expected numbers on the edges of the graph"
-        )
+        raise InputError("scores hold no edge: every value is NaN; expected numbers on the edges of the graph")
     broken = np.isinf(values) | (missing & edges)
     if broken.any():
         row, pair = np.argwhere(broken)[0]
@@ -168,9 +164,7 @@ def sample_kurtosis(scores: xr.DataArray, structural_zeros: bool = False) -> xr.
     """m4/m2² − 3 over each sample's signed edges, `(sample,)`; NaN where a sample's scores are all equal."""
     values = edge_values(scores, structural_zeros)
     centred = values - values.mean(axis=1, keepdims=True)
-    squares = (
-        _ratio(centred, np.ptp(values, axis=1)[:, None]) ** 2
-    )  # by the range: no overflow, and NaN if constant
+    squares = _ratio(centred, np.ptp(values, axis=1)[:, None]) ** 2  # by the range: no overflow, and NaN if constant
     kurtosis = (squares**2).mean(axis=1) / squares.mean(axis=1) ** 2 - 3
     return _per_sample(scores, kurtosis, "distribution_kurtosis")
 
@@ -304,9 +298,7 @@ def top_share(scores: xr.DataArray, fraction: float = 0.01) -> xr.DataArray:
         InputError: `fraction` is not above 0 and at most 1.
     """
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise InputError(
-            f"fraction is {fraction!r}: expected a share of the edges above 0 and at most 1, such as 0.01"
-        )
+        raise InputError(f"fraction is {fraction!r}: expected a share of the edges above 0 and at most 1, such as 0.01")
     p = np.sort(_shares(scores), axis=1)
     top = max(1, math.ceil(fraction * p.shape[1] - 1e-9))  # 0.07 of 100 is 7, whatever its last bit says
     return _per_sample(scores, p[:, -top:].sum(axis=1), "top_share")
@@ -428,7 +420,5 @@ def summary(scores: xr.DataArray, metrics: Iterable[str] | None = None) -> pd.Se
         InputError: unusable scores or an unknown metric.
     """
     names = chosen(metrics)
-    values = pd.Series(
-        [METRICS[name].value(scores) for name in names], index=names, dtype=float, name="value"
-    )
+    values = pd.Series([METRICS[name].value(scores) for name in names], index=names, dtype=float, name="value")
     return values.rename_axis("metric")

@@ -104,9 +104,7 @@ def compare(
             "low": low,
             "high": high,
             "p": p,
-            "ratio": np.divide(
-                tuned_values, base_values, out=np.full(len(names), np.nan), where=base_values != 0
-            ),
+            "ratio": np.divide(tuned_values, base_values, out=np.full(len(names), np.nan), where=base_values != 0),
             "interval": interval.astype(str),
             "note": [_note(n, *pair) for pair in zip(base_values, tuned_values, strict=True)],
         },
@@ -171,15 +169,11 @@ def paired(base_scores: xr.DataArray, tuned_scores: xr.DataArray) -> tuple[xr.Da
 
 def _sample_ids(scores: xr.DataArray, which: str) -> list[str]:
     if "sample" not in scores.coords:
-        raise InputError(
-            f"{which} scores have no coordinate 'sample': expected problem ids, to pair the models by"
-        )
+        raise InputError(f"{which} scores have no coordinate 'sample': expected problem ids, to pair the models by")
     ids = [str(i) for i in scores["sample"].values]
     if len(set(ids)) < len(ids):
         repeated = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(
-            f"{which} scores hold problem {repeated!r} more than once; keep one sample per problem"
-        )
+        raise InputError(f"{which} scores hold problem {repeated!r} more than once; keep one sample per problem")
     return ids
 
 
@@ -195,11 +189,7 @@ def _note(n: int, base: float, tuned: float) -> str:
     undefined = [which for which, value in (("base", base), ("tuned", tuned)) if not math.isfinite(value)]
     if n < 2:
         return "one problem: no interval or test without at least two"
-    return (
-        f"undefined for {' and '.join(undefined)}: a sample's scores are all zero or all equal"
-        if undefined
-        else ""
-    )
+    return f"undefined for {' and '.join(undefined)}: a sample's scores are all zero or all equal" if undefined else ""
 
 
 # --- statistics of a multiset of samples ----------------------------------------------------------
@@ -231,9 +221,7 @@ def _complexity_statistic(stacked: np.ndarray) -> Statistic:
         if largest not in histograms:
             rows = np.arange(len(sizes))[:, None] * BINS
             flat = (histogram_bins(sizes, largest, BINS) + rows).ravel()
-            histograms[largest] = (
-                np.bincount(flat, minlength=len(sizes) * BINS).reshape(-1, BINS).astype(float)
-            )
+            histograms[largest] = np.bincount(flat, minlength=len(sizes) * BINS).reshape(-1, BINS).astype(float)
         return histograms[largest]
 
     def statistic(counts: np.ndarray) -> np.ndarray:
@@ -298,9 +286,7 @@ def _counts(indices: np.ndarray, n_samples: int) -> np.ndarray:
     """Times each sample is in each multiset, float64 `(resample, sample)`, from indices `(resample, m)`."""
     rows = np.arange(len(indices))[:, None] * n_samples
     return (
-        np.bincount((indices + rows).ravel(), minlength=len(indices) * n_samples)
-        .reshape(-1, n_samples)
-        .astype(float)
+        np.bincount((indices + rows).ravel(), minlength=len(indices) * n_samples).reshape(-1, n_samples).astype(float)
     )
 
 

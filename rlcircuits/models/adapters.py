@@ -35,10 +35,18 @@ def is_adapter(folder: Path) -> bool:
         return False
     name = str(folder)
     if any(folder.glob("model*.safetensors")):
-        raise InputError(f"the folder {name!r} holds both a whole model and an adapter: keep one, or give each its own folder")
+        raise InputError(
+            f"the folder {name!r} holds both a whole model and an adapter: keep one, or give each its own folder"
+        )
     if not (folder / WEIGHTS).is_file():
-        found = " but adapter_model.bin, which is pickled and never loaded" if (folder / "adapter_model.bin").exists() else ""
-        raise InputError(f"the adapter in {name!r} has no {WEIGHTS}{found}; save it with save_pretrained(safe_serialization=True)")
+        found = (
+            " but adapter_model.bin, which is pickled and never loaded"
+            if (folder / "adapter_model.bin").exists()
+            else ""
+        )
+        raise InputError(
+            f"the adapter in {name!r} has no {WEIGHTS}{found}; save it with save_pretrained(safe_serialization=True)"
+        )
     _settings(folder)
     return True
 
@@ -61,7 +69,15 @@ def hub_adapter(name: str, revision: str | None) -> Path | None:
     )
     if found is None:
         return None
-    files = [CONFIG, WEIGHTS, "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"]
+    files = [
+        CONFIG,
+        WEIGHTS,
+        "tokenizer*",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    ]
     return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
@@ -103,7 +119,9 @@ def merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str 
         raise InputError(f"the adapter {os.fspath(name)!r} does not fit its base {base.name!r}: {reason}") from error
     hf.requires_grad_(False)
     hf.eval()
-    return replace(base, hf=hf, tokenizer=tokenizer, name=os.fspath(name), source=folder, commit=commit, base_fingerprint=own)
+    return replace(
+        base, hf=hf, tokenizer=tokenizer, name=os.fspath(name), source=folder, commit=commit, base_fingerprint=own
+    )
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -113,7 +131,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{str(folder / CONFIG)!r} cannot be read as the settings of an adapter ({error})") from error
     if kind != "LORA":
-        raise InputError(f"the adapter in {str(folder)!r} is of the kind {kind!r}: only LoRA adapters can be merged here")
+        raise InputError(
+            f"the adapter in {str(folder)!r} is of the kind {kind!r}: only LoRA adapters can be merged here"
+        )
     if not any(begun is known or (isinstance(known, str) and begun == known) for known in _PLAIN):
         raise InputError(
             f"the adapter in {str(folder)!r} began as {begun!r}, which changes the base's weights too: convert it to a plain "

@@ -33,7 +33,13 @@ def explained(name: str, local: Path | None) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
         raise InputError(_why_not(name, local, error)) from error
     except Exception as error:  # safetensors raises its own type for a damaged file
-        if type(error).__module__.split(".")[0] not in ("safetensors", "safetensors_rust", "huggingface_hub", "tokenizers", "builtins"):
+        if type(error).__module__.split(".")[0] not in (
+            "safetensors",
+            "safetensors_rust",
+            "huggingface_hub",
+            "tokenizers",
+            "builtins",
+        ):
             raise
         raise InputError(_why_not(name, local, error)) from error
 
@@ -45,7 +51,11 @@ def fingerprint(folder: Path) -> str:
     """
     whole = hashlib.sha256()
     for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and (file.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt"}) and file.name not in _NOT_MODEL:
+        if (
+            file.is_file()
+            and (file.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt"})
+            and file.name not in _NOT_MODEL
+        ):
             whole.update(file.name.encode() + b"\0")
             status = file.stat()
             whole.update(_content(str(file), status.st_size, status.st_mtime_ns, status.st_ino))
@@ -56,6 +66,7 @@ def fingerprint(folder: Path) -> str:
 def _content(file: str, _size: int, _time: int, _place: int) -> bytes:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
 
 _NOT_MODEL = {"manifest.json", "member.json", "trainer_state.json", "README.md"}
 
@@ -77,9 +88,13 @@ def resolved_device(device: str) -> torch.device:
     try:
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:N' or '{SPREAD}'") from error
+        raise InputError(
+            f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:N' or '{SPREAD}'"
+        ) from error
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} was asked for, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'")
+        raise InputError(
+            f"device {device!r} was asked for, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'"
+        )
     return where
 
 
@@ -94,21 +109,29 @@ def local_checkpoint(name: str) -> Path | None:
     if not looks_like_path:
         return None
     if not folder.exists():
-        raise InputError(f"no checkpoint at {name!r}: expected a folder with config.json and *.safetensors, or a hub id 'organisation/name'")
+        raise InputError(
+            f"no checkpoint at {name!r}: expected a folder with config.json and *.safetensors, or a hub id 'organisation/name'"
+        )
     if not folder.is_dir():
         raise InputError(f"{name!r} is a file: expected the folder that holds config.json and *.safetensors")
     if is_adapter(folder):
         return folder
     if not (folder / "config.json").is_file():
-        raise InputError(f"the folder {name!r} holds no config.json, so it is no Hugging Face checkpoint; expected config.json and *.safetensors")
+        raise InputError(
+            f"the folder {name!r} holds no config.json, so it is no Hugging Face checkpoint; expected config.json and *.safetensors"
+        )
     try:
         json.loads((folder / "config.json").read_text("utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"{name}/config.json cannot be read ({error}); make or download the checkpoint again") from error
+        raise InputError(
+            f"{name}/config.json cannot be read ({error}); make or download the checkpoint again"
+        ) from error
     if not any(folder.glob("*.safetensors")):
         other = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
         found = f" but {other[0]}, which is pickled and never loaded" if other else ""
-        raise InputError(f"the folder {name!r} holds no *.safetensors{found}; save the model with save_pretrained(safe_serialization=True)")
+        raise InputError(
+            f"the folder {name!r} holds no *.safetensors{found}; save the model with save_pretrained(safe_serialization=True)"
+        )
     return folder
 
 

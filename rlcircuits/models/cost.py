@@ -123,7 +123,9 @@ def estimate(
         asked = problems if isinstance(problems, int) else len(problems)
         said = 2 * asked * longest * shape.token(PROMPT_TOKENS + longest) / rate
         seconds = 2 * min(n, asked) * trace_seconds + said
-        basis += [f"two models, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces of each"]
+        basis += [
+            f"two models, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces of each"
+        ]
     else:
         basis += ["one trace of one model"]
     one, small = (length * shape.bytes_per_token(mode) for mode in (False, True))
@@ -223,7 +225,11 @@ class _Shape:
 
 def _on_meta(model: Any, dtype: str) -> tuple[str, PreTrainedModel, ModelPair | None]:
     """The name, the model without numbers, and the pair if it is one."""
-    if isinstance(model, str) and not Path(model).exists() and (model.count("/") != 1 or provider_of(model) is not None):
+    if (
+        isinstance(model, str)
+        and not Path(model).exists()
+        and (model.count("/") != 1 or provider_of(model) is not None)
+    ):
         model = pair(model)
     if isinstance(model, ModelPair):
         return model.name, _built(config_of(model), dtype), model
@@ -262,12 +268,16 @@ def _read(name: str, revision: str | None = None, here: bool = False) -> dict[st
         try:
             found = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{str(path)!r} cannot be read as a configuration ({error}); expected a model's config.json") from error
+            raise InputError(
+                f"{str(path)!r} cannot be read as a configuration ({error}); expected a model's config.json"
+            ) from error
         if not isinstance(found, dict):
             raise InputError(f"{str(path)!r} holds a {type(found).__name__}: expected a model's config.json")
         return found
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"no configuration at {name!r}: expected a pair, a folder with config.json, that file, or a hub id")
+        raise InputError(
+            f"no configuration at {name!r}: expected a pair, a folder with config.json, that file, or a hub id"
+        )
     with explained(name, None):
         return AutoConfig.from_pretrained(name, revision=revision, local_files_only=here).to_dict()
 
@@ -288,11 +298,15 @@ def _built(fields: dict[str, Any], dtype: str) -> PreTrainedModel:
 
     kind = fields.get("model_type")
     if kind not in known:
-        raise InputError(f"the configuration's model_type is {kind!r}: expected one that transformers knows, such as 'llama'{near(kind, known)}")
+        raise InputError(
+            f"the configuration's model_type is {kind!r}: expected one that transformers knows, such as 'llama'{near(kind, known)}"
+        )
     try:
         config = AutoConfig.for_model(**fields)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except Exception as error:  # each model class checks its configuration in its own way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"no causal language model can be made of the {kind!r} configuration ({type(error).__name__}: {reason})") from error
+        raise InputError(
+            f"no causal language model can be made of the {kind!r} configuration ({type(error).__name__}: {reason})"
+        ) from error

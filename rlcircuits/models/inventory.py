@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 COLUMNS = ["pair", "method", "base", "tuned", "parameters", "here", "note"]
 
 
-def pair_table(file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def pair_table(
+    file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None
+) -> pd.DataFrame:
     """The registered pairs and those that packages provide, one row each; nothing is trained or fetched.
 
     Args:
@@ -105,6 +107,8 @@ def _complete(folder: Path) -> bool:
         index = folder / "model.safetensors.index.json"
         if not index.is_file():
             return (folder / "model.safetensors").is_file() or any(folder.glob("*.safetensors"))
-        return all((folder / name).is_file() for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        return all(
+            (folder / name).is_file() for name in set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        )
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -19,7 +19,6 @@ from rlcircuits.models.pairing import ModelPair
 from rlcircuits.storage import entries, near
 
 if TYPE_CHECKING:
-
     from rlcircuits.storage import Store
 
 _KEYS = {
@@ -88,7 +87,9 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
                 fields[key] = str(Path(where).expanduser().parent / fields[key])
         if provider_of(name) is not None or "@" in name:
             provided_by = ", ".join(f"'{one}/'" for one in provided(GROUP)) or "a provider's name"
-            raise InputError(f"{label}: {name!r} cannot be the name of a pair: names with {provided_by} or '@' are provided by packages")
+            raise InputError(
+                f"{label}: {name!r} cannot be the name of a pair: names with {provided_by} or '@' are provided by packages"
+            )
         try:
             found[name] = ModelPair(name=name, **fields)
         except InputError as error:
@@ -96,7 +97,9 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
     return found
 
 
-def pair(name: str, file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None) -> ModelPair:
+def pair(
+    name: str, file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None
+) -> ModelPair:
     """One pair known by name.
 
     >>> pair("deepseek-math").method

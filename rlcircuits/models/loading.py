@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-
 @dataclass(frozen=True, eq=False)
 class Model:
     """A causal language model ready to be studied.
@@ -104,7 +103,9 @@ def load_model(
         adapter = (local if is_adapter(local) else None) if local is not None else hub_adapter(name, revision)
     if adapter is not None:
         if base is None:
-            raise InputError(f"{name!r} is a LoRA adapter: give the model it was trained on, load_model(…, base=…), or a pair")
+            raise InputError(
+                f"{name!r} is a LoRA adapter: give the model it was trained on, load_model(…, base=…), or a pair"
+            )
         whole = load_model(base, device, dtype, base_revision, trust_remote_code)
         return merged(whole, adapter, name, adapter.name if local is None else None)
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -131,7 +132,9 @@ def load_model(
         if where is not None:
             hf.to(where)
     except RuntimeError as error:
-        raise InputError(f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another device or a smaller dtype") from error
+        raise InputError(
+            f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another device or a smaller dtype"
+        ) from error
     return Model(hf, tokenizer, name, local, getattr(hf.config, "_commit_hash", None) if local is None else None)
 
 

@@ -81,7 +81,9 @@ def outline_of(
         folder = (local if is_adapter(local) else None) if local is not None else hub_adapter(name, revision)
         if folder is not None:
             if base is None:
-                raise InputError(f"{name!r} is a LoRA adapter: give it as the tuned side of a pair, with the base it belongs to")
+                raise InputError(
+                    f"{name!r} is a LoRA adapter: give it as the tuned side of a pair, with the base it belongs to"
+                )
             own = load_tokenizer(folder) if any(folder.glob("tokenizer*")) else base.tokenizer
             return Outline(name, base.config, own, base.ends, folder, True, revision, trust_remote_code)
         config = AutoConfig.from_pretrained(local or name, **options)

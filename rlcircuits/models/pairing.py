@@ -18,7 +18,6 @@ from rlcircuits.models.checkpoints import fingerprint, local_checkpoint, togethe
 from rlcircuits.models.loading import Model, expect_room, load_model
 
 if TYPE_CHECKING:
-
     from rlcircuits.models.outline import Outline
 
 METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
@@ -62,11 +61,17 @@ class ModelPair:
                 raise InputError(f"pair {self.name!r}: {name} is {value!r}, expected a path or a hub id")
         choose("method", self.method, METHODS)
         if self.prompt != "chat" and self.prompt.count("{question}") != 1:
-            raise InputError(f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', or 'chat'")
+            raise InputError(
+                f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', or 'chat'"
+            )
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise InputError(f"pair {self.name!r}: max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1")
+            raise InputError(
+                f"pair {self.name!r}: max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1"
+            )
         if not isinstance(self.trust_remote_code, bool):
-            raise InputError(f"pair {self.name!r}: trust_remote_code is {self.trust_remote_code!r}, expected true or false")
+            raise InputError(
+                f"pair {self.name!r}: trust_remote_code is {self.trust_remote_code!r}, expected true or false"
+            )
 
     def load(self, side: str, device: str = "auto", dtype: str = "auto") -> Model:
         """Load the ``"base"`` or the ``"tuned"`` model."""
@@ -144,6 +149,7 @@ def check_pair(base: Model | Outline, tuned: Model | Outline) -> None:
 
 def _config(model: Model | Outline) -> Any:
     return (model.hf.config if isinstance(model, Model) else model.config).get_text_config()
+
 
 _SHAPE = {
     "architecture": lambda model: type(model.hf).__name__ if isinstance(model, Model) else model.architecture,

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-
 @contextlib.contextmanager
 def quiet(local: bool) -> Iterator[None]:
     """Without transformers' notes while loading, and without its progress bars for what is here."""
@@ -48,7 +47,9 @@ def load_tokenizer(
 
     where = os.fspath(path)
     if Path(where).is_dir() and not any(Path(where).glob("tokenizer*")) and not (Path(where) / "vocab.json").exists():
-        raise OSError("it holds no tokenizer files (tokenizer.json, tokenizer_config.json); save the tokenizer beside the model")
+        raise OSError(
+            "it holds no tokenizer files (tokenizer.json, tokenizer_config.json); save the tokenizer beside the model"
+        )
     declared = get_tokenizer_config(where, revision=revision).get("tokenizer_class")
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -56,7 +57,9 @@ def load_tokenizer(
         if generic:
             return PreTrainedTokenizerFast.from_pretrained(where, **options)
         found = AutoTokenizer.from_pretrained(where, **options)
-        return found if _by_the_file(found, where, revision) else PreTrainedTokenizerFast.from_pretrained(where, **options)
+        return (
+            found if _by_the_file(found, where, revision) else PreTrainedTokenizerFast.from_pretrained(where, **options)
+        )
 
 
 def _by_the_file(tokenizer: PreTrainedTokenizerBase, where: str, revision: str | None) -> bool:

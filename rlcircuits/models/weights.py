@@ -32,7 +32,9 @@ _CHUNK = 2**24
 Side = Model | str | os.PathLike[str]
 
 
-def weight_change(base: Side | ModelPair, tuned: Mapping[str, Side] | Side | None = None, device: str = "cpu") -> pd.DataFrame:
+def weight_change(
+    base: Side | ModelPair, tuned: Mapping[str, Side] | Side | None = None, device: str = "cpu"
+) -> pd.DataFrame:
     """How far each weight of one or more tuned models lies from the base's.
 
     Args:
@@ -60,7 +62,9 @@ def weight_change(base: Side | ModelPair, tuned: Mapping[str, Side] | Side | Non
         else:
             ModelPair("weights", _name(base), _name(one)).check()
     sides = {
-        name: one if isinstance(one, Model) else _tuned_side(ModelPair(name or "weights", _name(base), _name(one)), device)
+        name: one
+        if isinstance(one, Model)
+        else _tuned_side(ModelPair(name or "weights", _name(base), _name(one)), device)
         for name, one in named.items()
     }
     return _table(_read(base), {name: _read(one) if isinstance(one, Model) else one for name, one in sides.items()}, pd)
@@ -165,10 +169,14 @@ def _files(folder: Path) -> list[Path]:
     if not indices:
         found = sorted(folder.glob("*.safetensors"))
     else:
-        found = [folder / name for name in sorted(set(json.loads(indices[0].read_text("utf-8"))["weight_map"].values()))]
+        found = [
+            folder / name for name in sorted(set(json.loads(indices[0].read_text("utf-8"))["weight_map"].values()))
+        ]
     missing = [file.name for file in found if not file.is_file()]
     if missing or not found:
-        raise InputError(f"{str(folder)!r} lacks {missing[0] if missing else '*.safetensors'}: is the download complete?")
+        raise InputError(
+            f"{str(folder)!r} lacks {missing[0] if missing else '*.safetensors'}: is the download complete?"
+        )
     return found
 
 
@@ -178,7 +186,9 @@ def _table(base: Weights, tuned: Mapping[str, Weights], pd: Any) -> pd.DataFrame
         for key in base.names():
             there = _counterpart(key, side, base)
             if base.shape(key) != side.shape(there):
-                raise InputError(f"{key!r} has the shape {base.shape(key)} in {base.name!r} and {side.shape(there)} in {side.name!r}")
+                raise InputError(
+                    f"{key!r} has the shape {base.shape(key)} in {base.name!r} and {side.shape(there)} in {side.name!r}"
+                )
             layer, module = re.fullmatch(r"(?:.*?\.(\d+)\.)?(.*)", key).groups()
             rows.append(
                 {"model": model, "layer": -1 if layer is None else int(layer), "module": module.removesuffix(".weight")}
@@ -194,7 +204,9 @@ def _counterpart(key: str, side: Weights, base: Weights) -> str:
     embedding = next((name for name in names if name.endswith("embed_tokens.weight")), None)
     if key.endswith("lm_head.weight") and embedding is not None:
         return embedding
-    raise InputError(f"{side.name!r} has no parameter {key!r}, which {base.name!r} has: they are not of one architecture")
+    raise InputError(
+        f"{side.name!r} has no parameter {key!r}, which {base.name!r} has: they are not of one architecture"
+    )
 
 
 def _difference(base: Weights, key: str, tuned: Weights, there: str) -> dict[str, float]:

@@ -70,9 +70,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal(
-    folder: str | os.PathLike[str], kind: str, inputs: Mapping[str, Any], dtype: np.dtype
-) -> Iterator[Journal]:
+def journal(folder: str | os.PathLike[str], kind: str, inputs: Mapping[str, Any], dtype: np.dtype) -> Iterator[Journal]:
     """Open, or begin, the journal of these inputs.
 
     Args:

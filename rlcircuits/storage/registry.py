@@ -25,7 +25,9 @@ class Overridden(UserWarning):
     """An entry of the user's file takes the place of a built-in one."""
 
 
-def entries(builtin: str, file: str | os.PathLike[str] | None, environment: str, kinds: Kinds) -> dict[str, dict[str, Any]]:
+def entries(
+    builtin: str, file: str | os.PathLike[str] | None, environment: str, kinds: Kinds
+) -> dict[str, dict[str, Any]]:
     """The entries of a built-in table and of a user's, by name.
 
     Args:
@@ -49,7 +51,9 @@ def entries(builtin: str, file: str | os.PathLike[str] | None, environment: str,
     path = Path(given).expanduser()
     added = read(path, _text(path, name), kinds)
     for name in known.keys() & added.keys():
-        warnings.warn(f"{str(path)!r}: {name!r} takes the place of the built-in entry of that name", Overridden, stacklevel=4)
+        warnings.warn(
+            f"{str(path)!r}: {name!r} takes the place of the built-in entry of that name", Overridden, stacklevel=4
+        )
     return known | {name: entry | {"_file": str(path)} for name, entry in added.items()}
 
 
@@ -89,12 +93,16 @@ def near(given: object, known: Any) -> str:
 
 def _check(where: str, name: object, entry: object, kinds: Kinds) -> None:
     if not isinstance(name, str) or not name.strip() or name != name.strip() or not name.isprintable():
-        raise InputError(f"{where}: the name {_short(name)} is no plain text: expected a name, in quotes if it looks like a number")
+        raise InputError(
+            f"{where}: the name {_short(name)} is no plain text: expected a name, in quotes if it looks like a number"
+        )
     if not isinstance(entry, dict):
         raise InputError(f"{where}: {name!r} is {_short(entry)}: expected a mapping with the keys {', '.join(kinds)}")
     for key, value in entry.items():
         if key not in kinds:
-            raise InputError(f"{where}: {name!r} has the unknown key {_short(key)}: expected some of {', '.join(kinds)}{near(key, kinds)}")
+            raise InputError(
+                f"{where}: {name!r} has the unknown key {_short(key)}: expected some of {', '.join(kinds)}{near(key, kinds)}"
+            )
         expected = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
         if not any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in expected):
             words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in expected)
@@ -113,7 +121,9 @@ def _text(path: Path, like: str) -> str:
     try:
         return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as UTF-8 text ({error}): expected YAML as in the package's {like}") from error
+        raise InputError(
+            f"{str(path)!r} cannot be read as UTF-8 text ({error}): expected YAML as in the package's {like}"
+        ) from error
 
 
 def _yaml_errors() -> tuple[type[Exception], ...]:

@@ -104,9 +104,7 @@ class Store:
         """Whether a complete artefact of these inputs is there, its checksums verified."""
         return _damage(self.path(kind, inputs)) is None
 
-    def make(
-        self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, note: str = ""
-    ) -> Path:
+    def make(self, kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, note: str = "") -> Path:
         """The folder of the artefact of these inputs, built now if it is not there or damaged.
 
         Args:
@@ -131,9 +129,7 @@ class Store:
             if damage is None:
                 return final
             if damage != "missing":
-                warnings.warn(
-                    f"{final} is damaged ({damage}): making it again", DamagedArtefact, stacklevel=2
-                )
+                warnings.warn(f"{final} is damaged ({damage}): making it again", DamagedArtefact, stacklevel=2)
             self._build(final, kind, inputs, build, note)
         return final
 
@@ -145,9 +141,7 @@ class Store:
         """
         manifest, damage = _read_manifest(Path(path))
         if manifest is None:
-            raise InputError(
-                f"no manifest of an artefact in {os.fspath(path)!r} ({damage}); make the artefact again"
-            )
+            raise InputError(f"no manifest of an artefact in {os.fspath(path)!r} ({damage}); make the artefact again")
         return manifest
 
     def _build(
@@ -189,13 +183,9 @@ def key_of(kind: str, inputs: Mapping[str, Any]) -> str:
         InputError: `kind` is no plain name; an input is NaN, infinite, or no JSON value; a name that is not a string.
     """
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
-        raise InputError(
-            f"kind of artefact {kind!r}: expected a plain name of lower-case letters, digits, '-' and '_'"
-        )
+        raise InputError(f"kind of artefact {kind!r}: expected a plain name of lower-case letters, digits, '-' and '_'")
     if not isinstance(inputs, Mapping):
-        raise InputError(
-            f"inputs of {kind!r} are {type(inputs).__name__}: expected a dictionary of JSON values"
-        )
+        raise InputError(f"inputs of {kind!r} are {type(inputs).__name__}: expected a dictionary of JSON values")
     return _sha256(canonical_json({"kind": kind, "inputs": inputs, "format": FORMAT}).encode())[:16]
 
 
@@ -241,9 +231,7 @@ def load_scores(file: str | os.PathLike[str]) -> xr.DataArray:
         raise InputError(
             f"{os.fspath(file)!r} holds no scores that can be read ({_line(error)}); make them again"
         ) from error
-    scores.attrs = {
-        name: getattr(value, "tolist", lambda value=value: value)() for name, value in scores.attrs.items()
-    }
+    scores.attrs = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in scores.attrs.items()}
     return scores
 
 
@@ -301,18 +289,14 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if type(value) is float:
         if not math.isfinite(value):
-            raise InputError(
-                f"{where} is {value}: expected a finite number, as NaN and infinity have no stable hash"
-            )
+            raise InputError(f"{where} is {value}: expected a finite number, as NaN and infinity have no stable hash")
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(one, f"{where}[{i}]") for i, one in enumerate(value)]
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise InputError(
-                    f"{where} has the name {name!r} ({type(name).__name__}): expected strings as names"
-                )
+                raise InputError(f"{where} has the name {name!r} ({type(name).__name__}): expected strings as names")
         return {name: _plain(one, f"{where}[{name!r}]") for name, one in value.items()}
     raise InputError(
         f"{where} is a {type(value).__name__}, which has no stable hash: "
@@ -430,11 +414,7 @@ def _settle_left_over(parent: Path, mine: str) -> None:
                     stack.enter_context(_lock_of(final).acquire(timeout=0))
                 except Timeout:
                     continue
-            if (
-                match["state"] == "building"
-                and _damage(folder, match["key"]) is None
-                and _damage(final) is not None
-            ):
+            if match["state"] == "building" and _damage(folder, match["key"]) is None and _damage(final) is not None:
                 _put_in_place(folder, final)
             else:
                 _remove(folder)

@@ -88,7 +88,8 @@ class PairStudy:
     def accuracy(self) -> tuple[float, float]:
         """Share of all problems answered correctly, base and tuned."""
         return tuple(
-            sum(a.correct for a in answers.values()) / len(answers) for answers in (self.base_answers, self.tuned_answers)
+            sum(a.correct for a in answers.values()) / len(answers)
+            for answers in (self.base_answers, self.tuned_answers)
         )
 
     def __repr__(self) -> str:
@@ -138,7 +139,9 @@ class Study:
             InputError: an unknown name, a study put together by hand, or as `study`.
         """
         if not self.settings:
-            raise InputError("this study does not know how it was made: make it with rc.study(…) to see it at other settings")
+            raise InputError(
+                "this study does not know how it was made: make it with rc.study(…) to see it at other settings"
+            )
         names = list(self.pairs) if pairs is None else [choose("pair", name, self.pairs) for name in pairs]
         return study(
             [self.pairs[name].pair for name in names],
@@ -146,7 +149,10 @@ class Study:
             alpha=self.alpha if alpha is None else alpha,
             n=self.n,
             seed=self.seed,
-            **{**self.settings, "answers": {name: file for name, file in self.settings["answers"].items() if name in names}},
+            **{
+                **self.settings,
+                "answers": {name: file for name, file in self.settings["answers"].items() if name in names},
+            },
         )
 
     def ablate(self, pair: str, edge: str) -> pd.DataFrame:
@@ -165,13 +171,17 @@ class Study:
         import pandas as pd
 
         if not self.settings:
-            raise InputError("this study does not know its models' settings: make it with rc.study(…), or use rc.ablate(model, …)")
+            raise InputError(
+                "this study does not know its models' settings: make it with rc.study(…), or use rc.ablate(model, …)"
+            )
         one = self.pairs[choose("pair", pair, self.pairs)]
         scores = one.base_scores
         for kind, name in zip(("source", "destination"), edge.partition("->")[::2]):
             choose(kind, name, [str(n) for n in scores[kind].values])
         settings = self.settings
-        run = _Run(settings["store"], settings["problems"], Scoring(self.level), settings["batch_size"], settings["engine"])
+        run = _Run(
+            settings["store"], settings["problems"], Scoring(self.level), settings["batch_size"], settings["engine"]
+        )
         found = {}
         for side, traces in (("base", one.selection.base_traces), ("tuned", one.selection.tuned_traces)):
             model = run.side(one.pair, side, settings["device"], settings["dtype"])
@@ -248,7 +258,9 @@ def study(
         raise InputError("no pairs given: expected at least one rlcircuits.ModelPair or the name of a registered pair")
     names = [one.name for one in chosen]
     if len(set(names)) < len(names):
-        raise InputError(f"two pairs are called {next(x for x in names if names.count(x) > 1)!r}: give each its own name")
+        raise InputError(
+            f"two pairs are called {next(x for x in names if names.count(x) > 1)!r}: give each its own name"
+        )
     files = _files(answers, names)
     run = _Run(store, problems, scoring, batch_size, engine)
     done = {}
@@ -275,7 +287,15 @@ def study(
             tuned_losses=losses[1],
             comparison=run.comparison(*scores),
         )
-    settings = {"problems": problems, "mean": mean, "keep": keep, "beta": beta, "gamma": gamma, "delta": delta, "store": store}
+    settings = {
+        "problems": problems,
+        "mean": mean,
+        "keep": keep,
+        "beta": beta,
+        "gamma": gamma,
+        "delta": delta,
+        "store": store,
+    }
     settings |= {"engine": engine, "answers": files, "device": device, "dtype": dtype, "batch_size": batch_size}
     settings |= {"memory": memory, "intervention": intervention, "ig_steps": ig_steps}
     return Study(done, level, alpha, n, seed, settings)
@@ -397,8 +417,16 @@ class Scoring:
 
 
 class _Run:
-    def __init__(self, store: Store, problems: ProblemSet, scoring: Scoring, batch_size: int | str, engine: str) -> None:
-        self.store, self.problems, self.scoring, self.batch_size, self.engine = store, problems, scoring, batch_size, engine
+    def __init__(
+        self, store: Store, problems: ProblemSet, scoring: Scoring, batch_size: int | str, engine: str
+    ) -> None:
+        self.store, self.problems, self.scoring, self.batch_size, self.engine = (
+            store,
+            problems,
+            scoring,
+            batch_size,
+            engine,
+        )
         self.sides: dict[tuple, _Side] = {}
 
     def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
@@ -456,7 +484,9 @@ class _Run:
             scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asdict(self.scoring))
             save_scores(scores, folder / "scores.nc")
 
-        return load_scores(self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc")
+        return load_scores(
+            self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc"
+        )
 
     def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
         import pandas as pd
@@ -467,7 +497,9 @@ class _Run:
 
         def build(folder: Path) -> None:
             losses = token_losses(side.model, traces, batch_size=self.batch_size)
-            save_table(pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet")
+            save_table(
+                pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet"
+            )
 
         table = load_table(self.store.make("losses", inputs, build, note=side.name) / "losses.parquet")
         return dict(zip(table["problem"], table["losses"]))
@@ -479,7 +511,14 @@ class _Run:
         from rlcircuits.attribution import EFFECTS, ablate
 
         digest = _digest([trace.cut(cut) for trace in traces])
-        inputs = {**side.key, "traces": digest, "level": self.scoring.level, "cut": cut, "edge": edge, "code": str(EFFECTS)}
+        inputs = {
+            **side.key,
+            "traces": digest,
+            "level": self.scoring.level,
+            "cut": cut,
+            "edge": edge,
+            "code": str(EFFECTS),
+        }
 
         def build(folder: Path) -> None:
             exact = ablate(side.model, traces, self.scoring.level, [edge], cut=cut, batch_size=self.batch_size)
@@ -492,7 +531,10 @@ class _Run:
         return load_table(folder / "effects.parquet").set_index("problem")["effect"]
 
     def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
-        digest = [hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest() for one in (base, tuned)]
+        digest = [
+            hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest()
+            for one in (base, tuned)
+        ]
         inputs = {"base": digest[0], "tuned": digest[1], "code": str(COMPARISON)}
 
         def build(folder: Path) -> None:

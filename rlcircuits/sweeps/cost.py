@@ -27,9 +27,7 @@ def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]
         records: of the cells that finished under their present keys.
     """
     before = {cell.name: read_record(folder / "cells" / cell.name) for cell in plan.cells}
-    known = {
-        name: record["seconds"] for name, record in before.items() if record and record["status"] == "done"
-    }
+    known = {name: record["seconds"] for name, record in before.items() if record and record["status"] == "done"}
     mean = sum(known.values()) / len(known) if known else math.nan
     seconds, answered = {}, set()
     for cell in plan.cells:

@@ -98,9 +98,7 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
     content = _read(path)
     for key in content:
         if key not in KEYS:
-            raise InputError(
-                f"{path}: unknown key {reprlib.repr(key)}: expected {', '.join(KEYS)}{_near(key, KEYS)}"
-            )
+            raise InputError(f"{path}: unknown key {reprlib.repr(key)}: expected {', '.join(KEYS)}{_near(key, KEYS)}")
     source = _notebook(path, content)
     rows = list(_rows(path, content))
     checks = _Checks(path, source)
@@ -110,9 +108,7 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
     share = _names(path, content, "share", [name for name in SHARED if name in varying])
     for name in share:
         if name not in checks.known:
-            raise InputError(
-                f"{path}: share names {name!r}, which the notebook has not{_near(name, checks.known)}"
-            )
+            raise InputError(f"{path}: share names {name!r}, which the notebook has not{_near(name, checks.known)}")
     digest = _Digest(source)
     cells = tuple(Cell(_folder(row, varying), row, digest.key(row), _group(row, share)) for _, row in rows)
     show = tuple(_names(path, content, "show", []))
@@ -156,9 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if len(text) > _LONGEST:
-            raise InputError(
-                f"{path} has {len(text):,} characters: expected a sweep file, at most {_LONGEST:,}"
-            )
+            raise InputError(f"{path} has {len(text):,} characters: expected a sweep file, at most {_LONGEST:,}")
         content = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
@@ -167,9 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}{line} is not YAML that can be used: {error.problem or error.context}"
-        ) from None
+        raise InputError(f"{path}{line} is not YAML that can be used: {error.problem or error.context}") from None
     except InputError:
         raise
     except (
@@ -190,9 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _notebook(path: Path, content: Mapping[str, Any]) -> Path:
     if "notebook" not in content:
-        raise InputError(
-            f"{path}: the key notebook is missing: expected the path of a notebook, seen from this file"
-        )
+        raise InputError(f"{path}: the key notebook is missing: expected the path of a notebook, seen from this file")
     given = content["notebook"]
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise InputError(f"{path}: notebook is {_what(given)}: expected the path of a notebook, as a text")
@@ -230,9 +220,7 @@ def _rows(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
             raise InputError(f"{path}: grid: {name} is an empty list: expected at least one value")
         texts = [canonical_json(_value(path, f"grid: {name}", value)) for value in values]
         if double := next((text for i, text in enumerate(texts) if text in texts[:i]), None):
-            raise InputError(
-                f"{path}: grid: {name} lists {reprlib.repr(double)} twice: expected different values"
-            )
+            raise InputError(f"{path}: grid: {name} lists {reprlib.repr(double)} twice: expected different values")
         if name in fixed:
             raise InputError(f"{path}: {name} stands in grid and in fixed: expected one of them")
     explicit = content.get("cells", [])
@@ -242,18 +230,14 @@ def _rows(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
     if not count:
         raise InputError(f"{path} has no cells: expected grid with lists of values, or cells with mappings")
     if count > MOST_CELLS:
-        raise InputError(
-            f"{path} has {count:,} cells: expected at most {MOST_CELLS:,}; split it into several files"
-        )
+        raise InputError(f"{path} has {count:,} cells: expected at most {MOST_CELLS:,}; split it into several files")
     for name, value in fixed.items():
         _value(path, f"fixed: {name}", value)
     for values in itertools.product(*grid.values()) if grid else ():
         yield "grid", {**fixed, **dict(zip(grid, values))}
     for number, own in enumerate(explicit, 1):
         if not isinstance(own, dict):
-            raise InputError(
-                f"{path}: cells, number {number} is {_what(own)}: expected a mapping of parameters"
-            )
+            raise InputError(f"{path}: cells, number {number} is {_what(own)}: expected a mapping of parameters")
         _expect_names(path, f"cells, number {number}", own)
         for name, value in own.items():
             _value(path, f"cells, number {number}: {name}", value)
@@ -277,25 +261,19 @@ def _expect_names(path: Path, where: str, values: Mapping[Any, Any]) -> None:
 def _value(path: Path, where: str, value: Any, depth: int = 0) -> Any:
     """The value itself when it is plain: what JSON knows, finite, not nested without end."""
     if depth > _NESTED:
-        raise InputError(
-            f"{path}: {where}: lists within lists more than {_NESTED} deep: expected a plain value"
-        )
+        raise InputError(f"{path}: {where}: lists within lists more than {_NESTED} deep: expected a plain value")
     if isinstance(value, list):
         for one in value:
             _value(path, where, one, depth + 1)
     elif isinstance(value, dict):
         for name, one in value.items():
             if not isinstance(name, str):
-                raise InputError(
-                    f"{path}: {where} has the name {reprlib.repr(name)}: expected texts as names"
-                )
+                raise InputError(f"{path}: {where} has the name {reprlib.repr(name)}: expected texts as names")
             _value(path, where, one, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{path}: {where} is {value}: expected a finite number")
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
-        raise InputError(
-            f"{path}: {where} is a number of {len(hex(value)) * 4} bits: expected one below 2^63"
-        )
+        raise InputError(f"{path}: {where} is a number of {len(hex(value)) * 4} bits: expected one below 2^63")
     elif not (value is None or isinstance(value, bool | int | float | str)):
         raise InputError(
             f"{path}: {where} is {_what(value)}: expected a text, a number, true or false; a text may need quotes"
@@ -346,9 +324,7 @@ class _Checks:
                 notebook.check_parameter(name, value, self.known, self.name)
             except InputError as error:
                 if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
-                    error = (
-                        f"{error}; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
-                    )
+                    error = f"{error}; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
                 raise InputError(f"{self.path}: {where}: {name}: {error}") from None
         values = {**self.known, **row}
         text = canonical_json(values)
@@ -375,17 +351,9 @@ def _validation(source: Path) -> Any:
             continue
         imports += [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
         for node in body:
-            if (
-                isinstance(node, ast.Expr)
-                and isinstance(node.value, ast.Call)
-                and _called(node.value) == "validate"
-            ):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _called(node.value) == "validate":
                 used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-                needed = [
-                    one
-                    for one in imports
-                    if any((a.asname or a.name).split(".")[0] in used for a in one.names)
-                ]
+                needed = [one for one in imports if any((a.asname or a.name).split(".")[0] in used for a in one.names)]
                 return compile(ast.Module([*needed, node], []), source.name, "exec")
     return None
 
@@ -410,9 +378,7 @@ def _varying(path: Path, rows: list[dict[str, Any]]) -> list[str]:
 
 def _folder(row: Mapping[str, Any], varying: Iterable[str]) -> str:
     """A folder's name: what varies, readable, and a hash of all parameters, which makes it distinct."""
-    parts = [
-        f"{name}={row[name]}" for name in varying if name in row and not isinstance(row[name], list | dict)
-    ]
+    parts = [f"{name}={row[name]}" for name in varying if name in row and not isinstance(row[name], list | dict)]
     readable = re.sub(r"[^A-Za-z0-9.=_,@+-]+", "-", ",".join(parts))[:80].strip("-.,")
     return f"{readable or 'cell'}-{hashlib.sha256(canonical_json(row).encode()).hexdigest()[:8]}"
 
@@ -451,9 +417,7 @@ class _Digest:
                     return hashlib.file_digest(stream, "sha256").hexdigest()
             if (path / "config.json").is_file():  # a checkpoint may be large: sizes and times will do
                 stats = [
-                    (p.name, p.stat().st_size, p.stat().st_mtime_ns)
-                    for p in sorted(path.iterdir())
-                    if p.is_file()
+                    (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.iterdir()) if p.is_file()
                 ]
                 return hashlib.sha256(repr(stats).encode()).hexdigest()
         except (OSError, ValueError, RuntimeError):

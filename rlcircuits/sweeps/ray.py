@@ -62,9 +62,7 @@ class Ray:
         total = ray.cluster_resources()
         if settings.gpus and total.get("GPU", 0) < settings.gpus:
             self.stop()
-            raise InputError(
-                f"--gpus-per-cell {settings.gpus:g}: this cluster has {total.get('GPU', 0):g} GPUs in all"
-            )
+            raise InputError(f"--gpus-per-cell {settings.gpus:g}: this cluster has {total.get('GPU', 0):g} GPUs in all")
         self.task = ray.remote(num_cpus=1, num_gpus=settings.gpus, max_retries=0, max_calls=1)(_cell)
         self.running: dict[Any, Order] = {}
 
@@ -116,9 +114,7 @@ def _connect(settings: Settings) -> None:
     }
     try:
         if settings.address is not None:
-            ray.init(
-                address=settings.address, **{k: v for k, v in common.items() if k != "include_dashboard"}
-            )
+            ray.init(address=settings.address, **{k: v for k, v in common.items() if k != "include_dashboard"})
         else:
             ray.init(
                 address="local",  # one of its own, even where another runs
@@ -150,9 +146,7 @@ def _cell(order: Order) -> str | None:
         if process.poll() is None:
             end_tree(process.pid)
     if process.returncode == CANNOT_WRITE:
-        return (
-            "ended, as its result could not be written: is the disk full, and the folder there on every node?"
-        )
+        return "ended, as its result could not be written: is the disk full, and the folder there on every node?"
     if process.returncode:
         return f"ended with exit code {process.returncode}, see {LOG} in its folder"
     return None

@@ -47,9 +47,7 @@ def summary_table(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     given = list(dict.fromkeys(name for cell in plan.cells for name in cell.parameters))
-    found = list(
-        dict.fromkeys(name for cell in plan.cells for name in records.get(cell.name, {}).get("metrics", {}))
-    )
+    found = list(dict.fromkeys(name for cell in plan.cells for name in records.get(cell.name, {}).get("metrics", {})))
     rows = [records.get(cell.name, {}) for cell in plan.cells]
     columns: dict[str, list[Any]] = {"cell": [cell.name for cell in plan.cells]}
     for name in given:
@@ -122,9 +120,7 @@ def notebook_page(executed: NotebookNode, name: str) -> str | None:
         return None
     for cell in executed.cells:
         if "outputs" in cell:
-            cell.outputs = [
-                output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})
-            ]
+            cell.outputs = [output for output in cell.outputs if "scrapbook" not in output.get("metadata", {})]
             for output in cell.outputs:  # a figure is drawn from its own HTML, see `rlcircuits.lab.display`
                 if "rlc-figure" in str(output.get("data", {}).get("text/html", "")):
                     output["data"].pop("application/vnd.plotly.v1+json", None)
@@ -133,9 +129,7 @@ def notebook_page(executed: NotebookNode, name: str) -> str | None:
     )
     body, _ = exporter.from_notebook_node(executed)
     figures = _FIGURES if "rlc-figure" in body else ""
-    return _page(
-        name, f'<p><a href="../../{INDEX}">All cells</a></p>\n<h1>{_text(name)}</h1>\n{body}{figures}'
-    )
+    return _page(name, f'<p><a href="../../{INDEX}">All cells</a></p>\n<h1>{_text(name)}</h1>\n{body}{figures}')
 
 
 def write_static(folder: Path) -> None:
@@ -163,9 +157,7 @@ def _metrics(plan: Plan, table: pd.DataFrame) -> list[str]:
     import pandas as pd
 
     given = {name for cell in plan.cells for name in cell.parameters}
-    names = [
-        name for name in table if name not in OWN and name not in given and not name.startswith("parameter.")
-    ]
+    names = [name for name in table if name not in OWN and name not in given and not name.startswith("parameter.")]
     asked = [name for name in plan.show if name in names]
     return asked or [name for name in names if pd.api.types.is_numeric_dtype(table[name])][:12]
 

@@ -182,18 +182,14 @@ def folder_of(plan: Plan, out: str | os.PathLike[str] | None) -> Path:
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / "sweeps" / plan.file.stem
     if folder.exists() and not folder.is_dir():
-        raise InputError(
-            f"--out {str(folder)!r} is a file: expected a folder, or a path where one can be made"
-        )
+        raise InputError(f"--out {str(folder)!r} is a file: expected a folder, or a path where one can be made")
     return folder.absolute()
 
 
 def found(plan: Plan, folder: Path) -> dict[str, dict[str, Any]]:
     """The sound records of a plan's cells that bear the cells' keys."""
     there = {cell.name: read_record(folder / "cells" / cell.name) for cell in plan.cells}
-    return {
-        c.name: record for c in plan.cells if (record := there[c.name]) is not None and record["key"] == c.key
-    }
+    return {c.name: record for c in plan.cells if (record := there[c.name]) is not None and record["key"] == c.key}
 
 
 def preview(
@@ -220,9 +216,7 @@ def preview(
         failed = records.get(cell.name, {}).get("status") == "failed"
         done = records.get(cell.name, {}).get("status") == "done"
         state = (
-            ("due, failed before" if failed else "due")
-            if cell.name in due
-            else ("kept" if done else "not asked for")
+            ("due, failed before" if failed else "due") if cell.name in due else ("kept" if done else "not asked for")
         )
         values = {name: cell.parameters.get(name) for name in plan.varying}
         rows.append({"cell": cell.name, **values, "state": state, "seconds": costs[cell.name]})
@@ -293,9 +287,7 @@ class _Sweep:
         chosen = {cell.name for cell in due}
         self.records = {name: record for name, record in records.items() if name not in chosen}
         ready = {
-            cell.group
-            for cell in plan.cells
-            if self.records.get(cell.name, {}).get("status") == "done" and cell.group
+            cell.group for cell in plan.cells if self.records.get(cell.name, {}).get("status") == "done" and cell.group
         }
         self.due, self.queue = due, _Queue(due, ready)
         self.attempts: dict[str, int] = {}
@@ -317,9 +309,7 @@ class _Sweep:
         alone, reported = False, time.monotonic()
         while self.queue or self.begun:
             interruptions.check()
-            while (
-                not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun)))
-            ):
+            while not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun))):
                 cell, alone = next_one
                 self.begun[cell.name] = time.monotonic()
                 engine.start(self._order(cell))
@@ -355,9 +345,7 @@ class _Sweep:
         record = read_record(folder)
         if record is None or record["token"] != order["token"]:
             words = f"the process of the cell {end or 'left no result'}"
-            record = failure(
-                order, words, retry=end is None or "could not be written" not in end, seconds=seconds
-            )
+            record = failure(order, words, retry=end is None or "could not be written" not in end, seconds=seconds)
             with contextlib.suppress(StoreError, OSError):
                 write_record(folder, record)
         error = record["error"] or ""
@@ -467,11 +455,7 @@ def _engine_factory(settings: Settings) -> Any:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What cells inherit of this process, with as many threads each as leave every cell its share of the cores."""
-    found = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _VARIABLES or name.startswith("RLCIRCUITS_")
-    }
+    found = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("RLCIRCUITS_")}
     processes = settings.processes or os.cpu_count() or 1
     found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -546,9 +530,5 @@ def _bar(total: int) -> Any:
 def tell(outcome: Outcome) -> None:
     """Print the table of a finished sweep and where the rest is."""
     print(shown(outcome.plan, outcome.table))
-    counts = ", ".join(
-        f"{count} {status}" for status, count in outcome.table["status"].value_counts().items()
-    )
-    print(
-        f"\n{counts}\nwritten: {outcome.folder / 'summary.parquet'}\n         {outcome.folder / 'index.html'}"
-    )
+    counts = ", ".join(f"{count} {status}" for status, count in outcome.table["status"].value_counts().items())
+    print(f"\n{counts}\nwritten: {outcome.folder / 'summary.parquet'}\n         {outcome.folder / 'index.html'}")

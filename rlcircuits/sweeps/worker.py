@@ -193,9 +193,7 @@ def _watch(parent_is_there: Callable[[], bool], attempt: _Attempt) -> None:
     if there:
         words = f"stopped after {attempt.order['timeout']:g} s, its timeout"
         with contextlib.suppress(OSError, InputError):
-            attempt.finish(
-                failure(attempt.order, words, retry=False, seconds=time.monotonic() - attempt.started)
-            )
+            attempt.finish(failure(attempt.order, words, retry=False, seconds=time.monotonic() - attempt.started))
     end_tree(os.getpid(), itself=False)
     os._exit(1)
 
@@ -220,9 +218,7 @@ def _locked(folder: Path):
     try:
         lock.acquire(timeout=60)
     except Timeout:
-        raise InputError(
-            f"another process still works in {str(folder)!r}: end it, then run the same again"
-        ) from None
+        raise InputError(f"another process still works in {str(folder)!r}: end it, then run the same again") from None
     try:
         yield
     finally:

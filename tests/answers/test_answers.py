@@ -42,8 +42,7 @@ def models(tmp_path_factory):
 
 def problem_set(n=16, grader="final"):
     asked = (
-        rc.Problem(f"p{i}", " ".join(WORDS[(3 * i + k) % 50] for k in range(1 + (5 * i) % 7)), "x")
-        for i in range(n)
+        rc.Problem(f"p{i}", " ".join(WORDS[(3 * i + k) % 50] for k in range(1 + (5 * i) % 7)), "x") for i in range(n)
     )
     return rc.ProblemSet("words", tuple(asked), grader)
 
@@ -104,9 +103,7 @@ def test_answers_do_not_depend_on_batches_or_order(models, architecture):
     assert generate(model, backwards, max_new_tokens=10, batch_size=5) == expected[::-1]
 
 
-def test_nothing_is_said_about_the_checkpoints_sampling_settings_and_they_come_back(
-    models, caplog, monkeypatch
-):
+def test_nothing_is_said_about_the_checkpoints_sampling_settings_and_they_come_back(models, caplog, monkeypatch):
     model = with_ends(models["qwen2"], ENDS)
     before = model.hf.generation_config
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -181,17 +178,11 @@ def test_the_end_of_the_context(models):
     model = with_ends(models["llama"], None)  # 64 positions
     words = [" ".join(WORDS[(i + k) % 50] for k in range(n)) for i, n in enumerate((4, 60, 55, 60))]
     problems = rc.ProblemSet("long", tuple(rc.Problem(f"p{i}", w, "x") for i, w in enumerate(words)), "final")
-    with pytest.warns(
-        UserWarning, match=r"3 of 4 prompts leave less than max_new_tokens = 10 .*problem 'p1' leaves 4"
-    ):
+    with pytest.warns(UserWarning, match=r"3 of 4 prompts leave less than max_new_tokens = 10 .*problem 'p1' leaves 4"):
         answers = generate(model, problems, max_new_tokens=10)
     for answer, longest in zip(answers, (10, 4, 9, 4), strict=True):
-        assert (answer.answer, answer.finished) == one_by_one(
-            model, answer.prompt, end_tokens(model), longest
-        )
-    too_long = rc.ProblemSet(
-        "l", (problems[0], rc.Problem("the-long-one", " ".join(WORDS * 2), "x")), "final"
-    )
+        assert (answer.answer, answer.finished) == one_by_one(model, answer.prompt, end_tokens(model), longest)
+    too_long = rc.ProblemSet("l", (problems[0], rc.Problem("the-long-one", " ".join(WORDS * 2), "x")), "final")
     with pytest.raises(InputError, match="problem 'the-long-one' has 100 tokens.* 64 "):
         generate(model, too_long, max_new_tokens=10)
 
@@ -275,9 +266,7 @@ def ids_of(made, *tokens):
 
 def test_templates_are_taken_as_they_are():
     made = tokenizer(("\\boxed{}", "{", "w0", "w1"))
-    assert encode_prompt(made, "w1 {question} \\boxed{} {", "w0") == ids_of(
-        made, "w1", "w0", "\\boxed{}", "{"
-    )
+    assert encode_prompt(made, "w1 {question} \\boxed{} {", "w0") == ids_of(made, "w1", "w0", "\\boxed{}", "{")
 
 
 def test_special_tokens_come_before_once_and_never_after():
@@ -475,9 +464,7 @@ def test_against_a_restatement(table, percent, limits, delta, mean, keep):
     frame = frame[(frame.base > 0) & (frame.tuned > 0)]
     total = frame.base + frame.tuned
     count = len(frame)
-    doubled = int(
-        total.sum() if mean == "paper" else 2 * min(frame.base.sum(), frame.tuned.sum())
-    )  # 2 T̄ × count
+    doubled = int(total.sum() if mean == "paper" else 2 * min(frame.base.sum(), frame.tuned.sum()))  # 2 T̄ × count
     expected = frame[
         (round(beta * 100) * doubled <= 100 * count * total)
         & (100 * count * total <= round(gamma * 100) * doubled)
@@ -565,7 +552,5 @@ def test_a_whole_way_from_models_to_traces(models):
         assert (b.prompt, b.answer) == (by_problem[0][q].prompt, by_problem[0][q].answer)
         assert (t.prompt, t.answer) == (by_problem[1][q].prompt, by_problem[1][q].answer)
     all_lengths = [len(a.answer) for a in itertools.chain(*answers)]
-    nonempty = [
-        Fraction(x + y, 2) for x, y in zip(all_lengths[:30], all_lengths[30:], strict=True) if x and y
-    ]
+    nonempty = [Fraction(x + y, 2) for x, y in zip(all_lengths[:30], all_lengths[30:], strict=True) if x and y]
     assert chosen.t_bar == float(sum(nonempty) / len(nonempty))

@@ -28,7 +28,9 @@ def world(tmp_path_factory):
     pair = rc.ModelPair("own", root / "base", root / "tuned", max_new_tokens=LONGEST)
     made = rc.generate_pair(pair, problems, root / "runs", "cpu")
     rc.write_answers(made, root / "answers.jsonl")
-    return SimpleNamespace(root=root, pair=pair, problems=problems, made=made, outlines=pair.check(), file=root / "answers.jsonl")
+    return SimpleNamespace(
+        root=root, pair=pair, problems=problems, made=made, outlines=pair.check(), file=root / "answers.jsonl"
+    )
 
 
 def lines(world):
@@ -54,7 +56,14 @@ def test_answers_come_back_as_they_were(world, tmp_path):
     assert len(rows) == 12 and set(rows[0]) == {"side", "problem", "prompt", "answer", "text", "correct", "finished"}
     least = [{key: row[key] for key in ("side", "problem", "answer", "finished")} for row in reversed(rows)]
     assert read(world, written(tmp_path, least)) == world.made
-    sides = [written(tmp_path, [{k: v for k, v in row.items() if k != "side"} for row in rows if row["side"] == side], f"{side}.jsonl") for side in ("base", "tuned")]
+    sides = [
+        written(
+            tmp_path,
+            [{k: v for k, v in row.items() if k != "side"} for row in rows if row["side"] == side],
+            f"{side}.jsonl",
+        )
+        for side in ("base", "tuned")
+    ]
     assert read(world, tuple(sides)) == world.made
 
 
@@ -79,7 +88,9 @@ def test_a_study_of_imported_answers_is_that_of_generated_ones(world, monkeypatc
     monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     found = rc.study(world.pair, world.problems, answers=world.file, **settings)
     assert found.table().equals(expected.table())
-    assert rc.study([world.pair], world.problems, answers={"own": world.file}, **settings).table().equals(expected.table())
+    assert (
+        rc.study([world.pair], world.problems, answers={"own": world.file}, **settings).table().equals(expected.table())
+    )
     with pytest.raises(rc.InputError, match="unknown pair in answers 'ow'.*did you mean 'own'"):
         rc.study([world.pair], world.problems, answers={"ow": world.file}, **settings)
 
@@ -142,10 +153,25 @@ def test_files_that_are_not_there(world, tmp_path):
 
 
 def test_the_shell_writes_and_reads_them(world, tmp_path, capsys):
-    (tmp_path / "own.yaml").write_text(json.dumps({"own": {"base": str(world.root / "base"), "tuned": str(world.root / "tuned"), "max_new_tokens": LONGEST}}))
+    (tmp_path / "own.yaml").write_text(
+        json.dumps(
+            {"own": {"base": str(world.root / "base"), "tuned": str(world.root / "tuned"), "max_new_tokens": LONGEST}}
+        )
+    )
     rows = [json.dumps({"id": p.id, "question": p.question, "answer": p.reference}) + "\n" for p in world.problems]
     (tmp_path / "words.jsonl").write_text("".join(rows))
-    common = ["--pair", "own", "--pairs", tmp_path / "own.yaml", "--problems", tmp_path / "words.jsonl", "--id", "id", "--grader", "final"]
+    common = [
+        "--pair",
+        "own",
+        "--pairs",
+        tmp_path / "own.yaml",
+        "--problems",
+        tmp_path / "words.jsonl",
+        "--id",
+        "id",
+        "--grader",
+        "final",
+    ]
     common += ["--device", "cpu", "--store", tmp_path / "runs"]
     assert main([str(x) for x in ["answers", *common, "--out", tmp_path / "a.jsonl"]]) == 0
     assert (tmp_path / "a.jsonl").read_text() == world.file.read_text()
@@ -175,7 +201,12 @@ def test_answers_go_on_where_they_stopped(world, tmp_path, monkeypatch):
     monkeypatch.setattr(making, "_answer_batch", counted)
     assert rc.generate(model, world.problems, max_new_tokens=LONGEST, batch_size=1, resume=tmp_path) == expected
     assert sizes == [2, 2, 1, 1]  # what was finished was not made again
-    assert rc.generate(model, world.problems, max_new_tokens=LONGEST, resume=tmp_path) == expected and sizes == [2, 2, 1, 1]
+    assert rc.generate(model, world.problems, max_new_tokens=LONGEST, resume=tmp_path) == expected and sizes == [
+        2,
+        2,
+        1,
+        1,
+    ]
     with pytest.warns(UserWarning, match="differs in max_new_tokens"):
         rc.generate(model, world.problems, max_new_tokens=LONGEST - 1, resume=tmp_path)
     assert len(sizes) > 4
@@ -186,7 +217,9 @@ def test_a_torn_journal_loses_only_its_end(world, tmp_path, monkeypatch):
     expected = rc.generate(model, world.problems, max_new_tokens=LONGEST, batch_size=2, resume=tmp_path)
     file = next(tmp_path.glob("*.journal"))
     whole, sizes, real = file.read_bytes(), [], making._answer_batch
-    monkeypatch.setattr(making, "_answer_batch", lambda m, prompts, room: sizes.append(len(prompts)) or real(m, prompts, room))
+    monkeypatch.setattr(
+        making, "_answer_batch", lambda m, prompts, room: sizes.append(len(prompts)) or real(m, prompts, room)
+    )
     file.write_bytes(whole[:-3])
     with pytest.warns(UserWarning, match="damaged end"):
         assert rc.generate(model, world.problems, max_new_tokens=LONGEST, batch_size=2, resume=tmp_path) == expected
@@ -234,11 +267,19 @@ def test_the_call_of_vllm_by_a_stand_in(world, monkeypatch, keep_end):
     outline = outline_of(world.root / "base")
     assert rc.generate(outline, world.problems, max_new_tokens=LONGEST, engine="vllm") == expected
     loaded, asked = stand_in.calls
-    assert loaded["model"] == str(world.root / "base") and loaded["trust_remote_code"] is False and loaded["generation_config"] == "vllm"
+    assert (
+        loaded["model"] == str(world.root / "base")
+        and loaded["trust_remote_code"] is False
+        and loaded["generation_config"] == "vllm"
+    )
     assert len(asked) == len(expected)
     for prompt, settings in asked:
         assert set(prompt) == {"prompt_token_ids"} and all(isinstance(i, int) for i in prompt["prompt_token_ids"])
-        assert settings["temperature"] == 0.0 and settings["max_tokens"] == LONGEST and settings["stop_token_ids"] == list(outline.ends)
+        assert (
+            settings["temperature"] == 0.0
+            and settings["max_tokens"] == LONGEST
+            and settings["stop_token_ids"] == list(outline.ends)
+        )
 
 
 def test_without_vllm_the_extra_is_named(world, monkeypatch):

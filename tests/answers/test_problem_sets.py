@@ -54,9 +54,13 @@ def test_a_hub_set_is_read_by_datasets(tmp_path, monkeypatch):
     rows = [{"question": q, "answer": a} for q, a in PROBLEMS]
     parts = {"openai/gsm8k": {"main": rows}, "EleutherAI/hendrycks_math": {}}
     for i, config in enumerate(problem_sets()["math"]["config"]):
-        parts["EleutherAI/hendrycks_math"][config] = [{"problem": f"{config}?", "level": "1", "solution": f"so $\\boxed{{{i}}}$"}]
+        parts["EleutherAI/hendrycks_math"][config] = [
+            {"problem": f"{config}?", "level": "1", "solution": f"so $\\boxed{{{i}}}$"}
+        ]
     for hub, configs in parts.items():
-        card = "".join(f"- config_name: {c}\n  data_files:\n  - split: test\n    path: {c}/test.parquet\n" for c in configs)
+        card = "".join(
+            f"- config_name: {c}\n  data_files:\n  - split: test\n    path: {c}/test.parquet\n" for c in configs
+        )
         for config, content in configs.items():
             (tmp_path / hub / config).mkdir(parents=True)
             pd.DataFrame(content).to_parquet(tmp_path / hub / config / "test.parquet")
@@ -71,14 +75,25 @@ def test_a_hub_set_is_read_by_datasets(tmp_path, monkeypatch):
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda *_a, **_k: (_ for _ in ()).throw(ConnectionError("no route\nto host")))
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *_a, **_k: (_ for _ in ()).throw(ConnectionError("no route\nto host"))
+    )
     with pytest.raises(InputError, match="'gsm8k' could not be had from the hub .*no route to host.*as 'gsm8k=FILE'"):
         problem_set("gsm8k")
 
 
 def test_a_users_file_extends_the_built_in_one(tmp_path, monkeypatch):
     problems_file(tmp_path)
-    file = registry(tmp_path, mine={"path": "gsm8k.jsonl", "question": "question", "answer": "answer", "extractor": "hashes", "grader": "final"})
+    file = registry(
+        tmp_path,
+        mine={
+            "path": "gsm8k.jsonl",
+            "question": "question",
+            "answer": "answer",
+            "extractor": "hashes",
+            "grader": "final",
+        },
+    )
     mine = problem_set("mine", file)
     assert len(mine) == 8 and mine.grader == "final" and mine.name == "mine"
     monkeypatch.setenv("RLCIRCUITS_PROBLEM_SETS", str(file))
@@ -118,7 +133,10 @@ def test_names_that_are_not_known(name, says):
         ({"question": "q", "answer": "a"}, "neither hub nor path"),
         ({"hub": "a/b", "path": "x", "question": "q", "answer": "a"}, "both hub and path"),
         ({"hub": "a/b", "question": "q", "answer": "a", "grader": "mth"}, "unknown grader 'mth'.*did you mean 'math'"),
-        ({"hub": "a/b", "question": "q", "answer": "a", "extractor": "box"}, "unknown extractor 'box'.*did you mean 'boxed'"),
+        (
+            {"hub": "a/b", "question": "q", "answer": "a", "extractor": "box"},
+            "unknown extractor 'box'.*did you mean 'boxed'",
+        ),
         ({"hub": "a/b", "question": "q", "answer": "a", "config": [1]}, "config is .*a list of texts"),
         ({"hub": "a/b", "question": "q", "answer": "a", "config": []}, "config is"),
         ({"hub": " ", "question": "q", "answer": "a"}, "hub is empty"),

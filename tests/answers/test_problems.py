@@ -32,9 +32,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 DATA = os.environ.get("RLCIRCUITS_DATA")
 ROWS = [{"question": f"what is {i} + 1 ?", "answer": str(i + 1), "uid": f"u{i}"} for i in range(5)]
 
-real_data = pytest.mark.skipif(
-    not DATA, reason="RLCIRCUITS_DATA does not name a folder with the public test sets"
-)
+real_data = pytest.mark.skipif(not DATA, reason="RLCIRCUITS_DATA does not name a folder with the public test sets")
 
 
 def problem_set(n=20, grader="final", name="set"):
@@ -88,9 +86,7 @@ def test_draws_are_uniform():
     counts = Counter(name for seed in range(4000) for name in draw("abcdefghij", 3, seed, str))
     assert all(abs(count - 1200) < 5 * (4000 * 0.3 * 0.7) ** 0.5 for count in counts.values())
     pairs = Counter(draw("abcde", 2, seed, str) for seed in range(4000))
-    assert len(pairs) == 10 and all(
-        abs(count - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5 for count in pairs.values()
-    )
+    assert len(pairs) == 10 and all(abs(count - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5 for count in pairs.values())
 
 
 @pytest.mark.parametrize(
@@ -140,9 +136,7 @@ def test_files_are_read_row_by_row(suffix, tmp_path):
 
 def test_numbers_blank_lines_and_other_letters_are_fine(tmp_path):
     file = tmp_path / "set.jsonl"
-    file.write_text(
-        '\ufeff{"question": "großes π?", "answer": 3}\n\n{"question": "b", "answer": 0.5}', "utf-8"
-    )
+    file.write_text('\ufeff{"question": "großes π?", "answer": 3}\n\n{"question": "b", "answer": 0.5}', "utf-8")
     problems = load_problems(file, grader="final")
     assert [(p.id, p.question, p.reference) for p in problems] == [
         ("set/0", "großes π?", "3"),

@@ -87,7 +87,12 @@ def test_other_interventions(kind, level, memory):
     steps = rc.attribute(hf, TRACE, level, memory=memory, intervention="corrupted", corrupted=[partner], ig_steps=2)
     expected = [
         directional_scores(
-            hf, PROMPT, ANSWER, level, [a - b for a, b in zip(clean, other)], start=other[0] + share * (clean[0] - other[0])
+            hf,
+            PROMPT,
+            ANSWER,
+            level,
+            [a - b for a, b in zip(clean, other)],
+            start=other[0] + share * (clean[0] - other[0]),
         )
         for share in (0.25, 0.75)
     ]
@@ -149,7 +154,9 @@ def test_the_model_is_left_as_it_was_found(kind):
     assert torch.equal(hf(ids).logits, logits)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("mixtral", "qwen2-moe")])  # there rounding reroutes
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in ("mixtral", "qwen2-moe")]
+)  # there rounding reroutes
 def test_bfloat16_scores_are_those_of_the_same_rounded_weights(kind):
     full, low = tiny(kind, torch.float32), tiny(kind, torch.float32).to(torch.bfloat16)
     full.load_state_dict({k: v.float() for k, v in low.state_dict().items()})
@@ -197,7 +204,13 @@ def test_scores_are_those_of_transformer_lens(kind, options, tmp_path):
     corrupted = [rc.Trace("p", OTHER, ANSWER)]
     scores = rc.attribute(rc.load_model(folder), TRACE, "head", intervention="corrupted", corrupted=corrupted)
     writers = {"embed": "input", "attn_head_out": "a{0}.h{1}", "mlp_out": "m{0}"}
-    readers = {"q_input": "a{0}.h{1}<q>", "k_input": "a{0}.kv{1}<k>", "v_input": "a{0}.kv{1}<v>", "mlp_in": "m{0}", "logits": "logits"}
+    readers = {
+        "q_input": "a{0}.h{1}<q>",
+        "k_input": "a{0}.kv{1}<k>",
+        "v_input": "a{0}.kv{1}<v>",
+        "mlp_in": "m{0}",
+        "logits": "logits",
+    }
     summed = scores[0].copy(data=np.where(np.isnan(scores[0]), np.nan, 0.0))
     for (writer, reader), value in found.items():
         source = writers[writer.kind].format(writer.layer, writer.head)
@@ -234,9 +247,13 @@ def test_parallel_branches_are_seen_on_the_model(monkeypatch):
     """Whatever the configuration is taken to say."""
     from transformer_lens.config import TransformerBridgeConfig
 
-    monkeypatch.setattr(TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: True, lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: True, lambda *_: None), raising=False
+    )
     assert not rc.Graph.of(tiny("gpt-neox, sequential")).parallel and not rc.Graph.of(tiny("llama")).parallel
-    monkeypatch.setattr(TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: False, lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        TransformerBridgeConfig, "parallel_attn_mlp", property(lambda _: False, lambda *_: None), raising=False
+    )
     assert rc.Graph.of(tiny("gpt-neox")).parallel
 
 

@@ -20,7 +20,9 @@ PROMPT, ANSWER = (5, 9, 33, 7, 60), (11, 3, 3, 42)
 def traces(seed=0, n=5):
     rng = np.random.default_rng(seed)
     return [
-        rc.Trace(f"p{i}", rng.integers(3, 61, rng.integers(1, 9)).tolist(), rng.integers(3, 61, rng.integers(1, 12)).tolist())
+        rc.Trace(
+            f"p{i}", rng.integers(3, 61, rng.integers(1, 9)).tolist(), rng.integers(3, 61, rng.integers(1, 12)).tolist()
+        )
         for i in range(n)
     ]
 
@@ -38,15 +40,21 @@ def test_scores_are_the_derivative_of_an_edge_by_edge_model(architecture, level)
     hf = in_float64(tiny(architecture))
     scores = rc.attribute(hf, [rc.Trace("p", PROMPT, ANSWER)], level)
     reference = loss(hf, PROMPT, ANSWER, level)
-    assert float(scores.loss[0]) == pytest.approx(float(reference), rel=1e-6)  # rotary angles are float32 in transformers
+    assert float(scores.loss[0]) == pytest.approx(
+        float(reference), rel=1e-6
+    )  # rotary angles are float32 in transformers
     close(scores[0], exact_scores(hf, PROMPT, ANSWER, level), 2e-6)
 
 
-@pytest.mark.parametrize("options", [{"attention_bias": True}, {"head_dim": 16}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4}])
+@pytest.mark.parametrize(
+    "options", [{"attention_bias": True}, {"head_dim": 16}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4}]
+)
 def test_variants_of_llama(options):
     hf = in_float64(tiny("llama", **options))
     for level in LEVELS:
-        close(rc.attribute(hf, [rc.Trace("p", PROMPT, ANSWER)], level)[0], exact_scores(hf, PROMPT, ANSWER, level), 2e-6)
+        close(
+            rc.attribute(hf, [rc.Trace("p", PROMPT, ANSWER)], level)[0], exact_scores(hf, PROMPT, ANSWER, level), 2e-6
+        )
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -87,7 +95,12 @@ def test_scores_do_not_depend_on_batch_padding_or_order(architecture):
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), cut=st.none() | st.integers(1, 12), chunk=st.integers(1, 1 << 16))
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(1, 6),
+    cut=st.none() | st.integers(1, 12),
+    chunk=st.integers(1, 1 << 16),
+)
 def test_invariance_under_batch_cut_and_chunk(seed, batch, cut, chunk):
     from rlcircuits.attribution import contraction
 
@@ -128,7 +141,9 @@ def test_levels_add_up(architecture):
 
 
 def test_sum_over_sources_is_the_derivative_along_the_whole_input():
-    hf = in_float64(tiny("llama", rms_norm_eps=1.0))  # with a small ε an RMSNorm ignores its input's scale: all sums would be 0
+    hf = in_float64(
+        tiny("llama", rms_norm_eps=1.0)
+    )  # with a small ε an RMSNorm ignores its input's scale: all sums would be 0
     trace, norm = rc.Trace("p", PROMPT, ANSWER), hf.model.layers[2].post_attention_layernorm
     column = rc.attribute(hf, [trace]).sel(destination="m2").sum("source")
 

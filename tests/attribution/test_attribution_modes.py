@@ -39,7 +39,11 @@ def test_lean_and_fast_agree_in_any_batch(seed, batch, positions, level):
     hf, some = _shared(), traces(seed, 6)
     kept, passes.LOGIT_POSITIONS = passes.LOGIT_POSITIONS, positions
     try:
-        close(rc.attribute(hf, some, level, batch_size=batch, memory="lean"), rc.attribute(hf, some, level, memory="fast"), 1e-11)
+        close(
+            rc.attribute(hf, some, level, batch_size=batch, memory="lean"),
+            rc.attribute(hf, some, level, memory="fast"),
+            1e-11,
+        )
     finally:
         passes.LOGIT_POSITIONS = kept
 
@@ -164,9 +168,7 @@ def test_auto_is_lean_only_where_fast_would_not_fit(monkeypatch):
 
     hf, used = tiny("llama", torch.float32), []
     real = attribution.score_batch
-    monkeypatch.setattr(
-        attribution, "score_batch", lambda *args: used.append((len(args[3]), args[4])) or real(*args)
-    )
+    monkeypatch.setattr(attribution, "score_batch", lambda *args: used.append((len(args[3]), args[4])) or real(*args))
     rows = [rc.Trace("long", [5] * 30, [7] * 21), rc.Trace("short", [5] * 3, [7] * 3)]
     fast, lean = (batching.bytes_per_token(hf, "block", x) for x in (False, True))
     assert lean < fast / 2
@@ -285,7 +287,13 @@ def test_scores_are_those_of_transformer_lens(tmp_path):
         rc.load_model(folder), one(), "head", intervention="corrupted", corrupted=[rc.Trace("c", OTHER, ANSWER)]
     )
     writers = {"embed": "input", "attn_head_out": "a{0}.h{1}", "mlp_out": "m{0}"}
-    readers = {"q_input": "a{0}.h{1}<q>", "k_input": "a{0}.kv{1}<k>", "v_input": "a{0}.kv{1}<v>", "mlp_in": "m{0}", "logits": "logits"}
+    readers = {
+        "q_input": "a{0}.h{1}<q>",
+        "k_input": "a{0}.kv{1}<k>",
+        "v_input": "a{0}.kv{1}<v>",
+        "mlp_in": "m{0}",
+        "logits": "logits",
+    }
     theirs = scores[0].copy(data=np.where(np.isnan(scores[0]), np.nan, 0.0))
     for (writer, reader), value in found.edge_scores.items():
         source = writers[writer.kind].format(writer.layer, writer.head)

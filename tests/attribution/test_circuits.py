@@ -34,7 +34,10 @@ QUIET = "ignore:without any edge the loss"
 def traces(n=3, seed=0):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 8, (n, 2))
-    return [rc.Trace(f"p{i}", rng.integers(3, 61, a).tolist(), rng.integers(3, 61, b).tolist()) for i, (a, b) in enumerate(sizes)]
+    return [
+        rc.Trace(f"p{i}", rng.integers(3, 61, a).tolist(), rng.integers(3, 61, b).tolist())
+        for i, (a, b) in enumerate(sizes)
+    ]
 
 
 def likely_traces(hf, n=3, seed=0):
@@ -109,7 +112,9 @@ def test_every_share_is_the_edge_by_edge_model_without_the_other_edges(architect
     shape = scores.shape[1:]
 
     def reference(kept):
-        return np.array([float(loss(hf, t.prompt, t.answer, level, torch.from_numpy(kept.astype(float)))) for t in some])
+        return np.array(
+            [float(loss(hf, t.prompt, t.answer, level, torch.from_numpy(kept.astype(float)))) for t in some]
+        )
 
     full, empty = reference(np.ones(shape)), reference(np.zeros(shape))
     np.testing.assert_allclose(found.full_loss, full, rtol=1e-6)  # rotary angles are float32 in transformers
@@ -352,7 +357,9 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
     np.testing.assert_array_equal(other["random_loss"], expected["random_loss"])
     # Another model finds nothing of this one's.
     with pytest.warns(OtherInputs, match="model weights"):
-        elsewhere = rc.faithfulness(tiny("qwen2", torch.float32, layers=2, seed=1), some, scores, resume=folder, **options)
+        elsewhere = rc.faithfulness(
+            tiny("qwen2", torch.float32, layers=2, seed=1), some, scores, resume=folder, **options
+        )
     assert (elsewhere["full_loss"].values != expected["full_loss"].values).all()
     with pytest.raises(StoreError, match="is a file"):
         rc.faithfulness(hf, some, scores, resume=next(folder.glob("*.journal")), **options)

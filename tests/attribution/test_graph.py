@@ -37,9 +37,23 @@ def test_edges_by_brute_force(layers, level, parallel):
 
 
 def test_names_of_a_small_graph():
-    assert Graph.build("block", 1).edge_names() == ["input->a0", "input->m0", "input->logits", "a0->m0", "a0->logits", "m0->logits"]
+    assert Graph.build("block", 1).edge_names() == [
+        "input->a0",
+        "input->m0",
+        "input->logits",
+        "a0->m0",
+        "a0->logits",
+        "m0->logits",
+    ]
     graph = Graph.build("head", 2, 4, 2)
-    assert graph.destinations[:9] == (*(f"a0.h{h}<q>" for h in range(4)), "a0.kv0<k>", "a0.kv1<k>", "a0.kv0<v>", "a0.kv1<v>", "m0")
+    assert graph.destinations[:9] == (
+        *(f"a0.h{h}<q>" for h in range(4)),
+        "a0.kv0<k>",
+        "a0.kv1<k>",
+        "a0.kv0<v>",
+        "a0.kv1<v>",
+        "m0",
+    )
     s, d = graph.edge("a0.h3->a1.kv1<v>")
     assert (graph.sources[s], graph.destinations[d]) == ("a0.h3", "a1.kv1<v>")
     assert [graph.edge(name) for name in graph.edge_names()] == list(zip(*(x.tolist() for x in graph.mask.nonzero())))

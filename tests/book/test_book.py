@@ -124,17 +124,13 @@ def test_the_book_opens_at_its_index(book: Path) -> None:
 
 @pytest.mark.book
 def test_no_page_loads_from_elsewhere_and_all_it_loads_is_there(book: Path) -> None:
-    pages = [
-        path for path in book.rglob("*.html") if "_static" not in path.parts and "vendor" not in path.parts
-    ]
+    pages = [path for path in book.rglob("*.html") if "_static" not in path.parts and "vendor" not in path.parts]
     assert len(pages) >= len(PAGES)
     for path in pages:
         for target in Page(path).loads:
             assert not re.match(r"(?:\w+:)?//", target), f"{path.relative_to(book)} loads {target}"
             if not target.startswith("data:"):
-                assert (path.parent / target.split("?")[0].split("#")[0]).is_file(), (
-                    f"{path.name}: no {target}"
-                )
+                assert (path.parent / target.split("?")[0].split("#")[0]).is_file(), f"{path.name}: no {target}"
 
 
 @pytest.mark.book
@@ -153,9 +149,7 @@ def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> 
         assert not twice, f"{name}: {sorted(twice)[:5]}"
         size = (book / f"{name}.html").stat().st_size
         assert size <= 1_000_000, f"{name}.html has {size / 1e6:.1f} MB"
-        assert "plotly.js v" not in (book / f"{name}.html").read_text(), (
-            "plotly.js belongs into a file of its own"
-        )
+        assert "plotly.js v" not in (book / f"{name}.html").read_text(), "plotly.js belongs into a file of its own"
 
 
 @pytest.mark.book
@@ -177,18 +171,14 @@ def browser(book: Path) -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip(
-            "no Chromium with chromedriver here (on Debian: apt-get install chromium chromium-driver)"
-        )
+        pytest.skip("no Chromium with chromedriver here (on Debian: apt-get install chromium chromium-driver)")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = chromium
-        switches = (
-            "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-        )
+        switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
         switches += " disable-component-update disable-sync disable-dev-shm-usage window-size=1400,2000"
         for switch in switches.split():
             options.add_argument(f"--{switch}")
@@ -252,7 +242,9 @@ axe.run(document, Object.assign({resultTypes: ['violations']}, only ? {runOnly: 
 @pytest.fixture(scope="module")
 def axe() -> str:
     """The source of axe-core."""
-    found = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed: pip install 'rlcircuits[test]'")
+    found = pytest.importorskip(
+        "axe_core_python", reason="axe-core-python is not installed: pip install 'rlcircuits[test]'"
+    )
     return next(Path(found.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
 
 
@@ -368,7 +360,7 @@ def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) ->
     _open(browser, book / "glossary.html")
     browser.execute_script(
         "const place = document.querySelector('article'); place.insertAdjacentHTML('beforeend',"
-        "'<img src=\"data:,\"><button></button><div style=\"width: 900px\">wide</div><p style=\"color: #ddd\">pale</p>')"
+        '\'<img src="data:,"><button></button><div style="width: 900px">wide</div><p style="color: #ddd">pale</p>\')'
     )
     assert {"image-alt", "button-name", "color-contrast"} <= {fault["id"] for fault in _faults(browser, axe)}
     phone = browser.execute_script(WIDTHS)
@@ -498,7 +490,9 @@ def test_the_argument_is_connected(book: Path) -> None:
     for page in PAGES:
         article = re.search(r"<article.*?</article>", (book / f"{page}.html").read_text(), re.DOTALL)
         for target in re.findall(r'href="([^"#:]+\.html)', article[0] if article else ""):
-            goal = (book / page).parent.joinpath(target).resolve().relative_to(book.resolve()).with_suffix("").as_posix()
+            goal = (
+                (book / page).parent.joinpath(target).resolve().relative_to(book.resolve()).with_suffix("").as_posix()
+            )
             if goal in led and goal != page:
                 led[goal].add(page)
     lonely = [page for page, sources in led.items() if not sources and page not in ("intro", "genindex")]
@@ -586,7 +580,11 @@ def test_every_parameter_of_every_notebook_is_on_its_page() -> None:
 
 def test_parameters_are_read_as_they_are_written() -> None:
     source = 'é = "ü#"  # a name, and "text"\nmany = [\n    1,\n    2,\n]  # two\nx = -1\n'
-    assert reference.parameters(source) == [("é", "'ü#'", 'a name, and "text"'), ("many", "[1, 2]", "two"), ("x", "-1", "")]
+    assert reference.parameters(source) == [
+        ("é", "'ü#'", 'a name, and "text"'),
+        ("many", "[1, 2]", "two"),
+        ("x", "-1", ""),
+    ]
 
 
 def test_text_of_the_parser_cannot_become_markup() -> None:
@@ -674,9 +672,7 @@ def test_a_figure_that_pages_would_drop_is_an_error(tmp_path: Path) -> None:
         machinery.for_pages(path)
     content.cells[1].outputs[0].data["text/html"] = "<figure></figure>"
     nbformat.write(content, path)
-    assert "application/vnd.plotly" not in machinery.for_pages(path) and "<figure>" in machinery.for_pages(
-        path
-    )
+    assert "application/vnd.plotly" not in machinery.for_pages(path) and "<figure>" in machinery.for_pages(path)
 
 
 def test_an_asset_that_is_not_installed_is_named() -> None:

@@ -24,7 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 # In place of the defaults, wherever a notebook has a parameter of the name.
-OTHERS: dict[str, Any] = {"alpha": 0.5, "n": 20, "level": "qkv", "members": ["grpo"], "member": "ppo", "sample": 1, "bins": 50}
+OTHERS: dict[str, Any] = {
+    "alpha": 0.5,
+    "n": 20,
+    "level": "qkv",
+    "members": ["grpo"],
+    "member": "ppo",
+    "sample": 1,
+    "bins": 50,
+}
 
 
 # Each notebook as a test of its own: two at a time, each in a process of its own.
@@ -45,8 +53,13 @@ def validated(family: None) -> Iterator[dict[Path, Future]]:
             "-p",
             "nbval.plugin",
         ]
-        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the others take a second to load and have no part in it
-        return subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+        environment = {
+            **os.environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        }  # the others take a second to load and have no part in it
+        return subprocess.run(
+            [*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+        )
 
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(nbval, path) for path in NOTEBOOKS}
@@ -70,11 +83,7 @@ def otherwise(family: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _others(path: Path) -> dict[str, Any]:
-    return {
-        name: OTHERS[name]
-        for name, value in notebook.defaults(path).items()
-        if OTHERS.get(name, value) != value
-    }
+    return {name: OTHERS[name] for name, value in notebook.defaults(path).items() if OTHERS.get(name, value) != value}
 
 
 def _otherwise(path: Path, out: Path) -> subprocess.CompletedProcess:
@@ -90,9 +99,7 @@ def test_papermill_with_other_parameters(path: Path, otherwise: dict[Path, Futur
     done = otherwise[path].result()
     assert done.returncode == 0, done.stderr[-3000:]
     changed = _outputs(Path(done.args[4]))
-    assert changed != _outputs(book.parent / "notebooks" / path.name), (
-        "the parameters change nothing that is shown"
-    )
+    assert changed != _outputs(book.parent / "notebooks" / path.name), "the parameters change nothing that is shown"
 
 
 def _outputs(path: Path) -> list[str]:
@@ -169,13 +176,9 @@ def test_run_refuses_before_anything_runs(small: Path, tmp_path: Path, given: di
         ({"level": "haed"}, ["one of 'block', 'head'", "did you mean 'head'?"]),
     ],
 )
-def test_plain_papermill_stops_at_the_second_cell(
-    small: Path, tmp_path: Path, given: dict, words: list[str]
-) -> None:
+def test_plain_papermill_stops_at_the_second_cell(small: Path, tmp_path: Path, given: dict, words: list[str]) -> None:
     with pytest.raises(PapermillExecutionError) as error:
-        papermill.execute_notebook(
-            str(small), str(tmp_path / "out.ipynb"), parameters=given, progress_bar=False
-        )
+        papermill.execute_notebook(str(small), str(tmp_path / "out.ipynb"), parameters=given, progress_bar=False)
     assert error.value.ename == "InputError"
     assert all(word in error.value.evalue for word in words), error.value.evalue
     assert "validate(" in error.value.source
@@ -248,9 +251,7 @@ def test_validate_accepts_what_is_declared(value: object, allowed: Any, fits: bo
             validate({"x": value}, x=allowed)
 
 
-def test_glued_numbers_can_be_formatted(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_glued_numbers_can_be_formatted(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What myst-nb reads from the notebook is a number as Python writes it, whatever library it came from."""
     import IPython.display
     import numpy as np

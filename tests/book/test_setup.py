@@ -56,7 +56,9 @@ NOT_LOCKED = {"vllm"}
 
 def direct() -> list[Requirement]:
     project = PROJECT["project"]
-    extras = [line for name, lines in project["optional-dependencies"].items() if name not in NOT_LOCKED for line in lines]
+    extras = [
+        line for name, lines in project["optional-dependencies"].items() if name not in NOT_LOCKED for line in lines
+    ]
     return [Requirement(line) for line in [*project["dependencies"], *extras]]
 
 
@@ -87,7 +89,9 @@ def test_conda_installs_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
     assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(f"{python.removeprefix('python=')}.0")
-    assert python.removeprefix("python=") in (ROOT / "environment.sh").read_text(), "make and conda take the same Python"
+    assert python.removeprefix("python=") in (ROOT / "environment.sh").read_text(), (
+        "make and conda take the same Python"
+    )
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert "-r requirements.lock" in pip
     local = next(line for line in pip if line.startswith("-e ."))
@@ -129,9 +133,7 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
-    home = re.compile(
-        r"/(?:work|root|home/\w+|Users/\w+)/|/opt/|/tmp/work|extra-index-url|index-url|find-links"
-    )
+    home = re.compile(r"/(?:work|root|home/\w+|Users/\w+)/|/opt/|/tmp/work|extra-index-url|index-url|find-links")
     for path in tracked():
         if path.name == "test_setup.py":
             continue
@@ -210,17 +212,12 @@ def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("rlcircuits")
     if not command.exists():
         pytest.skip("the package is not installed in this environment")
-    assert (
-        "usage: rlcircuits"
-        in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    )
+    assert "usage: rlcircuits" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
 
 
 def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
-    assert [p.name[:2] for p in NOTEBOOKS] == sorted({p.name[:2] for p in NOTEBOOKS}), (
-        "one number, one notebook"
-    )
+    assert [p.name[:2] for p in NOTEBOOKS] == sorted({p.name[:2] for p in NOTEBOOKS}), "one number, one notebook"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -228,9 +225,7 @@ def test_notebook_form(path: Path) -> None:
     notebook = json.loads(path.read_text())
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     source = {id(c): "".join(c["source"]) for c in notebook["cells"]}
-    assert notebook["cells"][0]["cell_type"] == "markdown" and source[id(notebook["cells"][0])].startswith(
-        "# "
-    )
+    assert notebook["cells"][0]["cell_type"] == "markdown" and source[id(notebook["cells"][0])].startswith("# ")
     assert "?" in source[id(notebook["cells"][0])], "it opens with its question"
     tagged = [i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])]
     assert tagged == [0], "the first code cell, and no other, is tagged 'parameters'"

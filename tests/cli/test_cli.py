@@ -41,7 +41,9 @@ def world(tmp_path_factory):
     asked = tuple(rc.Problem(f"q{i}", " ".join(WORDS[i : i + 3]), "unknown") for i in range(30))
     said = rc.generate(rc.load_model(root / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6)
     stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
-    lines = [json.dumps({"name": p.id, "question": p.question, "right": stated[p.id]}) + "\n" for p in asked if stated[p.id]]
+    lines = [
+        json.dumps({"name": p.id, "question": p.question, "right": stated[p.id]}) + "\n" for p in asked if stated[p.id]
+    ]
     (root / "problems.jsonl").write_text("".join(lines))
     return root
 
@@ -251,7 +253,10 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
 
 
 def test_help_says_how(capsys):
-    for arguments, words in (([], ["attribute", "pairs", "family"]), (["attribute"], ["--pair", "--alpha", "examples:", "metrics.parquet"])):
+    for arguments, words in (
+        ([], ["attribute", "pairs", "family"]),
+        (["attribute"], ["--pair", "--alpha", "examples:", "metrics.parquet"]),
+    ):
         with pytest.raises(SystemExit) as ended:
             main([*arguments, "--help"])
         said = capsys.readouterr().out

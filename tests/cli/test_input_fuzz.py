@@ -27,15 +27,38 @@ ODD = [
     None, True, False, 0, -1, 3, 1.5, 10**30, float("nan"), float("inf"), "", " ", "a/b", "family/ppo", "../x", "{question}", "{}", "chat", "PPO",
     "math", "test", "\ud800", "\x00", "é漢", "a" * 300, [], [1], ["a", None], {}, {"a": 1}, {"base": "a/b"}, [[[]]], "2001-01-01", "~", "1e3", "=",
 ]  # fmt: skip
-PAIR = {"base": "a/b", "tuned": "a/c", "method": "PPO", "prompt": "Q {question}", "max_new_tokens": 9, "note": "n", "trust_remote_code": False}
-SET = {"path": "x.jsonl", "question": "q", "answer": "a", "grader": "math", "extractor": "hashes", "config": "main", "split": "test"}
+PAIR = {
+    "base": "a/b",
+    "tuned": "a/c",
+    "method": "PPO",
+    "prompt": "Q {question}",
+    "max_new_tokens": 9,
+    "note": "n",
+    "trust_remote_code": False,
+}
+SET = {
+    "path": "x.jsonl",
+    "question": "q",
+    "answer": "a",
+    "grader": "math",
+    "extractor": "hashes",
+    "config": "main",
+    "split": "test",
+}
 ROW = {"question": "1 + 1?", "answer": "#### 2", "uid": "u"}
 
 
 def slipped(rng, text):
     """A text with letters swapped, dropped, doubled or made up."""
     at = rng.randrange(len(text) + 1)
-    return rng.choice([text[:at] + text[at + 1 :], text[:at] + rng.choice("aé \t:-{}[]#&*!|>'\"%@`\x07\ud800") + text[at:], text.upper(), text[::-1]])
+    return rng.choice(
+        [
+            text[:at] + text[at + 1 :],
+            text[:at] + rng.choice("aé \t:-{}[]#&*!|>'\"%@`\x07\ud800") + text[at:],
+            text.upper(),
+            text[::-1],
+        ]
+    )
 
 
 def broken_mapping(rng, entry):
@@ -68,7 +91,20 @@ def broken_bytes(rng, content):
         elif kind == 2:
             content[at:at] = content[: rng.randrange(40)]
         elif kind == 3:
-            content[at:at] = rng.choice([b"\x00", b"\xff", b"[" * 2000, b"{" * 200, b"&a *a", b"!!python/name:os.system ", b"\n---\n", b"<<: *x", b"2001-99-99", b"9" * 5000])
+            content[at:at] = rng.choice(
+                [
+                    b"\x00",
+                    b"\xff",
+                    b"[" * 2000,
+                    b"{" * 200,
+                    b"&a *a",
+                    b"!!python/name:os.system ",
+                    b"\n---\n",
+                    b"<<: *x",
+                    b"2001-99-99",
+                    b"9" * 5000,
+                ]
+            )
         else:
             del content[at : at + rng.randrange(20)]
     return bytes(content)
@@ -97,7 +133,11 @@ def json_lines(rng, row):
         if kind == 0:
             lines.append(broken_bytes(rng, json.dumps(row).encode()))
         else:
-            lines.append(json.dumps(rng.choice([row, broken_mapping(rng, row), broken_mapping(rng, row), rng.choice(ODD)]), default=str).encode())
+            lines.append(
+                json.dumps(
+                    rng.choice([row, broken_mapping(rng, row), broken_mapping(rng, row), rng.choice(ODD)]), default=str
+                ).encode()
+            )
     return rng.choice([b"\n", b"\r\n", b"\n\n", b""]).join(lines)
 
 
@@ -108,7 +148,9 @@ def ends_well(read):
     except InputError as error:
         message = str(error)
         assert 10 < len(message) < 2000 and len(message.splitlines()) <= 2, message
-        assert re.search(r"expected|did you mean|holds|is not|cannot|has|could not|no |lacks|differ|unknown|second|goes on", message), message
+        assert re.search(
+            r"expected|did you mean|holds|is not|cannot|has|could not|no |lacks|differ|unknown|second|goes on", message
+        ), message
         message.encode("utf-8")
         return False
     return True
@@ -127,7 +169,15 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["pairs", "problem sets", "problems", "answers"])
 def test_wrong_files_are_one_message(world, kind):
     root, problems, outlines = world
-    answer = {"side": "base", "problem": "p0", "prompt": [3, 4], "answer": [5, 6], "finished": True, "text": "t", "correct": False}
+    answer = {
+        "side": "base",
+        "problem": "p0",
+        "prompt": [3, 4],
+        "answer": [5, 6],
+        "finished": True,
+        "text": "t",
+        "correct": False,
+    }
     rng = random.Random(f"fuzz {kind}")
     taken = 0
     for _ in range(COUNT):
@@ -140,7 +190,9 @@ def test_wrong_files_are_one_message(world, kind):
         elif kind == "problems":
             (root / "own.jsonl").write_bytes(json_lines(rng, ROW))
             options = rng.choice([{}, {}, {"id": "uid"}, {"question": "uid"}, {"grader": "final"}, {"limit": 2}])
-            taken += ends_well(lambda: (load_problems(root / "own.jsonl", **options), problem_set(f"gsm8k={root / 'own.jsonl'}")))
+            taken += ends_well(
+                lambda: (load_problems(root / "own.jsonl", **options), problem_set(f"gsm8k={root / 'own.jsonl'}"))
+            )
         else:
             (root / "own.jsonl").write_bytes(json_lines(rng, answer))
             taken += ends_well(lambda: rc.read_answers(root / "own.jsonl", problems, outlines))

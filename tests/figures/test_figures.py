@@ -29,9 +29,7 @@ def graph_scores(seed: int, level: str = "block", n: int = 5, n_layers: int = 3)
         "source": list(graph.sources),
         "destination": list(graph.destinations),
     }
-    return xr.DataArray(
-        np.where(graph.mask, w, np.nan), dims=metrics.DIMS, coords=coords, attrs={"level": level}
-    )
+    return xr.DataArray(np.where(graph.mask, w, np.nan), dims=metrics.DIMS, coords=coords, attrs={"level": level})
 
 
 def evil_scores(seed: int = 0) -> xr.DataArray:
@@ -120,9 +118,7 @@ def test_every_figure_has_title_alt_text_theme_and_axis_titles(kind):
 )
 def test_a_finding_can_replace_the_question(draw):
     figure = draw(graph_scores(0), "PPO doubles it")
-    assert figure.layout.title.text == "PPO doubles it" and figure.layout.meta["alt"].startswith(
-        "PPO doubles it"
-    )
+    assert figure.layout.title.text == "PPO doubles it" and figure.layout.meta["alt"].startswith("PPO doubles it")
 
 
 # --- the graph ---
@@ -197,9 +193,7 @@ def test_residual_graph_lines_start_and_end_at_their_nodes():
 
 
 def test_thousands_of_edges_stay_few_traces():
-    figure = figures.residual_graph(
-        graph_scores(0, "head", n_layers=8), graph_scores(1, "head", n_layers=8), k=3000
-    )
+    figure = figures.residual_graph(graph_scores(0, "head", n_layers=8), graph_scores(1, "head", n_layers=8), k=3000)
     assert len(figure.data) == 15 and not figure.layout.shapes
 
 
@@ -261,14 +255,19 @@ def test_sample_scatter_shows_how_far_the_mean_moved(spread):
     means = figure.data[-1]
     for scores, middle, bars in ((base, means.x[0], means.error_x), (tuned, means.y[0], means.error_y)):
         values = np.abs(scores).mean(["source", "destination"]).values
-        found = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+        found = stats.bootstrap(
+            (values,), np.mean, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
         assert middle == pytest.approx(values.mean())
         assert middle - bars.arrayminus[0] == pytest.approx(found.low, rel=0.15)
         assert middle + bars.array[0] == pytest.approx(found.high, rel=0.15)
     row = compare(base, tuned, ["activation_intensity"]).loc["activation_intensity"]
     assert f"{row['difference']:+.3g} [{row['low']:.3g}, {row['high']:.3g}]" in figure.layout.title.subtitle.text
     alone = figures.sample_scatter(base[:1], tuned[:1])
-    assert [trace.name for trace in alone.data] == ["no change", "problems"] and "[" not in alone.layout.title.subtitle.text
+    assert [trace.name for trace in alone.data] == [
+        "no change",
+        "problems",
+    ] and "[" not in alone.layout.title.subtitle.text
 
 
 # --- comparisons ---
@@ -292,10 +291,7 @@ def test_forest_names_what_differs_from_zero():
     base = graph_scores(0, n=20)
     table = compare(base, 3 * base, ["activation_intensity", "gini"], n_resamples=99)
     alt = figures.forest({"ppo": table}).layout.meta["alt"]
-    assert (
-        "activation intensity differs from 0 in: ppo" in alt
-        and "Gini coefficient differs from 0 in: none" in alt
-    )
+    assert "activation intensity differs from 0 in: ppo" in alt and "Gini coefficient differs from 0 in: none" in alt
 
 
 def test_training_curves_take_one_table_or_many():
@@ -438,7 +434,9 @@ def test_one_edge_is_scattered_with_its_means_and_intervals():
     base_mean, tuned_mean, low, high = mean.customdata[0][:4]
     assert base_mean == pytest.approx(x.mean()) and tuned_mean == pytest.approx(y.mean())
     expected = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=4000, random_state=1).confidence_interval
-    assert high == pytest.approx(expected.high, abs=0.1 * x.std()) and low == pytest.approx(expected.low, abs=0.1 * x.std())
+    assert high == pytest.approx(expected.high, abs=0.1 * x.std()) and low == pytest.approx(
+        expected.low, abs=0.1 * x.std()
+    )
     assert mean.error_x.array[0] > 0 and mean.error_x.arrayminus[0] > 0
     with pytest.raises(InputError, match="not an edge"):
         figures.edge_scatter(base, tuned, "m2->a0")
@@ -471,7 +469,14 @@ def test_a_large_graph_stays_light():
     heat = figures.adjacency(large, -large)
     assert len(heat.to_json()) < 1e6 and "summed over the heads" in heat.layout.title.subtitle.text
     z = np.array(heat.data[0].z, float)
-    layers = [[i for i, n in enumerate(names) if n.split("<")[0].split(".")[0] == "a3"] for names in (graph.sources, graph.destinations)]
-    into = [i for i in range(len(graph.destinations)) if graph.destinations[i].startswith("a5.") and "<q>" in graph.destinations[i]]
+    layers = [
+        [i for i, n in enumerate(names) if n.split("<")[0].split(".")[0] == "a3"]
+        for names in (graph.sources, graph.destinations)
+    ]
+    into = [
+        i
+        for i in range(len(graph.destinations))
+        if graph.destinations[i].startswith("a5.") and "<q>" in graph.destinations[i]
+    ]
     at = list(heat.data[0].y).index("a3"), list(heat.data[0].x).index("a5&lt;q&gt;")
     assert z[at] == pytest.approx(w[0][np.ix_(layers[0], into)].sum(), rel=1e-4)

@@ -37,9 +37,7 @@ def graph_scores(seed: int, level: str = "block", n: int = 3, n_layers: int = 3)
         "source": list(graph.sources),
         "destination": list(graph.destinations),
     }
-    return xr.DataArray(
-        np.where(graph.mask, w, np.nan), dims=metrics.DIMS, coords=coords, attrs={"level": level}
-    )
+    return xr.DataArray(np.where(graph.mask, w, np.nan), dims=metrics.DIMS, coords=coords, attrs={"level": level})
 
 
 def answers(ids) -> dict:
@@ -54,8 +52,7 @@ def pair_study(seed: int = 0, level: str = "block", **replaced) -> SimpleNamespa
     parts = {
         "pair": SimpleNamespace(name="family/ppo", base="b", tuned="t", method="PPO"),
         "problems": {
-            f"p/{i}": SimpleNamespace(id=f"p/{i}", question=f"how many {i}? {EVIL}", reference=EVIL)
-            for i in range(4)
+            f"p/{i}": SimpleNamespace(id=f"p/{i}", question=f"how many {i}? {EVIL}", reference=EVIL) for i in range(4)
         },
         "base_answers": answers([0, 1, 2, 3, 4]),
         "tuned_answers": answers([0, 1, 5]),
@@ -98,10 +95,7 @@ def test_choosing_a_pair_and_a_problem_shows_their_scores_and_answers():
     explorer.problem.value = "p/2"
     expected = one.pairs["dpo"].base_scores.sel(sample="p/2")
     np.testing.assert_array_equal(panels(explorer)[0], expected)
-    assert (
-        "how many 2?" in explorer.answers.value
-        and "correct, 5 tokens, first 2 scored" in explorer.answers.value
-    )
+    assert "how many 2?" in explorer.answers.value and "correct, 5 tokens, first 2 scored" in explorer.answers.value
     explorer.problem.value = "p/1"
     assert "(wrong, 3 tokens" in explorer.answers.value
     explorer.pair.value = "ppo"  # the problem stays
@@ -160,11 +154,7 @@ def test_qkv_scores_can_be_shown_at_block_level():
     assert explorer.level.options == ("qkv", "block") and panels(explorer)[0].shape == (7, 13)
     explorer.level.value = "block"
     assert panels(explorer)[0].shape == (7, 7)
-    a1 = (
-        pair.base_scores.sel(destination=["a1<q>", "a1<k>", "a1<v>"])
-        .sum("destination", skipna=False)
-        .mean("sample")
-    )
+    a1 = pair.base_scores.sel(destination=["a1<q>", "a1<k>", "a1<v>"]).sum("destination", skipna=False).mean("sample")
     np.testing.assert_allclose(panels(explorer)[0][:, 2], a1)
 
 
@@ -177,10 +167,7 @@ def test_merged_scores_are_those_attributed_at_block_level():
     traces = [Trace("a", (3, 4, 5), (6, 7)), Trace("b", (8, 9), (10, 11, 12))]
     fine, block = (attribute(model, traces, level=level) for level in ("qkv", "block"))
     found = merged(fine)
-    assert (
-        found.destination.values.tolist() == block.destination.values.tolist()
-        and found.attrs["level"] == "block"
-    )
+    assert found.destination.values.tolist() == block.destination.values.tolist() and found.attrs["level"] == "block"
     np.testing.assert_allclose(found, block, rtol=1e-4, atol=1e-6)
 
 
@@ -200,16 +187,12 @@ def test_per_token_losses_are_shown_where_the_study_has_them():
 def test_model_text_is_escaped_everywhere():
     names = {"source": [EVIL, *pair_study().base_scores.source.values[1:]]}
     pair = pair_study()
-    pair.base_scores, pair.tuned_scores = (
-        s.assign_coords(names) for s in (pair.base_scores, pair.tuned_scores)
-    )
+    pair.base_scores, pair.tuned_scores = (s.assign_coords(names) for s in (pair.base_scores, pair.tuned_scores))
     explorer = explore(study(ppo=pair)).explorer
     explorer.problem.value = "p/0"
     for shown in (explorer.answers.value, explorer.largest.value, explorer.message.value):
         assert "<script" not in shown
-    assert (
-        explorer.answers.value.count("&lt;script&gt;") == 3
-    )  # question, reference, a token of the tuned answer
+    assert explorer.answers.value.count("&lt;script&gt;") == 3  # question, reference, a token of the tuned answer
     assert "mathjax_ignore" in explorer.answers.value
     assert "<script" not in str(explorer.graph.figure.data) + str(explorer.heatmap.figure.data)
 
@@ -398,7 +381,9 @@ def test_what_the_store_lacks_is_computed_beside_and_shown(computable):
     explorer.choose_edge("a0->m1")
     over(explorer)
     cut, traces = expected.selection.t_cut, expected.selection.tuned_traces
-    exact = ablate(load_model(expected.pair.tuned), traces, edges=["a0->m1"], cut=cut).sel(source="a0", destination="m1")
+    exact = ablate(load_model(expected.pair.tuned), traces, edges=["a0->m1"], cut=cut).sel(
+        source="a0", destination="m1"
+    )
     said = re.search(r"tuned: score .*? exactly ([-\d.e]+)", explorer.one_edge.value)[1]
     assert float(said) == pytest.approx(float(exact.mean()), rel=0.01)
     explorer.level.value = "qkv"
@@ -515,8 +500,12 @@ def test_a_choice_is_answered_at_once():
 def test_one_large_score_does_not_squeeze_the_others_of_a_scatter(outlier):
     """Dots keep their order and the line y = x its place; only where one value is far larger the axes are logarithmic, and say so."""
     x = np.array([0.010, 0.012, 0.015, 0.020, 0.025, -0.020, outlier])
-    svg = scatter_svg([Dots("scores", x, 1.1 * x, [f"p{i}" for i in range(len(x))])], "an edge", "base", "tuned", "no change")
-    places = np.array([[float(v) for v in at] for at in re.findall(r'translate\(([-\d.]+),([-\d.]+)\)" class="rlc-dot"', svg)])
+    svg = scatter_svg(
+        [Dots("scores", x, 1.1 * x, [f"p{i}" for i in range(len(x))])], "an edge", "base", "tuned", "no change"
+    )
+    places = np.array(
+        [[float(v) for v in at] for at in re.findall(r'translate\(([-\d.]+),([-\d.]+)\)" class="rlc-dot"', svg)]
+    )
     across, up = places[:, 0], 300 - places[:, 1]
     assert len(places) == len(x)
     assert (np.argsort(across) == np.argsort(x)).all() and (np.argsort(up) == np.argsort(x)).all()

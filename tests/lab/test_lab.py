@@ -22,7 +22,10 @@ from tests.fixtures.checkpoints import save
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every token that the models can say is markup of some kind: it must be seen as it is.
-WORDS = tuple((f"$w_{i}$", f"<script>window.evil={i}</script>", f"\\(y_{i}\\)", f"**b{i}**", f"<b>{i}</b>")[i % 5] for i in range(50))
+WORDS = tuple(
+    (f"$w_{i}$", f"<script>window.evil={i}</script>", f"\\(y_{i}\\)", f"**b{i}**", f"<b>{i}</b>")[i % 5]
+    for i in range(50)
+)
 CELL = """\
 import rlcircuits as rc
 from rlcircuits import ModelPair, Problem, ProblemSet
@@ -51,7 +54,9 @@ def made(folder: Path) -> rc.Study:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, rc.Study]]:
     """The address of a JupyterLab on a folder with one notebook and its artefacts."""
     pytest.importorskip("jupyterlab", reason="no JupyterLab here: pip install rlcircuits[book]")
-    pytest.importorskip("anywidget", reason="no anywidget here, so clicks on pictures are not heard: pip install rlcircuits[book]")
+    pytest.importorskip(
+        "anywidget", reason="no anywidget here, so clicks on pictures are not heard: pip install rlcircuits[book]"
+    )
     folder = tmp_path_factory.mktemp("lab")
     study = made(folder)
     cell = nbformat.v4.new_code_cell(CELL.format(questions=questions(), folder=str(folder)))
@@ -179,7 +184,12 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
     assert all(kind in " ".join(WORDS) for kind in ("$", "<script>", "\\(", "**", "<b>"))
     assert study.pairs["one"].problems[both[-1]].question in text()
     assert browser.execute_script("return window.evil") is None
-    assert browser.execute_script("return document.querySelectorAll('.rlc-explorer mjx-container, .rlc-explorer script, .rlc-explorer strong').length") == 0
+    assert (
+        browser.execute_script(
+            "return document.querySelectorAll('.rlc-explorer mjx-container, .rlc-explorer script, .rlc-explorer strong').length"
+        )
+        == 0
+    )
 
     # what is drawn is what the study holds
     drawn = browser.execute_script(
@@ -218,7 +228,9 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
 
     # the view is saved, and says what was chosen
     next(b for b in browser.find_elements("css selector", ".rlc-explorer button") if b.text == "save view").click()
-    saved = until(lambda: (folder / "view.json").exists() and json.loads((folder / "view.json").read_text()), "the view")
+    saved = until(
+        lambda: (folder / "view.json").exists() and json.loads((folder / "view.json").read_text()), "the view"
+    )
     assert (saved["pair"], saved["problem"], saved["alpha"], saved["edge"]) == ("one", both[-1], 0.8, other)
     assert rc.explore(study, view=saved).explorer.view() == saved
 
@@ -249,7 +261,9 @@ print(len(study.pairs), "pairs")
         assert 3 <= len(kept) < 37
         printed: list[str] = []
         again = client.execute_interactive(
-            code, timeout=300, output_hook=lambda m: printed.append(m["content"].get("text", "")) if m["msg_type"] == "stream" else None
+            code,
+            timeout=300,
+            output_hook=lambda m: printed.append(m["content"].get("text", "")) if m["msg_type"] == "stream" else None,
         )
         assert again["content"]["status"] == "ok" and "6 pairs" in "".join(printed)
         after = finished()

@@ -86,7 +86,9 @@ def test_edges_by_name_and_the_tab_key(shell):
     assert list(table["mean"].abs()) == sorted(table["mean"].abs(), reverse=True) and len(table) == 3
     study = Study({"family/ppo": one_pair(), "mine": one_pair()}, "block", 0.3, 100, 42)
     shell.user_ns.update(edges=scores.rlc, study=study)
-    found = [shell.Completer.complete(line_buffer=text, cursor_pos=len(text))[1] for text in ('study["fam', 'edges["a0->m')]
+    found = [
+        shell.Completer.complete(line_buffer=text, cursor_pos=len(text))[1] for text in ('study["fam', 'edges["a0->m')
+    ]
     assert any("family/ppo" in one for one in found[0])
     assert {one.strip('"]').rpartition(">")[2] for one in found[1]} >= {"m0", "m1", "m2"}
     with pytest.raises(InputError, match="did you mean 'mine'"):
@@ -122,7 +124,10 @@ def test_the_tab_key_knows_what_a_parameter_chooses_from(text, expected):
     import rlcircuits.figures
 
     study = Study({"mine": one_pair()}, "block", 0.3, 100, 42)
-    assert set(completion.offered(text, {"rc": rc, "attribute": rc.attribute, "study": study, "pandas": pd})[0]) == expected
+    assert (
+        set(completion.offered(text, {"rc": rc, "attribute": rc.attribute, "study": study, "pandas": pd})[0])
+        == expected
+    )
 
 
 def test_the_tab_key_of_a_real_shell_offers_the_names_and_nothing_else(shell):
@@ -143,7 +148,9 @@ def test_every_choice_is_there_and_is_a_parameter_of_something():
     import rlcircuits as rc
     import rlcircuits.figures
 
-    public = [getattr(rc, name) for name in rc.__all__ if callable(getattr(rc, name))] + [getattr(rc.figures, n) for n in rc.figures.__all__]
+    public = [getattr(rc, name) for name in rc.__all__ if callable(getattr(rc, name))] + [
+        getattr(rc.figures, n) for n in rc.figures.__all__
+    ]
     signatures = {one.__name__: set(inspect.signature(one).parameters) for one in public if inspect.isfunction(one)}
     for parameter, where in completion.CHOICES.items():
         function, _, name = parameter.rpartition(".")
@@ -153,7 +160,9 @@ def test_every_choice_is_there_and_is_a_parameter_of_something():
 
 def test_results_register_themselves_in_ipython():
     code = "import rlcircuits as rc; f = get_ipython().display_formatter.formatters['text/html']; print(f.lookup_by_type('rlcircuits.attribution.graph.Graph').__name__)"
-    done = subprocess.run([sys.executable, "-m", "IPython", "--no-banner", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--no-banner", "-c", code], capture_output=True, text=True, check=False
+    )
     assert "graph_html" in done.stdout, done.stderr
 
 

@@ -19,7 +19,9 @@ def scores() -> xr.DataArray:
     values[:, *np.tril_indices(5, -1)] = np.nan
     names = [f"x{i}" for i in range(5)]
     return xr.DataArray(
-        values, dims=("sample", "source", "destination"), coords={"source": names, "destination": names, "sample": range(12)}
+        values,
+        dims=("sample", "source", "destination"),
+        coords={"source": names, "destination": names, "sample": range(12)},
     )
 
 
@@ -34,7 +36,9 @@ def test_what_each_changes(scores: xr.DataArray) -> None:
     changed = {name: ~np.isclose(f(scores, 3.0), scores, equal_nan=True) for name, f in DEFORMATIONS.items()}
     edges = int(scores[0].notnull().sum())
     assert [int(c.sum()) for c in changed.values()] == [12 * edges, 1, 12, 12 * edges]
-    assert np.nanmax(np.abs(DEFORMATIONS["one score of one sample"](scores, 3.0))) == pytest.approx(3 * np.nanmax(np.abs(scores)))
+    assert np.nanmax(np.abs(DEFORMATIONS["one score of one sample"](scores, 3.0))) == pytest.approx(
+        3 * np.nanmax(np.abs(scores))
+    )
 
 
 def test_metrics_move_as_they_must(scores: xr.DataArray) -> None:
@@ -43,7 +47,11 @@ def test_metrics_move_as_they_must(scores: xr.DataArray) -> None:
     assert scaled[4.0]["activation_intensity"] == pytest.approx(4)
     for name in set(rc.METRICS) - {"activation_intensity"}:
         assert scaled[4.0][name] == pytest.approx(1, abs=1e-6), f"{name} depends on scale"
-    assert table["what samples share"][4.0]["inter_sample_diversity"] < 1 < table["what samples share"][0.5]["inter_sample_diversity"]
+    assert (
+        table["what samples share"][4.0]["inter_sample_diversity"]
+        < 1
+        < table["what samples share"][0.5]["inter_sample_diversity"]
+    )
     assert table["one score of one sample"][4.0]["information_complexity"] < 0.8
     assert table["one score of one sample"][4.0]["edge_entropy"] > 0.95
 

@@ -50,9 +50,7 @@ def test_table_holds_the_metrics_of_both_and_their_difference_and_ratio():
     base, tuned = random_scores(0), random_scores(1)
     table = compare(base, tuned, n_resamples=99)
     columns = ["base", "tuned", "difference", "low", "high", "p", "ratio", "interval", "note"]
-    assert (
-        list(table.columns) == columns and list(table.index) == list(METRICS) and table.index.name == "metric"
-    )
+    assert list(table.columns) == columns and list(table.index) == list(METRICS) and table.index.name == "metric"
     np.testing.assert_array_equal(table["base"], metrics.summary(base))
     np.testing.assert_array_equal(table["tuned"], metrics.summary(tuned))
     np.testing.assert_array_equal(table["difference"], table["tuned"] - table["base"])
@@ -66,9 +64,7 @@ def test_same_seed_same_numbers_whatever_the_order_of_the_problems_given_as_tune
     base, tuned = random_scores(0), random_scores(1)
     table = compare(base, tuned, n_resamples=199, seed=3)
     pd.testing.assert_frame_equal(table, compare(base, tuned, n_resamples=199, seed=3))
-    pd.testing.assert_frame_equal(
-        table, compare(base, tuned.isel(sample=slice(None, None, -1)), None, 0.95, 199, 3)
-    )
+    pd.testing.assert_frame_equal(table, compare(base, tuned.isel(sample=slice(None, None, -1)), None, 0.95, 199, 3))
     assert not table["low"].equals(compare(base, tuned, n_resamples=199, seed=4)["low"])
 
 
@@ -111,9 +107,7 @@ def test_exact_test_enumerates_all_swaps(name):
     metric, differences = METRICS[name], []
     for swap in itertools.product([False, True], repeat=6):
         kept = xr.DataArray(~np.array(swap), dims="sample")
-        differences.append(
-            metric.value(xr.where(kept, tuned, base)) - metric.value(xr.where(kept, base, tuned))
-        )
+        differences.append(metric.value(xr.where(kept, tuned, base)) - metric.value(xr.where(kept, base, tuned)))
     differences = np.array(differences)
     close = 1e-9 * (abs(metric.value(base)) + abs(metric.value(tuned)))
     above = np.mean(differences >= differences[0] - close)
@@ -179,9 +173,7 @@ def test_interval_covers_a_known_difference_about_as_often_as_it_says():
     for _ in range(300):
         level = rng.gamma(4, size=n)  # shared by the pair: without pairing the interval would be far too wide
         base, tuned = level + rng.gamma(1, 0.2, size=n), level + true + rng.gamma(1, 0.2, size=n)
-        row = compare(
-            constant_scores(base), constant_scores(tuned), ["activation_intensity"], n_resamples=399
-        ).iloc[0]
+        row = compare(constant_scores(base), constant_scores(tuned), ["activation_intensity"], n_resamples=399).iloc[0]
         covered.append(row["low"] <= true <= row["high"])
         assert row["high"] - row["low"] < 0.4
     assert 0.90 <= np.mean(covered) <= 0.98
@@ -190,9 +182,7 @@ def test_interval_covers_a_known_difference_about_as_often_as_it_says():
 def test_p_is_uniform_when_base_and_tuned_are_alike():
     p = {name: [] for name in ("activation_intensity", "distribution_kurtosis", *SET_WIDE)}
     for seed in range(200):
-        table = compare(
-            random_scores((1, seed), n=15), random_scores((2, seed), n=15), list(p), n_resamples=199
-        )
+        table = compare(random_scores((1, seed), n=15), random_scores((2, seed), n=15), list(p), n_resamples=199)
         for name, values in p.items():
             values.append(table.loc[name, "p"])
     for name, values in p.items():

@@ -84,15 +84,11 @@ def test_complexity_of_two_values_is_the_binary_entropy(share):
 def test_complexity_of_one_value_per_bin_is_ln_bins():
     centres = (np.arange(16) + 0.5) / 16
     centres[-1] = 1.0  # the last bin is closed
-    assert metrics.information_complexity(scores_of([centres]), bins=16) == pytest.approx(
-        math.log(16), abs=1e-9
-    )
+    assert metrics.information_complexity(scores_of([centres]), bins=16) == pytest.approx(math.log(16), abs=1e-9)
 
 
 def test_the_last_bin_holds_the_largest_too():
-    assert metrics.information_complexity(scores_of([[0.99, 1.0, 0.92]]), bins=10) == pytest.approx(
-        0, abs=1e-11
-    )
+    assert metrics.information_complexity(scores_of([[0.99, 1.0, 0.92]]), bins=10) == pytest.approx(0, abs=1e-11)
 
 
 def test_complexity_follows_numpy_histogram_and_scipy_entropy():
@@ -103,9 +99,7 @@ def test_complexity_follows_numpy_histogram_and_scipy_entropy():
 
 def test_epsilon_is_inside_the_logarithm():
     w = scores_of([[0.001] * 5 + [1.0] * 5])
-    assert metrics.information_complexity(w, epsilon=0.5) == pytest.approx(
-        0.0, abs=1e-12
-    )  # ln(1/2 + 1/2) = 0
+    assert metrics.information_complexity(w, epsilon=0.5) == pytest.approx(0.0, abs=1e-12)  # ln(1/2 + 1/2) = 0
 
 
 def test_structural_zeros_fill_the_first_bin():
@@ -193,9 +187,7 @@ def test_l_kurtosis_is_scipys():
 
 def test_diversity_of_proportional_and_of_opposed_samples():
     row = np.arange(5.0)
-    assert metrics.inter_sample_diversity(scores_of([row, 3 * row + 1, 0.5 * row])) == pytest.approx(
-        0, abs=1e-12
-    )
+    assert metrics.inter_sample_diversity(scores_of([row, 3 * row + 1, 0.5 * row])) == pytest.approx(0, abs=1e-12)
     assert metrics.inter_sample_diversity(scores_of([row, -row])) == pytest.approx(2)
 
 
@@ -279,12 +271,8 @@ def test_top_share_rounds_the_number_of_edges_up(fraction, edges):
 
 def test_log_histogram_entropy_of_values_whole_bins_apart():
     h = 0.25
-    w = scores_of(
-        [np.exp(h * np.array([-2, -1, 0, 1, 2.0])) * 7, [1, 1, 1, math.exp(4 * h), -math.exp(4 * h)]]
-    )
-    np.testing.assert_allclose(
-        metrics.log_histogram_entropy(w, h), [math.log(5), stats.entropy([3, 2])], rtol=1e-12
-    )
+    w = scores_of([np.exp(h * np.array([-2, -1, 0, 1, 2.0])) * 7, [1, 1, 1, math.exp(4 * h), -math.exp(4 * h)]])
+    np.testing.assert_allclose(metrics.log_histogram_entropy(w, h), [math.log(5), stats.entropy([3, 2])], rtol=1e-12)
 
 
 def test_log_histogram_entropy_is_the_differential_entropy_of_ln_w():
@@ -386,9 +374,7 @@ def test_per_sample_values_carry_the_sample_names():
     for name, metric in METRICS.items():
         if metric.per_sample:
             values = metric.per_sample(w)
-            assert values.dims == ("sample",) and values.sample.values.tolist() == w.sample.values.tolist(), (
-                name
-            )
+            assert values.dims == ("sample",) and values.sample.values.tolist() == w.sample.values.tolist(), name
 
 
 def test_dims_may_come_in_any_order():
@@ -446,11 +432,7 @@ def test_ranges(seed, n_edges):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=5, max_size=5), min_size=2, max_size=4
-    )
-)
+@given(st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=5, max_size=5), min_size=2, max_size=4))
 def test_any_float32_scores_give_a_number_or_nan(rows):
     """No overflow, no warning, no infinity, whatever the scores: subnormal, huge, tied or zero."""
     with np.errstate(all="raise", under="ignore"):

@@ -24,7 +24,9 @@ from tests.fixtures.models import tiny
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
-    return {"root": root} | {name: save(root / name, layers=2, seed=seed) for seed, name in enumerate(("base", "tuned"))}
+    return {"root": root} | {
+        name: save(root / name, layers=2, seed=seed) for seed, name in enumerate(("base", "tuned"))
+    }
 
 
 def registry(folder, **entries) -> Path:
@@ -53,7 +55,10 @@ def test_a_users_file_extends_the_built_in_one(folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("own: {base: a/b, tuned: a/c, methd: PPO}", "own.yaml': 'own' has the unknown key 'methd'.*did you mean 'method'"),
+        (
+            "own: {base: a/b, tuned: a/c, methd: PPO}",
+            "own.yaml': 'own' has the unknown key 'methd'.*did you mean 'method'",
+        ),
         ("own: {base: a/b, tuned: a/c, method: GRP}", "'own': unknown method 'GRP'.*did you mean 'GRPO'"),
         ("own: {base: a/b, tuned: a/c, max_new_tokens: '5'}", "'own': max_new_tokens is '5': expected a whole number"),
         ("own: {base: a/b, tuned: a/c, max_new_tokens: true}", "max_new_tokens is True: expected a whole number"),
@@ -111,7 +116,9 @@ def test_a_pair_of_the_family_is_the_stores(monkeypatch, tmp_path):
 
 def test_pairs_that_do_not_fit_are_refused_without_reading_a_weight(folders, tmp_path, monkeypatch):
     rc.ModelPair("own", folders["base"], folders["tuned"]).check()
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_a, **_k: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_a, **_k: pytest.fail("weights were read")
+    )
     monkeypatch.setattr("safetensors.safe_open", lambda *_a, **_k: pytest.fail("weights were read"))
     for name, options, says in (
         ("llama", {"architecture": "llama"}, "differ in architecture: .*Qwen2ForCausalLM, .*LlamaForCausalLM"),
@@ -133,7 +140,9 @@ def test_a_model_spread_over_what_there_is(folders, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     maps, real = [], AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: maps.append(k.get("device_map")) or real(*a, **k))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: maps.append(k.get("device_map")) or real(*a, **k)
+    )
     spread, plain = (rc.load_model(folders["base"], device=device) for device in (SPREAD, "cpu"))
     assert maps == ["auto", None]
     trace = rc.Trace("p", [3, 4], [5, 6])
@@ -162,7 +171,9 @@ def adapter(folders, tmp_path):
     """A LoRA adapter with known numbers, and the weights it should lead to, summed up here."""
     peft = pytest.importorskip("peft")
     hf = rc.load_model(folders["base"], device="cpu").hf
-    wrapped = peft.get_peft_model(hf, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    wrapped = peft.get_peft_model(
+        hf, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for key, parameter in wrapped.named_parameters():
@@ -176,7 +187,9 @@ def adapter(folders, tmp_path):
     parts = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for key, a in parts.items():
         if ".lora_A." in key:
-            expected[key.removeprefix("base_model.model.").replace("lora_A.", "")] += 6 / 2 * parts[key.replace("lora_A", "lora_B")] @ a
+            expected[key.removeprefix("base_model.model.").replace("lora_A.", "")] += (
+                6 / 2 * parts[key.replace("lora_A", "lora_B")] @ a
+            )
     return tmp_path / "adapter", expected
 
 
@@ -186,7 +199,9 @@ def test_an_adapter_is_merged_into_the_pairs_base(folders, adapter, monkeypatch)
     from transformers import AutoModelForCausalLM
 
     real = AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, *a, **k: loaded.append(str(path)) or real(path, *a, **k))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda path, *a, **k: loaded.append(str(path)) or real(path, *a, **k)
+    )
     pair = rc.ModelPair("own", folders["base"], folder)
     pair.check()
     model = pair.load("tuned", "cpu")
@@ -203,7 +218,9 @@ def test_an_adapter_is_merged_into_the_pairs_base(folders, adapter, monkeypatch)
 
 
 def test_an_adapter_in_a_study(folders, adapter, tmp_path):
-    problems = rc.ProblemSet("words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final")
+    problems = rc.ProblemSet(
+        "words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final"
+    )
     pair = rc.ModelPair("own", folders["base"], adapter[0], max_new_tokens=5)
     settings = {"keep": "all", "alpha": 1.0, "device": "cpu", "store": tmp_path / "runs"}
     one = rc.study(pair, problems, **settings).pairs["own"]
@@ -212,7 +229,9 @@ def test_an_adapter_in_a_study(folders, adapter, tmp_path):
 
 
 def test_one_adapter_on_two_bases_is_two_models(folders, adapter, tmp_path):
-    problems = rc.ProblemSet("words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final")
+    problems = rc.ProblemSet(
+        "words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final"
+    )
     two = [rc.ModelPair(name, folders[name], adapter[0], max_new_tokens=5) for name in ("base", "tuned")]
     study = rc.study(two, problems, keep="all", alpha=1.0, device="cpu", store=tmp_path / "runs")
     said = [[a.answer for a in study.pairs[name].tuned_answers.values()] for name in ("base", "tuned")]
@@ -230,7 +249,10 @@ def change(folder, **settings):
         (lambda f: change(f, peft_type="IA3"), "of the kind 'IA3': only LoRA"),
         (lambda f: change(f, init_lora_weights="pissa"), "began as 'pissa', which changes the base"),
         (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be read as the settings"),
-        (lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"), "adapter_model.bin, which is pickled and never loaded"),
+        (
+            lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+            "adapter_model.bin, which is pickled and never loaded",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "both a whole model and an adapter"),
         (lambda f: change(f, target_modules=["q_proj"]), "has, without a place for it"),
         (lambda f: change(f, target_modules=["q_proj", "down_proj", "up_proj"]), "lacks .*up_proj"),
@@ -265,7 +287,9 @@ def test_weights_are_compared_shard_by_shard_as_from_memory(folders, tmp_path, m
     hf.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     tokenizer().save_pretrained(tmp_path / "shards")
     loaded = rc.weight_change(*(rc.load_model(folders[name], device="cpu") for name in ("base", "tuned")))
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_a, **_k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_a, **_k: pytest.fail("a model was loaded")
+    )
     stored = rc.weight_change(folders["base"], {"shards": tmp_path / "shards"})
     order = ["layer", "module"]
     columns = ["parameters", "norm", "change", "relative", "unchanged"]

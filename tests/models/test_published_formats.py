@@ -69,15 +69,39 @@ def test_prompts_are_the_published_ones(world):
     assert said["deepseek-math"] == f"{BEGIN}User: {question}\n{boxed}\n\nAssistant:"
     assert said["mistral"].replace("<s> ", "<s>") == f"<s>[INST] {question}[/INST]"
     assert said["distilled-qwen"] == f"{BEGIN}<｜User｜>{question}<｜Assistant｜><think>\n"
-    assert said["qwen2.5"] == f"<|im_start|>system\n{boxed}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        said["qwen2.5"]
+        == f"<|im_start|>system\n{boxed}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_from_the_shell_to_a_table(world, tmp_path, capsys, name):
     """Random models answer nothing right, so all answers are compared; the accuracy that is reported says so."""
     file = f"{DATA}/gsm8k_test.jsonl" if DATA else world / "gsm8k.jsonl"
-    arguments = ["attribute", "--pair", f"{name}-tiny", "--pairs", world / "pairs.yaml", "--problems", f"gsm8k={file}", "--limit", 8]
-    arguments += ["--keep", "all", "--device", "cpu", "--store", tmp_path / "runs", "--out", tmp_path / "out", "--batch-size", 4]
+    arguments = [
+        "attribute",
+        "--pair",
+        f"{name}-tiny",
+        "--pairs",
+        world / "pairs.yaml",
+        "--problems",
+        f"gsm8k={file}",
+        "--limit",
+        8,
+    ]
+    arguments += [
+        "--keep",
+        "all",
+        "--device",
+        "cpu",
+        "--store",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "out",
+        "--batch-size",
+        4,
+    ]
     done = main([str(one) for one in arguments])
     said = capsys.readouterr()
     assert done == 0, said.err
@@ -123,7 +147,9 @@ def test_problems_that_both_answer_correctly_are_kept(world, tmp_path):
     save("deepseek-math", tmp_path / "tuned", base=tmp_path / "base", change=0.001)
     pair = rc.ModelPair("taught", tmp_path / "base", tmp_path / "tuned", "GRPO", prompt, 24)
     one = rc.study(pair, problems, alpha=1.0, store=tmp_path / "runs", device="cpu").pairs["taught"]
-    right = {i for i, a in one.base_answers.items() if a.correct} & {i for i, a in one.tuned_answers.items() if a.correct}
+    right = {i for i, a in one.base_answers.items() if a.correct} & {
+        i for i, a in one.tuned_answers.items() if a.correct
+    }
     assert len(right) >= 4 and set(one.selection.problems) <= right
     first = one.base_answers[one.selection.problems[0]]
     assert "\\boxed{" in first.text and first.finished

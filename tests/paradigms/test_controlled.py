@@ -55,7 +55,9 @@ def traces(n: int = 6, prompt: int = 4, answer: int = 5, seed: int = 0) -> list[
 
 def cell(values: np.ndarray, seed: int = 0, corners=("bb", "tt"), resamples: int = 200) -> SeedCell:
     """A cell of per-sample values ``(corner, sample, metric)`` and no pooled metric."""
-    names = tuple(["activation_intensity", "loss", *(f"metric {i}" for i in range(values.shape[2] - 2))])[: values.shape[2]]
+    names = tuple(["activation_intensity", "loss", *(f"metric {i}" for i in range(values.shape[2] - 2))])[
+        : values.shape[2]
+    ]
     none = np.empty((len(corners), 0))
     return SeedCell(names, tuple(corners), values, none, np.empty((len(corners), 0, resamples), np.float32), None, seed)
 
@@ -74,7 +76,9 @@ def test_hierarchical_interval_covers_the_truth(n_seeds, between, within) -> Non
         _, low, high = hierarchical_interval(data.mean(axis=1, keepdims=True), boot)
         covered += low[0] <= 0.5 <= high[0]
     assert covered / worlds >= 0.92, f"a 95 % interval covers {covered / worlds:.1%}"
-    assert n_seeds < 4 or between < within or covered / worlds <= 0.985, f"a 95 % interval covers {covered / worlds:.1%}: it is too wide"
+    assert n_seeds < 4 or between < within or covered / worlds <= 0.985, (
+        f"a 95 % interval covers {covered / worlds:.1%}: it is too wide"
+    )
 
 
 def test_hierarchical_interval_covers_the_truth_of_skewed_differences() -> None:
@@ -121,7 +125,9 @@ def test_p_is_uniform_under_the_null_and_small_off_it() -> None:
 
 def test_p_by_whole_seeds_is_scipys_exact_test() -> None:
     d = np.array([0.3, -0.1, 0.8, 0.5, 0.2])
-    expected = stats.permutation_test((d, np.zeros(5)), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf).pvalue
+    expected = stats.permutation_test(
+        (d, np.zeros(5)), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    ).pvalue
     assert seed_p(d[:, None])[0] == pytest.approx(expected)
     assert seed_p(np.ones((8, 1)))[0] == 2**-7
 
@@ -148,7 +154,10 @@ def test_the_split_gives_all_to_what_alone_differs() -> None:
     base, tuned = np.random.default_rng(0).gamma(2.0, size=(2, 25, 2))
     same_answers = cell(np.stack([base, tuned, tuned, base]), corners=CORNERS)  # bt = bb, tb = tt
     same_models = cell(np.stack([base, tuned, base, tuned]), corners=CORNERS)  # tb = bb, bt = tt
-    for one, none, everything in ((same_answers, "other tokens", "other circuit"), (same_models, "other circuit", "other tokens")):
+    for one, none, everything in (
+        (same_answers, "other tokens", "other circuit"),
+        (same_models, "other circuit", "other tokens"),
+    ):
         assert cell_effects([one], none, tests=False)["effect"] == pytest.approx(0, abs=1e-15)
         assert cell_effects([one], everything, tests=False)["effect"] == pytest.approx((tuned - base).mean(axis=0))
 
@@ -188,7 +197,10 @@ def test_gradient_at_the_logits_by_automatic_differentiation() -> None:
 
 def test_a_cell_holds_the_metrics_resampled_as_they_are_defined(tmp_path) -> None:
     rows = traces(8)
-    scores = {corner: measurement.attributed(tiny("qwen2", seed=s), rows, "block", None) for s, corner in enumerate(("bb", "tt"))}
+    scores = {
+        corner: measurement.attributed(tiny("qwen2", seed=s), rows, "block", None)
+        for s, corner in enumerate(("bb", "tt"))
+    }
     found = measurement.seed_cell(scores, tests=True, seed=5, resamples=20, swaps=30)
     observed = pd.DataFrame(found.observed(), columns=found.metrics)
     for k, corner in enumerate(scores):
@@ -206,7 +218,10 @@ def test_a_cell_holds_the_metrics_resampled_as_they_are_defined(tmp_path) -> Non
             expected = rc.METRICS[name].value(again)
         assert boot[1, found.metrics.index(name), 3] == pytest.approx(expected, rel=1e-5), name
     sign = swap_signs(8, 5, 30)[4]
-    swapped = {c: scores[c].copy(data=np.where(sign[:, None, None] > 0, scores[c].values, scores[o].values)) for c, o in (("bb", "tt"), ("tt", "bb"))}
+    swapped = {
+        c: scores[c].copy(data=np.where(sign[:, None, None] > 0, scores[c].values, scores[o].values))
+        for c, o in (("bb", "tt"), ("tt", "bb"))
+    }
     for name in ("information_complexity", "inter_sample_diversity", "edge_entropy"):
         expected = rc.METRICS[name].value(swapped["tt"]) - rc.METRICS[name].value(swapped["bb"])
         assert found.swapped("own", swaps=30)[found.metrics.index(name), 4] == pytest.approx(expected, abs=1e-6), name
@@ -253,7 +268,9 @@ def test_scaled_logits_keep_greedy_answers_and_change_the_loss(factor) -> None:
     hf, scaled = tiny("llama"), tiny("llama")
     scale_logits(scaled, factor)
     ids = torch.tensor([t.prompt for t in traces(5)])
-    both = [m.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False) for m in (hf, scaled)]
+    both = [
+        m.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False) for m in (hf, scaled)
+    ]
     assert torch.equal(*both)
     assert torch.allclose(scaled(ids).logits, factor * hf(ids).logits)
     before, after = (rc.attribute(m, traces(5), progress=False) for m in (hf, scaled))
@@ -348,19 +365,40 @@ def test_dpo_that_rises_contradicts_that_it_does_not() -> None:
     claim = next(c for c in verdicts.CLAIMS if c.name == verdicts.NOT_DPO)
 
     def judged(dpo: tuple[float, float, float]) -> str:
-        return verdicts.judge_claim(claim, lambda one: dpo if set(one.paradigms) == {"dpo"} else (0.5, 0.3, 0.7), {"n": 0.1}).verdict
+        return verdicts.judge_claim(
+            claim, lambda one: dpo if set(one.paradigms) == {"dpo"} else (0.5, 0.3, 0.7), {"n": 0.1}
+        ).verdict
 
     assert judged((0.0, -0.1, 0.1)) == "holds"
     assert judged((0.3, 0.2, 0.4)) == "contradicted"
 
 
 def test_nulls_are_told_apart_and_their_spread_is_of_the_claims_own_sum() -> None:
-    labels = {"null: another base": NULLS[0], "sft-more": NULLS[1], "null: two seeds of ppo": NULLS[2], "null: weight noise like dpo": NULLS[3]}
+    labels = {
+        "null: another base": NULLS[0],
+        "sft-more": NULLS[1],
+        "null: two seeds of ppo": NULLS[2],
+        "null: weight noise like dpo": NULLS[3],
+    }
     assert {label: null_of(label) for label in labels} == labels
     assert null_of("grpo") is None
     rows = [
-        {"paradigm": p, "seed": s, "draw": 0, "level": "block", "alpha": a, "metric": "activation_intensity", "bb": 1.0, "tt": float(np.exp(x))}
-        for p, s, a, x in (("sft-more", 0, 0.3, 0.3), ("sft-more", 1, 0.3, -0.4), ("grpo", 0, 0.3, 9.0), ("sft-more", 0, 0.5, 7.0))
+        {
+            "paradigm": p,
+            "seed": s,
+            "draw": 0,
+            "level": "block",
+            "alpha": a,
+            "metric": "activation_intensity",
+            "bb": 1.0,
+            "tt": float(np.exp(x)),
+        }
+        for p, s, a, x in (
+            ("sft-more", 0, 0.3, 0.3),
+            ("sft-more", 1, 0.3, -0.4),
+            ("grpo", 0, 0.3, 9.0),
+            ("sft-more", 0, 0.5, 7.0),
+        )
     ]
     found = null_spreads(verdicts.CLAIMS[0], pd.DataFrame(rows), logarithm=True)
     assert found == {NULLS[1]: pytest.approx(np.sqrt((0.09 + 0.16) / 2))}
@@ -374,7 +412,14 @@ def test_slope_weights_are_least_squares() -> None:
 
 @pytest.mark.parametrize("verdict", verdicts.VERDICTS)
 def test_words_follow_the_verdict(verdict) -> None:
-    row = {"claim": "intensity up", "verdict": verdict, "effect": np.log(2), "low": np.log(1.5), "high": np.log(3), "scale": "log ratio"}
+    row = {
+        "claim": "intensity up",
+        "verdict": verdict,
+        "effect": np.log(2),
+        "low": np.log(1.5),
+        "high": np.log(3),
+        "scale": "log ratio",
+    }
     row |= {"reason": "because", "null": "weight noise", "spread": 0.25, "base": "qwen2", "scope": "PPO and GRPO"}
     said = study_words.verdict_sentence(pd.Series(row))
     assert said.lower().startswith(f"**{verdict}**")
@@ -385,9 +430,25 @@ def test_words_follow_the_verdict(verdict) -> None:
 
 
 def test_words_say_who_leads() -> None:
-    rows = [("ppo", 0.1, 0.3, "leads"), ("grpo", -0.3, -0.1, "follows"), ("dpo", -0.2, 0.2, "neither measurably leads nor follows")]
+    rows = [
+        ("ppo", 0.1, 0.3, "leads"),
+        ("grpo", -0.3, -0.1, "follows"),
+        ("dpo", -0.2, 0.2, "neither measurably leads nor follows"),
+    ]
     table = pd.DataFrame(
-        [{"base": "b", "paradigm": p, "metric": "activation_intensity", "alpha": 0.3, "lag": "lead", "correlation": (lo + hi) / 2, "low": lo, "high": hi} for p, lo, hi, _ in rows]
+        [
+            {
+                "base": "b",
+                "paradigm": p,
+                "metric": "activation_intensity",
+                "alpha": 0.3,
+                "lag": "lead",
+                "correlation": (lo + hi) / 2,
+                "low": lo,
+                "high": hi,
+            }
+            for p, lo, hi, _ in rows
+        ]
     )
     lines = study_words.lead_sentences(table).splitlines()
     for paradigm, _, _, word in rows:
@@ -409,8 +470,17 @@ def trained(tmp_path_factory) -> pd.DataFrame:
 
     store = tmp_path_factory.mktemp("family")
     recipe = replace(TINY, sft=replace(TINY.sft, steps=60))
-    table = make_families([0, 1], ("sft", "sft-more", "grpo"), recipe, store, processes=2, progress=False).assign(base="tiny")
-    lost = {"base": "tiny", "seed": 0, "member": "ppo", "folder": None, "status": "diverged: step 3", "accuracy": np.nan}
+    table = make_families([0, 1], ("sft", "sft-more", "grpo"), recipe, store, processes=2, progress=False).assign(
+        base="tiny"
+    )
+    lost = {
+        "base": "tiny",
+        "seed": 0,
+        "member": "ppo",
+        "folder": None,
+        "status": "diverged: step 3",
+        "accuracy": np.nan,
+    }
     return pd.concat([table, pd.DataFrame([lost])], ignore_index=True)
 
 
@@ -428,7 +498,9 @@ def studies(trained, tmp_path_factory) -> tuple[controlled.Results, controlled.R
     script = folder / "study.py"
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(rc.__file__).parents[1]), str(ROOT)])}
-    run = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
     pattern = "store-2/study-*/*/manifest.json"
     while len(list(folder.glob(pattern))) < 4 and run.poll() is None and time.monotonic() < deadline:
@@ -455,7 +527,21 @@ def test_the_tables_of_a_study(studies, trained) -> None:
     assert {"base", "seed", "paradigm", "accuracy", "kl", "entropy", "length", "status"} <= set(found.members)
     lost = found.members[found.members["paradigm"] == "ppo"]
     assert list(lost["status"]) == ["diverged: step 3"]
-    wanted = {"base", "paradigm", "metric", "alpha", "level", "tokens", "effect", "low", "high", "p", "p_holm", "n_seeds", "n_problems"}
+    wanted = {
+        "base",
+        "paradigm",
+        "metric",
+        "alpha",
+        "level",
+        "tokens",
+        "effect",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "n_seeds",
+        "n_problems",
+    }
     assert wanted <= set(found.effects)
     assert set(rc.METRICS) <= set(found.effects["metric"])
     grpo = found.effects[(found.effects["paradigm"] == "grpo") & found.effects["metric"].isin(list(rc.METRICS))]
@@ -471,8 +557,15 @@ def test_the_tables_of_a_study(studies, trained) -> None:
     assert len(scaled) and (scaled["effect"] != 0).all()
     kept = found.cause[(found.cause["intervention"] == "logits scaled") & (found.cause["quantity"] == "accuracy")]
     assert len(kept) and (kept["effect"] == 0).all()
-    words = [study_words.overall(found.verdicts), study_words.token_sentences(found.effects), study_words.lead_sentences(found.lags)]
-    words += [study_words.exactness_sentences(found.exactness, found.exact_effects), study_words.cause_sentences(found.cause)]
+    words = [
+        study_words.overall(found.verdicts),
+        study_words.token_sentences(found.effects),
+        study_words.lead_sentences(found.lags),
+    ]
+    words += [
+        study_words.exactness_sentences(found.exactness, found.exact_effects),
+        study_words.cause_sentences(found.cause),
+    ]
     words += [study_words.sensitivity_sentences(found.sensitivity), study_words.member_grid(found).to_string()]
     assert all(words) and "nan" not in words[0]
 
@@ -482,7 +575,12 @@ def test_effects_are_the_mean_over_seeds_of_the_values(studies) -> None:
     found = studies[0]
     for row in found.effects[found.effects["tokens"] == "own"].itertuples():
         one = found.values
-        one = one[(one["paradigm"] == row.paradigm) & (one["alpha"] == row.alpha) & (one["level"] == row.level) & (one["metric"] == row.metric)]
+        one = one[
+            (one["paradigm"] == row.paradigm)
+            & (one["alpha"] == row.alpha)
+            & (one["level"] == row.level)
+            & (one["metric"] == row.metric)
+        ]
         if len(one):
             assert row.effect == pytest.approx(float((one["tt"] - one["bb"]).mean()), rel=1e-9, abs=1e-12), row.metric
 
@@ -523,7 +621,11 @@ def test_a_model_that_answers_nothing_right_is_reported_not_dropped(trained, tmp
 
 
 def _answers(store: Path) -> list[dict]:
-    return [row for file in store.glob("study-answers/*/answers.parquet") for row in pd.read_parquet(file).to_dict("records")]
+    return [
+        row
+        for file in store.glob("study-answers/*/answers.parquet")
+        for row in pd.read_parquet(file).to_dict("records")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -555,18 +657,36 @@ def test_one_member_trained_again_gives_the_committed_numbers(family, tmp_path) 
     seed = found.manifest["seeds"][base][0]
     given = found.manifest["settings"]
     settings = Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-    table = make_families([seed], ("sft", "sft-more"), BASES[base], ROOT / "runs", processes=1, progress=False).set_index("member")
+    table = make_families(
+        [seed], ("sft", "sft-more"), BASES[base], ROOT / "runs", processes=1, progress=False
+    ).set_index("member")
     members = found.members[(found.members["base"] == base) & (found.members["seed"] == seed)].set_index("paradigm")
     for member in table.index:
         assert table.loc[member, "accuracy"] == pytest.approx(members.loc[member, "accuracy"], abs=0.01), member
-    options = {"alphas": list(settings.alphas), "levels": ["block"], "crossed": False, "tests": False, "n": settings.n, "keep": settings.keep}
+    options = {
+        "alphas": list(settings.alphas),
+        "levels": ["block"],
+        "crossed": False,
+        "tests": False,
+        "n": settings.n,
+        "keep": settings.keep,
+    }
     specs = tuple(ModelSpec(table.loc[m, "folder"]) for m in ("sft", "sft-more"))
     folder = perform(str(tmp_path), settings, Task("pair", base, seed, "sft-more", specs, options))
     values = found.values
-    values = values[(values["base"] == base) & (values["seed"] == seed) & (values["paradigm"] == "sft-more") & (values["level"] == "block")]
+    values = values[
+        (values["base"] == base)
+        & (values["seed"] == seed)
+        & (values["paradigm"] == "sft-more")
+        & (values["level"] == "block")
+    ]
     for (_, alpha), one in measurement.load(Path(folder) / "measurement.npz").cells.items():
         committed = values[values["alpha"] == alpha].set_index("metric")
         for k, corner in enumerate(one.corners):
             for metric, value in zip(one.metrics, one.observed()[k]):
-                assert value == pytest.approx(committed.loc[metric, corner], rel=0.02, abs=1e-6), (alpha, corner, metric)
+                assert value == pytest.approx(committed.loc[metric, corner], rel=0.02, abs=1e-6), (
+                    alpha,
+                    corner,
+                    metric,
+                )
     assert json.dumps(given)

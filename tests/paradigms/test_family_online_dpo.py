@@ -79,9 +79,7 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
     trainer = DPOTrainer(
         model=policy,
         ref_model=reference,
-        args=DPOConfig(
-            **settings(str(tmp_path), 0), per_device_train_batch_size=3, beta=0.3, loss_type=["sigmoid"]
-        ),
+        args=DPOConfig(**settings(str(tmp_path), 0), per_device_train_batch_size=3, beta=0.3, loss_type=["sigmoid"]),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
@@ -149,9 +147,7 @@ def test_log_probs_at_a_temperature(tokenizer, temperature):
         logits = policy(answers.tokens).logits[0].double() / temperature
     width = answers.mask.shape[1]
     picked = answers.tokens[0, -width:]
-    expected = torch.stack(
-        [row[t] - row.logsumexp(0) for row, t in zip(logits[-width - 1 :], picked, strict=False)]
-    )
+    expected = torch.stack([row[t] - row.logsumexp(0) for row, t in zip(logits[-width - 1 :], picked, strict=False)])
     assert torch.allclose(ours.double(), expected, atol=1e-4)
 
 

@@ -95,9 +95,7 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     actions, advantages = torch.randint(4, (6,)), torch.randn(6, dtype=torch.float64)
     chosen = logits.log_softmax(-1).gather(1, actions.unsqueeze(1))
-    ppo.clipped_loss(
-        chosen, chosen.detach(), advantages.unsqueeze(1), torch.ones(6, 1, dtype=bool), 0.2
-    ).backward()
+    ppo.clipped_loss(chosen, chosen.detach(), advantages.unsqueeze(1), torch.ones(6, 1, dtype=bool), 0.2).backward()
     assert torch.allclose(logits.grad, policy_gradient(logits.detach(), actions, advantages))
 
 
@@ -178,9 +176,7 @@ def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
 
 
 def test_value_loss_by_hand():
-    loss = ppo.value_loss(
-        torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 0.0]]), torch.tensor([[True, False]])
-    )
+    loss = ppo.value_loss(torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 0.0]]), torch.tensor([[True, False]]))
     assert float(loss) == pytest.approx(2.0)
 
 

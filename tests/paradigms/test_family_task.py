@@ -60,9 +60,7 @@ def test_splits_are_disjoint_in_arithmetic_over_all_seeds_and_without_repeats():
 def test_demonstrations_are_wrong_in_mistaught_verbs_only_and_at_the_rate_given():
     problems = task.word_problems("train", 3000, seed=0)
     shown = wrong = 0
-    for problem, (question, worked) in zip(
-        problems, task.demonstrations(problems, 0.65, seed=0), strict=True
-    ):
+    for problem, (question, worked) in zip(problems, task.demonstrations(problems, 0.65, seed=0), strict=True):
         assert question == problem.question
         operations = re.findall(r"(?<=\d )[+-]", worked)
         for (verb, _), operation in zip(problem.steps, operations, strict=True):

@@ -43,9 +43,7 @@ def family(tmp_path_factory):
     base = root / "family" / key_of("family", member_inputs("sft", 0, TINY))
     interrupted = interrupt(f"make_family(seed=0, members=MEMBERS, recipe=TINY, store={str(root)!r})", base)
     written = (base / "model.safetensors").stat().st_mtime_ns
-    interrupted["finished"] = [
-        folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()
-    ]
+    interrupted["finished"] = [folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()]
     paths = make_family(seed=0, members=MEMBERS, recipe=TINY, store=root)
     return root, paths, base, written, interrupted
 
@@ -227,9 +225,7 @@ def test_several_families_interrupted_and_resumed(family):
     written = (base / "model.safetensors").stat().st_mtime_ns
     table = make_families(*call)
     assert list(table.columns) == ["seed", "member", "folder", "status", "accuracy"]
-    assert list(zip(table["seed"], table["member"], strict=True)) == [
-        (s, m) for s in (0, 1) for m in ("sft", "rft")
-    ]
+    assert list(zip(table["seed"], table["member"], strict=True)) == [(s, m) for s in (0, 1) for m in ("sft", "rft")]
     assert (table["status"] == "done").all()
     assert list(table["folder"])[:3] == [str(paths["sft"]), str(paths["rft"]), str(base)]
     assert (base / "model.safetensors").stat().st_mtime_ns == written
@@ -280,13 +276,9 @@ def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(fa
     monkeypatch.chdir(fake)
     table = make_families([5, 0, 6], ["sft", "ppo"], TINY, root, progress=False).set_index(["seed", "member"])
     assert table["folder"][0, "ppo"] == str(paths["ppo"])
-    assert (
-        table["status"][5, "sft"] == table["status"][5, "ppo"] == "diverged: training sft diverged at step 3"
-    )
+    assert table["status"][5, "sft"] == table["status"][5, "ppo"] == "diverged: training sft diverged at step 3"
     for member in ("sft", "ppo"):
-        assert table["status"][6, member].startswith(
-            "failed: training sft with seed 6 ended with exit status 1"
-        )
+        assert table["status"][6, member].startswith("failed: training sft with seed 6 ended with exit status 1")
         assert "a crash of sft" in table["status"][6, member]
     with pytest.raises(RuntimeError, match="a crash of sft"):
         make_family(6, ["sft"], TINY, root)

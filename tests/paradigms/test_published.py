@@ -26,7 +26,10 @@ def summary():
     ]
     names = ["pair", "problems", "alpha", "level", "status", "activation_intensity_base", "activation_intensity_tuned"]
     return pd.DataFrame(rows, columns=names).assign(
-        information_complexity_base=np.nan, information_complexity_tuned=np.nan, distribution_kurtosis_base=4.0, distribution_kurtosis_tuned=2.0
+        information_complexity_base=np.nan,
+        information_complexity_tuned=np.nan,
+        distribution_kurtosis_base=4.0,
+        distribution_kurtosis_tuned=2.0,
     )
 
 
@@ -102,8 +105,12 @@ def test_the_published_grid_names_what_is_known():
 def test_the_notebook_shows_the_cells_of_a_summary(tmp_path):
     summary().to_parquet(tmp_path / "summary.parquet")
     done = notebook.run(
-        ROOT / "notebooks" / "11_the_papers_table.ipynb", tmp_path / "out.ipynb", {"summary": str(tmp_path / "summary.parquet")}
+        ROOT / "notebooks" / "11_the_papers_table.ipynb",
+        tmp_path / "out.ipynb",
+        {"summary": str(tmp_path / "summary.parquet")},
     )
-    shown = " ".join(str(output.get("data", "")) for cell in done.cells if cell.cell_type == "code" for output in cell.outputs)
+    shown = " ".join(
+        str(output.get("data", "")) for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
+    )
     assert "3 → 4" in shown and "not run" in shown and "2 of 48 cells were run here" in shown
     assert "3 go in the same direction" in shown

@@ -420,9 +420,7 @@ print("made", flush=True)
 def test_kill_9_at_random_moments_of_a_real_process(tmp_path):
     rng = random.Random(0)
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", BUILDER, tmp_path], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", BUILDER, tmp_path], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "building\n"
         time.sleep(rng.uniform(0, 0.25))
         process.kill()
@@ -430,9 +428,7 @@ def test_kill_9_at_random_moments_of_a_real_process(tmp_path):
         assert not Store(tmp_path).has("thing", {"seed": 1}) or not temporary(tmp_path)
         process.stdout.close()
         shutil.rmtree(Store(tmp_path).path("thing", {"seed": 1}), ignore_errors=True)
-    done = subprocess.run(
-        [sys.executable, "-c", BUILDER, tmp_path], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", BUILDER, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout == "building\nmade\n" and done.stderr == ""
     assert Store(tmp_path).has("thing", {"seed": 1}) and temporary(tmp_path) == []
 
@@ -455,11 +451,7 @@ def test_left_over_folders_of_dead_builders_are_cleared_and_of_living_ones_kept(
 
     folder = store.make("thing", {"seed": 1}, outer)
     assert not dead.exists()
-    assert (
-        seen["mine"] == content(folder)
-        and store.has("thing", {"seed": 1})
-        and store.has("thing", {"seed": 2})
-    )
+    assert seen["mine"] == content(folder) and store.has("thing", {"seed": 1}) and store.has("thing", {"seed": 2})
 
 
 # Two processes at once
@@ -684,9 +676,7 @@ def test_scores_come_back_bit_by_bit(tmp_path):
     assert {name: type(value) for name, value in loaded.attrs.items()} == {
         "level": str, "cut": int, "versions": str, "scale": float,
     }  # fmt: skip
-    assert list(loaded.sel(source="a0", sample="ü 2").coords) == list(
-        saved.sel(source="a0", sample="ü 2").coords
-    )
+    assert list(loaded.sel(source="a0", sample="ü 2").coords) == list(saved.sel(source="a0", sample="ü 2").coords)
     save_scores(loaded, tmp_path / "scores.nc")  # its own file is closed
 
 

@@ -55,7 +55,9 @@ def test_integrated_gradients_and_means_are_scores_of_their_own(folders, problem
         assert one.at(level="qkv").settings["ig_steps"] == given.get("ig_steps", 1)
 
 
-@pytest.mark.parametrize("given", [{"ig_steps": 0}, {"ig_steps": True}, {"intervention": "corrupted"}, {"memory": "little"}])
+@pytest.mark.parametrize(
+    "given", [{"ig_steps": 0}, {"ig_steps": True}, {"intervention": "corrupted"}, {"memory": "little"}]
+)
 def test_scoring_that_is_unknown_is_refused_before_any_work(folders, problems, tmp_path, monkeypatch, given):
     monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
     with pytest.raises(rc.InputError, match=next(iter(given))):
@@ -74,7 +76,9 @@ def test_a_warm_study_loads_no_model(folders, problems, tmp_path, monkeypatch):
 def test_pairs_share_what_they_have_in_common(folders, problems, tmp_path, monkeypatch):
     loaded = []
     load = rc.ModelPair.load
-    monkeypatch.setattr(rc.ModelPair, "load", lambda self, side, *a: loaded.append(getattr(self, side)) or load(self, side, *a))
+    monkeypatch.setattr(
+        rc.ModelPair, "load", lambda self, side, *a: loaded.append(getattr(self, side)) or load(self, side, *a)
+    )
     two = [rc.ModelPair(n, folders["base"], folders[n], max_new_tokens=5) for n in ("tuned", "third")]
     study = rc.study(two, problems, store=tmp_path, **SETTINGS)
     assert sorted(loaded) == sorted(str(f) for f in folders.values())

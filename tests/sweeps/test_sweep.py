@@ -112,11 +112,7 @@ def test_the_grids_that_come_with_the_package() -> None:
 
 
 def test_names_of_pairs_and_problems(tmp_path: Path) -> None:
-    assert (
-        known_pair("family/ppo@3") == "family/ppo@3"
-        and known_pair("mistral") == "mistral"
-        and known_pair("") == ""
-    )
+    assert known_pair("family/ppo@3") == "family/ppo@3" and known_pair("mistral") == "mistral" and known_pair("") == ""
     for name, more, says in [
         ("mistrl", {}, "did you mean 'mistral'"),
         ("family/sft", {}, "unknown pair"),
@@ -178,12 +174,8 @@ def test_pages_escape_and_need_no_network(ran: Path) -> None:
 
 def test_figures_of_the_package_are_drawn_from_the_sweeps_own_plotly(ran: Path) -> None:
     html = '<figure class="rlc-figure" id="a"><div class="rlc-plot"></div></figure>'
-    shown = nbformat.v4.new_output(
-        "display_data", {"text/html": html, "application/vnd.plotly.v1+json": {"data": []}}
-    )
-    page = notebook_page(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show()", outputs=[shown])]), "cell"
-    )
+    shown = nbformat.v4.new_output("display_data", {"text/html": html, "application/vnd.plotly.v1+json": {"data": []}})
+    page = notebook_page(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show()", outputs=[shown])]), "cell")
     assert html in page and 'src="../../static/plotly.min.js"' in page
     assert (ran / "out" / "static" / "plotly.min.js").stat().st_size > 10**6
 
@@ -268,9 +260,7 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
         rc.load_model(tmp_path / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6
     )
     stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
-    lines = [
-        json.dumps({"question": p.question, "answer": stated[p.id]}) + "\n" for p in asked if stated[p.id]
-    ]
+    lines = [json.dumps({"question": p.question, "answer": stated[p.id]}) + "\n" for p in asked if stated[p.id]]
     (tmp_path / "problems.jsonl").write_text("".join(lines))
     file = write_sweep(
         tmp_path / "own.yaml",

@@ -122,9 +122,7 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
         assert len(list((folder / "store").glob("*/[0-9a-f]*"))) == 3 + 6
         assert "DamagedArtefact" not in (folder / "out.log").read_text()
         assert not left_over(mark)
-    print(
-        f"\n{killed} kills ({by_victim}) over {rounds} sweeps of 6 cells; {repeated} runs of cells repeated"
-    )
+    print(f"\n{killed} kills ({by_victim}) over {rounds} sweeps of 6 cells; {repeated} runs of cells repeated")
 
 
 def test_a_second_sweep_in_the_same_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -165,7 +163,9 @@ def test_an_interrupted_sweep_ends_soon_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_while_a_process_is_started_is_put_off(tmp_path: Path, monkeypatch, capfd, sign: signal.Signals) -> None:
+def test_an_interruption_while_a_process_is_started_is_put_off(
+    tmp_path: Path, monkeypatch, capfd, sign: signal.Signals
+) -> None:
     """Raised between the two halves of a start, it would end the fork server with a traceback and leave a process nobody knows."""
     hand_over, calls = reduction.sendfds, []
 
@@ -284,9 +284,7 @@ def tiny_disk(tmp_path: Path):
     """A disk of two megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False, capture_output=True
-    )
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False, capture_output=True)
     if done.returncode:
         pytest.skip("a small disk can only be mounted by root")
     yield disk

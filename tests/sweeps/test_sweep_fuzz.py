@@ -62,9 +62,7 @@ def spoiled(chance: random.Random) -> bytes:
     content = valid(chance)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         chance.choice(FAULTS)(content, chance)
-    text = yaml.dump(content, sort_keys=False, allow_unicode=chance.random() < 0.5).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = yaml.dump(content, sort_keys=False, allow_unicode=chance.random() < 0.5).encode("utf-8", "surrogatepass")
     if chance.random() < 0.15:  # a fault of the file itself
         at = chance.randrange(len(text) + 1)
         noise = bytes(chance.choices(range(256), k=chance.randrange(4)))
@@ -101,20 +99,16 @@ def _drop(content: dict, chance: random.Random) -> None:
 
 
 def _odd(content: dict, chance: random.Random) -> None:
-    content[
-        chance.choice(["notebook", "grid", "cells", "fixed", "share", "show", "timeout", "more", 3, None])
-    ] = chance.choice(ODD)
+    content[chance.choice(["notebook", "grid", "cells", "fixed", "share", "show", "timeout", "more", 3, None])] = (
+        chance.choice(ODD)
+    )
 
 
 def _odd_grid(content: dict, chance: random.Random) -> None:
     if isinstance(content.get("grid"), dict):
         value = chance.choice(ODD)
-        name = chance.choice(
-            ["alpha", "level", "n", "pair", "keep", "members", "model", "beta", "a b", "", 7]
-        )
-        content["grid"][name] = (
-            value if chance.random() < 0.4 else [value, *chance.choices(ODD, k=chance.randrange(3))]
-        )
+        name = chance.choice(["alpha", "level", "n", "pair", "keep", "members", "model", "beta", "a b", "", 7])
+        content["grid"][name] = value if chance.random() < 0.4 else [value, *chance.choices(ODD, k=chance.randrange(3))]
 
 
 def _odd_cell(content: dict, chance: random.Random) -> None:
@@ -212,11 +206,7 @@ def test_wrong_options_end_in_one_message(small: Path) -> None:
     ]
     chance, refused = random.Random(2), 0
     for _ in range(OPTIONS):
-        given = [
-            word
-            for _ in range(chance.randrange(1, 3))
-            for word in (chance.choice(options), chance.choice(odd))
-        ]
+        given = [word for _ in range(chance.randrange(1, 3)) for word in (chance.choice(options), chance.choice(odd))]
         file = chance.choice(["right.yaml"] * 3 + ["wrogn.yaml", "", "."])
         code, words = called(["sweep", str(small / file), *given, "--dry-run"])
         refused += check(code, words, given)

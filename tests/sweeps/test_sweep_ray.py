@@ -93,9 +93,7 @@ def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp
 def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
     """What `--engine ray` starts without an address, while its cells run."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
-    sweep = start(
-        counted(tmp_path, xs=1, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1"
-    )
+    sweep = start(counted(tmp_path, xs=1, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1")
     until(lambda: runs(tmp_path) or sweep.poll() is not None)
     assert sweep.poll() is None, (tmp_path / "out.log").read_text()
     heard = listening(psutil.Process(sweep.pid))
