@@ -60,6 +60,7 @@ bench-gpu: $(READY)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-logo
 
 # For maintainers: resolve pyproject.toml anew in an empty environment and write down what came out.
 lock:

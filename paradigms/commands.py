@@ -66,11 +66,11 @@ def _family(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from paradigms.study import controlled
+    from paradigms.study import SECOND_SEEDS, SEEDS, run
 
-    found = controlled.run(
-        seeds=controlled.SEEDS if options.seeds is None else options.seeds,
-        second_seeds=controlled.SECOND_SEEDS if options.second_seeds is None else options.second_seeds,
+    found = run(
+        seeds=SEEDS if options.seeds is None else options.seeds,
+        second_seeds=SECOND_SEEDS if options.second_seeds is None else options.second_seeds,
         members=options.members,
         out=options.out,
         store=options.store,

@@ -16,7 +16,6 @@ Scores are in nats: by how much the loss would rise, to first order, without the
 from __future__ import annotations
 
 from rlcircuits.figures.answers import answer_tokens, dropped_by_rule
-from rlcircuits.figures.choices import choices, graph_by_problem, graph_by_size
 from rlcircuits.figures.comparisons import forest
 from rlcircuits.figures.exactness import ablation_scatter, cost_curves, faithfulness_curves
 from rlcircuits.figures.graph import (
@@ -32,6 +31,7 @@ from rlcircuits.figures.graph import (
     robust_range,
     what_is_shown,
 )
+from rlcircuits.figures.interactive import choices, graph_by_problem, graph_by_size
 from rlcircuits.figures.profiles import (
     edge_scatter,
     layer_profile,

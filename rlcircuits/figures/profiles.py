@@ -24,7 +24,7 @@ from rlcircuits.figures.theme import (
     line_of,
     some,
 )
-from rlcircuits.metrics import METRICS, compare, edge_values, output_edge_entropy, paired
+from rlcircuits.metrics import METRICS, Edges, compare, edge_values, output_edge_entropy, paired
 
 
 def size_distribution(scores: Scores, bins: int = 60, title: str | None = None) -> go.Figure:
@@ -258,8 +258,6 @@ def edge_scatter(
     Raises:
         InputError: no such edge, or two models that cannot be paired.
     """
-    from rlcircuits.lab import Edges
-
     base, tuned = paired(base, tuned)
     x, y = (Edges(scores)[edge].values.astype(np.float64) for scores in (base, tuned))
     if not np.isfinite(x).all():

@@ -10,4 +10,3 @@ from .parameters import glue as glue
 from .parameters import glue_table as glue_table
 from .parameters import number as number
 from .parameters import validate as validate
-from .rich import Edges as Edges

@@ -3,7 +3,7 @@
 1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few facts and a
    small table. It names types by their modules, so nothing is imported for it. The Tab key learns the names that functions
    choose from (`rlcircuits.lab.completion`).
-2. Scores stay an ``xarray.DataArray``; `Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
+2. Scores stay an ``xarray.DataArray``; `rlcircuits.metrics.Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
    (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
 3. All text is escaped, and kept from MathJax.
 """
@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rlcircuits.errors import choose
 from rlcircuits.lab import completion as completion
 
 if TYPE_CHECKING:
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from rlcircuits.attribution import Graph
-
-DIMS = ("sample", "source", "destination")
 
 
 def register(ipython: Any) -> None:
@@ -122,8 +116,10 @@ def graph_html(graph: Graph) -> str:
 def scores_html(array: xr.DataArray) -> str:
     """Edge scores: what they are, the strongest edges, then xarray's own view; any other DataArray: only that."""
     plain = array._repr_html_()
-    if tuple(array.dims) != DIMS or "level" not in array.attrs:
+    if tuple(array.dims) != ("sample", "source", "destination") or "level" not in array.attrs:
         return plain
+    from rlcircuits.metrics import Edges
+
     edges = Edges(array)
     facts = {
         "level": array.attrs["level"],
@@ -137,59 +133,11 @@ def scores_html(array: xr.DataArray) -> str:
     return card("Edge scores", facts, table_html(edges.strongest(5)), hint, plain)
 
 
-class Edges:
-    """``scores.rlc``: the edges of scores, by name.
-
-    >>> import xarray, rlcircuits.lab.rich
-    >>> scores = xarray.DataArray([[[1.0, 2.0]]], dims=("sample", "source", "destination"),
-    ...     coords={"sample": ["p"], "source": ["input"], "destination": ["a0", "logits"]})
-    >>> float(rlcircuits.lab.rich.Edges(scores)["input->logits"].mean())
-    2.0
-    """
-
-    def __init__(self, scores: xr.DataArray) -> None:
-        self._scores = scores
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Every edge, ``"source->destination"``."""
-        values = self._scores.transpose(*DIMS).values
-        sources, destinations = (self._scores[dim].values.astype(str) for dim in DIMS[1:])
-        return [f"{sources[i]}->{destinations[j]}" for i, j in np.argwhere(np.isfinite(values).any(axis=0))]
-
-    def __getitem__(self, edge: str) -> xr.DataArray:
-        """The edge's score on each problem, in nats.
-
-        Raises:
-            InputError: no such source or destination.
-        """
-        source, _, destination = str(edge).partition("->")
-        for dim, name in (("source", source), ("destination", destination)):
-            choose(dim, name, [str(n) for n in self._scores[dim].values])
-        return self._scores.sel(source=source, destination=destination)
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return self.names
-
-    def strongest(self, n: int = 10) -> pd.DataFrame:
-        """The `n` edges of largest |mean score|: mean, lowest and highest score over problems, in nats."""
-        import pandas as pd
-
-        values = self._scores.transpose(*DIMS).values.astype(np.float64)
-        mean = values.sum(axis=0) / max(1, len(values))
-        where = np.argwhere(np.isfinite(mean))
-        where = where[np.argsort(-np.abs(mean[tuple(where.T)]), kind="stable")[:n]]
-        sources, destinations = (self._scores[dim].values.astype(str) for dim in DIMS[1:])
-        rows = [
-            (f"{sources[i]}->{destinations[j]}", mean[i, j], values[:, i, j].min(), values[:, i, j].max())
-            for i, j in where
-        ]
-        return pd.DataFrame(rows, columns=["edge", "mean", "lowest", "highest"]).set_index("edge")
-
-
 def register_accessor() -> None:
     """Give every DataArray ``.rlc``."""
     import xarray as xr
+
+    from rlcircuits.metrics import Edges
 
     if not hasattr(xr.DataArray, "rlc"):
         xr.register_dataarray_accessor("rlc")(Edges)

@@ -19,6 +19,7 @@ from .definitions import sample_kurtosis as sample_kurtosis
 from .definitions import standardised as standardised
 from .definitions import summary as summary
 from .definitions import top_share as top_share
+from .edges import Edges as Edges
 from .inference import COMPARISON as COMPARISON
 from .inference import WHOLE_SET as WHOLE_SET
 from .inference import compare as compare

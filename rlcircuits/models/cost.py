@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +30,6 @@ from rlcircuits.storage import near
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from rlcircuits.answers import ProblemSet
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROMPT_TOKENS = 128
@@ -75,7 +73,7 @@ class Estimate:
 
 def estimate(
     model: ModelPair | Mapping[str, Any] | str | Path,
-    problems: ProblemSet | int | None = None,
+    problems: Sized | int | None = None,
     tokens: int | None = None,
     level: str = "block",
     dtype: str = "bfloat16",
