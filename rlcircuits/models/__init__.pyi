@@ -2,6 +2,11 @@ from .checkpoints import DTYPES as DTYPES
 from .checkpoints import fingerprint as fingerprint
 from .cost import Estimate as Estimate
 from .cost import estimate as estimate
+from .gguf import Dequantised as Dequantised
+from .gguf import converted as converted
+from .gguf import get as get
+from .gguf import packaged as packaged
+from .gguf import packaged_folder as packaged_folder
 from .inventory import pair_table as pair_table
 from .inventory import which_are_here as which_are_here
 from .known import PairProvider as PairProvider

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcircuits.errors import InputError
 from rlcircuits.models.adapters import is_adapter
+from rlcircuits.models.gguf import SUFFIX, converted, packaged, packaged_folder
 
 if TYPE_CHECKING:
     import torch
@@ -21,27 +20,6 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 #: the device that spreads a model over all there are (`device_map="auto"` of transformers)
 SPREAD = "spread"
-
-
-@contextlib.contextmanager
-def explained(name: str, local: Path | None) -> Iterator[None]:
-    """What the libraries raise for a checkpoint that cannot be read, as an `InputError` that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
-        raise InputError(_why_not(name, local, error)) from error
-    except Exception as error:  # safetensors raises its own type for a damaged file
-        if type(error).__module__.split(".")[0] not in (
-            "safetensors",
-            "safetensors_rust",
-            "huggingface_hub",
-            "tokenizers",
-            "builtins",
-        ):
-            raise
-        raise InputError(_why_not(name, local, error)) from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -101,10 +79,20 @@ def resolved_device(device: str) -> torch.device:
 def local_checkpoint(name: str) -> Path | None:
     """The folder when `name` is a path to a checkpoint, None when it can only be a hub id.
 
+    A packaged model's name (``"smollm2"``) stands for where `rlcircuits.models.get` has put it, a GGUF file for the checkpoint that
+    is made of it once.
+
     Raises:
-        InputError: a path that does not exist or holds no readable safetensors checkpoint.
+        InputError: a path that does not exist or holds no readable safetensors checkpoint, or a packaged model that is not here.
     """
     folder = Path(name).expanduser()
+    if name in packaged() and not folder.exists():
+        found = packaged_folder(name)
+        if found is None:
+            raise InputError(f"the model {name!r} is not here yet: run `rlcircuits models get {name}` once")
+        return found
+    if folder.suffix == SUFFIX and folder.is_file():
+        return converted(folder)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
     if not looks_like_path:
         return None
@@ -133,15 +121,3 @@ def local_checkpoint(name: str) -> Path | None:
             f"the folder {name!r} holds no *.safetensors{found}; save the model with save_pretrained(safe_serialization=True)"
         )
     return folder
-
-
-def _why_not(name: str, local: Path | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if local is None and "safetensors" in reason and "not" in reason:
-        return (
-            f"cannot load {name!r}: it seems to have no safetensors, and pickled weights are never loaded; name a revision that has them, "
-            f"or convert a copy of your own ({reason})"
-        )
-    if local is None:
-        return f"cannot load {name!r}: no such folder here, and as a hub id it could not be had ({reason})"
-    return f"cannot load the checkpoint in {name!r}: {reason}"

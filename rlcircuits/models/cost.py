@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.attribution import LEVELS
 from rlcircuits.errors import InputError, choose
-from rlcircuits.models.checkpoints import explained
+from rlcircuits.models.faults import explained
 from rlcircuits.models.known import pair, provider_of
 from rlcircuits.models.pairing import ModelPair
 from rlcircuits.storage import near

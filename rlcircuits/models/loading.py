@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models.adapters import hub_adapter, is_adapter, merged
-from rlcircuits.models.checkpoints import (
-    DTYPES,
-    SPREAD,
-    explained,
-    fingerprint,
-    local_checkpoint,
-    resolved_device,
-    together,
-)
+from rlcircuits.models.checkpoints import DTYPES, SPREAD, fingerprint, local_checkpoint, resolved_device, together
+from rlcircuits.models.faults import explained
 from rlcircuits.models.tokenizer import load_tokenizer, quiet
 
 if TYPE_CHECKING:

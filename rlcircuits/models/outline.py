@@ -71,7 +71,8 @@ def outline_of(
     from transformers import AutoConfig
 
     from rlcircuits.models.adapters import hub_adapter, is_adapter
-    from rlcircuits.models.checkpoints import explained, local_checkpoint
+    from rlcircuits.models.checkpoints import local_checkpoint
+    from rlcircuits.models.faults import explained
     from rlcircuits.models.tokenizer import load_tokenizer
 
     name = os.fspath(name)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
 from rlcircuits.models.adapters import is_adapter
-from rlcircuits.models.checkpoints import explained, local_checkpoint
+from rlcircuits.models.checkpoints import local_checkpoint
+from rlcircuits.models.faults import explained
 from rlcircuits.models.loading import Model
 from rlcircuits.models.pairing import ModelPair, check_pair
 
