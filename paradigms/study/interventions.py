@@ -50,10 +50,10 @@ def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     """
     import torch
 
-    from rlcircuits.attribution import Architecture, first, given, hooked, mean_nll, padded, taken
+    from rlcircuits.attribution import Architecture, Graph, first, given, hooked, mean_nll, padded, taken
 
     architecture = Architecture.of(hf)
-    graph = architecture.graph("block")
+    graph = Graph.of(hf, "block")
     sources: list[Tensor] = []
     reads: dict[Any, Tensor] = {}
 

@@ -1,11 +1,6 @@
 from .ablation import EFFECTS as EFFECTS
 from .ablation import ablate as ablate
 from .architecture import Architecture as Architecture
-from .architecture import first as first
-from .architecture import given as given
-from .architecture import hooked as hooked
-from .architecture import plain as plain
-from .architecture import taken as taken
 from .batching import bytes_per_token as bytes_per_token
 from .circuits import RANKS as RANKS
 from .circuits import circuit as circuit
@@ -18,6 +13,11 @@ from .eap import attribute as attribute
 from .eap import token_losses as token_losses
 from .graph import LEVELS as LEVELS
 from .graph import Graph as Graph
+from .layers import first as first
+from .layers import given as given
+from .layers import hooked as hooked
+from .layers import taken as taken
+from .reading import plain as plain
 from .recording import mean_nll as mean_nll
 from .recording import padded as padded
 from .traces import Trace as Trace

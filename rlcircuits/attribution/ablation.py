@@ -28,21 +28,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from rlcircuits.attribution.architecture import (
-    Architecture,
-    Layer,
-    Norm,
-    Projection,
-    first,
-    given,
-    hooked,
-    plain,
-    taken,
-    wide,
-)
+from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import in_batches
 from rlcircuits.attribution.eap import checked, labelled
 from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.layers import Layer, Norm, Projection, first, given, hooked, taken, wide
+from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import mean_nll, padded
 from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError
@@ -103,7 +94,7 @@ def ablate(
     hf = plain(model)
     traces = checked(hf, traces, cut)
     architecture = Architecture.of(hf)
-    graph = architecture.graph(level)
+    graph = Graph.of(hf, level)
     if isinstance(edges, str):
         edges = [edges]
     pairs = list(zip(*graph.mask.nonzero())) if edges is None else [graph.edge(name) for name in edges]

@@ -42,10 +42,11 @@ import xarray as xr
 from torch import Tensor
 
 from rlcircuits.attribution.ablation import inputs_of_reruns, rerun
-from rlcircuits.attribution.architecture import Architecture, plain
+from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import in_batches
 from rlcircuits.attribution.eap import checked
 from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import padded
 from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError, choose
@@ -139,7 +140,7 @@ def faithfulness(
     cut = _cut(scores, cut)
     traces = checked(hf, traces, cut)
     architecture = Architecture.of(hf)
-    graph = _graph(architecture, scores)
+    graph = _graph(hf, scores)
     rankings = [_order(scores, rank)[0] for rank in ("signed", "absolute")]
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
     ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
@@ -356,7 +357,7 @@ def _cut(scores: xr.DataArray, cut: int | None | str) -> int | None:
     return None if scored == "all" else int(scored)
 
 
-def _graph(architecture: Architecture, scores: xr.DataArray) -> Graph:
+def _graph(hf: torch.nn.Module, scores: xr.DataArray) -> Graph:
     """The model's graph at the level of the scores.
 
     Raises:
@@ -366,7 +367,7 @@ def _graph(architecture: Architecture, scores: xr.DataArray) -> Graph:
     level = scores.attrs.get("level") or (
         "head" if any(".h" in n for n in names) else "qkv" if any("<" in n for n in names) else "block"
     )
-    graph = architecture.graph(level)
+    graph = Graph.of(hf, level)
     if [str(name) for name in scores["source"].values] != list(graph.sources) or names != list(graph.destinations):
         raise InputError(
             f"the scores are of a graph of {scores.sizes['source']} sources and {scores.sizes['destination']} destinations, the model's "

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.attribution.architecture import Architecture, wide
+from rlcircuits.attribution.architecture import Architecture
+from rlcircuits.attribution.layers import wide
 from rlcircuits.attribution.recording import Recorder
 
 #: bytes that the contraction may use beside the stored sources and gradients

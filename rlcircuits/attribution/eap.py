@@ -28,10 +28,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from rlcircuits.attribution.architecture import Architecture, plain, wide
+from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.layers import wide
 from rlcircuits.attribution.passes import fast_pass, lean_pass
+from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import Recorder, mean_nll, nll, padded, sources_of
 from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError, choose
@@ -97,7 +99,7 @@ def attribute(
     if isinstance(ig_steps, bool) or not isinstance(ig_steps, int) or ig_steps < 1:
         raise InputError(f"ig_steps is {ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
     architecture = Architecture.of(hf)
-    graph = architecture.graph(level)
+    graph = Graph.of(hf, level)
     mean = _mean_sources(architecture, graph, hf, traces, batch_size, progress) if intervention == "mean" else None
 
     def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.errors import InputError, choose
 
 LEVELS = ("block", "qkv", "head")
@@ -94,11 +95,18 @@ class Graph:
         """The graph of a loaded model (an `rlcircuits.Model` or a plain Hugging Face causal language model).
 
         Raises:
-            InputError: unknown level, or an architecture whose residual stream cannot be read.
+            InputError: an unknown level, one that the architecture does not support (with the reason), or a residual
+                stream that cannot be read.
         """
-        from rlcircuits.attribution.architecture import Architecture
-
-        return Architecture.of(model).graph(level)
+        choose("level", level, LEVELS)
+        architecture = Architecture.of(model)
+        if level in architecture.refused:
+            finest = next(one for one in reversed(LEVELS) if one not in architecture.refused)
+            raise InputError(
+                f"{architecture.name} is not supported at level {level!r}: {architecture.refused[level]}; use level={finest!r}"
+            )
+        sizes = len(architecture.layers), architecture.n_heads, architecture.n_kv_heads
+        return cls.build(level, *sizes, architecture.parallel)
 
     @property
     def n_edges(self) -> int:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.attribution.architecture import first, hooked
 from rlcircuits.attribution.contraction import blank, contract
+from rlcircuits.attribution.layers import first, hooked
 from rlcircuits.attribution.recording import Recorder, deterministic, frozen, mean_nll, nll
 
 #: positions whose logits a lean pass holds at a time

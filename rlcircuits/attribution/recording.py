@@ -17,17 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcircuits.attribution.architecture import (
-    Architecture,
-    Layer,
-    Projection,
-    first,
-    given,
-    hooked,
-    taken,
-    wide,
-)
+from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.layers import Layer, Projection, first, given, hooked, taken, wide
 from rlcircuits.attribution.traces import Trace
 
 
