@@ -17,7 +17,6 @@ TOO_LONG_YET = {
     "tasks.py",
     "problems.py",
     "selection.py",
-    "architecture.py",
     "explorer.py",
     "store.py",
     "pipeline.py",
