@@ -1,7 +1,7 @@
 """What a long computation has finished, on disk as it goes, so that an interrupted one goes on from there.
 
 1. A journal is one file ``<folder>/<kind>-<key>.journal``; key is the hash of every input that matters
-   (`rlcircuits.storage.store.key_of`), so that other inputs have another file. Its first line is those inputs as JSON.
+   (`rlcircuits.storage.keys.key_of`), so that other inputs have another file. Its first line is those inputs as JSON.
 2. Finished rows are appended in blocks: number of rows and CRC-32 of their bytes (two little-endian uint32), then the rows.
    One write per block leaves it to the operating system, which keeps it when the process is killed; every few seconds it is
    flushed to the disk (fsync), which keeps it when the machine stops.
@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rlcircuits.storage.store import DamagedArtefact, StoreError, canonical_json, key_of
+from rlcircuits.storage.files import DamagedArtefact, StoreError
+from rlcircuits.storage.keys import canonical_json, key_of
 
 FLUSH_SECONDS = 5.0
 _BLOCK = struct.Struct("<II")
@@ -80,7 +81,7 @@ def journal(folder: str | os.PathLike[str], kind: str, inputs: Mapping[str, Any]
         dtype: of a row, structured, with little-endian fields.
 
     Raises:
-        InputError: `kind` or `inputs` cannot be hashed (see `rlcircuits.storage.store.key_of`).
+        InputError: `kind` or `inputs` cannot be hashed (see `rlcircuits.storage.keys.key_of`).
         StoreError: `folder` is a file, or cannot be written.
     """
     folder = Path(folder).expanduser()

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import rlcircuits as rc
 from rlcircuits.attribution import ablation, circuits
 from rlcircuits.attribution.circuits import SHARES, areas
+from rlcircuits.storage.files import DamagedArtefact, StoreError
 from rlcircuits.storage.journals import OtherInputs
-from rlcircuits.storage.store import DamagedArtefact, StoreError
 from tests.fixtures.models import in_float64, tiny
 from tests.fixtures.reference import loss
 

@@ -468,7 +468,7 @@ def test_what_is_no_view_is_refused(tmp_path):
 
 
 def test_paths_and_one_model_only(tmp_path):
-    from rlcircuits.storage.store import save_scores
+    from rlcircuits.storage import save_scores
 
     message = explore(str(tmp_path / "nowhere")).explorer.message.value
     assert "no study at" in message and "is no folder" in message and "rc.study" in message

@@ -33,7 +33,7 @@ from paradigms.family.recipe import (
 from paradigms.family.sft import new_model
 from paradigms.family.task import build_tokenizer
 from rlcircuits.errors import InputError
-from rlcircuits.storage.store import key_of
+from rlcircuits.storage import key_of
 
 
 @pytest.fixture(scope="module")

@@ -24,18 +24,17 @@ from hypothesis import strategies as st
 
 from rlcircuits.errors import InputError
 from rlcircuits.storage import store as module
-from rlcircuits.storage.store import (
+from rlcircuits.storage.files import (
     DamagedArtefact,
-    Store,
     StoreError,
-    canonical_json,
-    key_of,
     load_scores,
     load_table,
     save_scores,
     save_table,
     written,
 )
+from rlcircuits.storage.keys import canonical_json, key_of
+from rlcircuits.storage.store import Store
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 INPUTS = {"seed": 3, "models": ["a", "b"], "alpha": 0.3, "nested": {"x": None, "y": True}}
@@ -145,7 +144,7 @@ def test_different_inputs_have_different_texts(one, other):
 
 
 def test_a_key_is_the_same_in_another_process():
-    code = f"from rlcircuits.storage.store import key_of; print(key_of('thing', {INPUTS!r}))"
+    code = f"from rlcircuits.storage.keys import key_of; print(key_of('thing', {INPUTS!r}))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == key_of("thing", INPUTS)
 
