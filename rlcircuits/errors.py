@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -26,8 +27,28 @@ def choose(kind: str, given: object, known: Iterable[str]) -> str:
     names = list(known)
     if isinstance(given, str) and given in names:
         return given
-    near = difflib.get_close_matches(str(given)[:200], names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     shown = repr(given)
     shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
-    raise InputError(f"unknown {kind} {shown}: expected one of {', '.join(names)}{hint}")
+    raise InputError(f"unknown {kind} {shown}: expected one of {', '.join(names)}{near(given, names)}")
+
+
+def near(given: object, known: Iterable[object]) -> str:
+    """A hint at the nearest known name, or nothing.
+
+    >>> near("methd", ["base", "method"])
+    "; did you mean 'method'?"
+    """
+    found = difflib.get_close_matches(str(given)[:200], [str(one) for one in known], n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def expect_whole(name: str, value: Any, least: int, other: str = "") -> None:
+    """Raise unless `value` is a whole number of at least `least`; `other` names what else would do.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise InputError(
+            f"{name} is {value!r}: expected a whole number of at least {least}{f' {other}' if other else ''}"
+        )

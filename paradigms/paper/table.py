@@ -14,8 +14,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError, choose
-from rlcircuits.storage import near
+from rlcircuits.errors import InputError, choose, near
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,7 @@
 """What generates answers, besides transformers.
 
 1. An engine is given token ids of prompts and gives token ids back, exactly as they were chosen, greedily. It never tokenizes,
-   decodes or grades: `rlcircuits.answers.selection.generate` does that in the same way for all.
+   decodes or grades: `rlcircuits.answers.generation.generate` does that in the same way for all.
 2. ``"vllm"`` (https://docs.vllm.ai) loads the checkpoint itself and serves many answers at once on a GPU.
 
 **Untested**: the vLLM engine is written from its documentation. It could not be run where this package is developed; the tests

@@ -4,7 +4,7 @@
    (whether the model ended it). ``text`` and ``correct`` are written for readers; read again they are made anew from the ids.
 2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a token that ends
    an answer. A mistake names file and line. Each side must answer every problem once.
-3. A prompt that is left out is made as `rlcircuits.answers.selection.encode_prompt` makes it; one that differs from that is kept, and said.
+3. A prompt that is left out is made as `rlcircuits.answers.answer.encode_prompt` makes it; one that differs from that is kept, and said.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
 from rlcircuits.answers.problems import ProblemSet
-from rlcircuits.answers.selection import Answer, answer_of, encode_prompt
-from rlcircuits.errors import InputError
-from rlcircuits.storage import near, written
+from rlcircuits.errors import InputError, near
+from rlcircuits.storage import written
 
 if TYPE_CHECKING:
     from rlcircuits.models import Outline

@@ -14,21 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlcircuits.answers.problems import (
-    EXTRACTORS,
-    GRADERS,
-    ProblemSet,
-    collected,
-    expect_field,
-    grade,
-    load_problems,
-    math_verify_reads,
-    reference_answer,
-    stated_answer,
-)
-from rlcircuits.errors import InputError, choose
+from rlcircuits.answers.grading import EXTRACTORS, GRADERS, math_verify_reads, stated_answer
+from rlcircuits.answers.problems import ProblemSet, grade, reference_answer
+from rlcircuits.answers.reading import collected, expect_field, load_problems
+from rlcircuits.errors import InputError, choose, near
 from rlcircuits.extensions import provided
-from rlcircuits.storage import entries, near
+from rlcircuits.storage import entries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +75,32 @@ def known_sets(registered: Mapping[str, Any] | None = None) -> list[str]:
     return [*(problem_sets() if registered is None else registered), *provided(GROUP)]
 
 
-def find(name: str, file: str | os.PathLike[str] | None, limit: int | None, given: dict[str, str]) -> ProblemSet:
-    """As `rlcircuits.answers.problems.problem_set`, `given` being the fields in place of the registered ones."""
+def problem_set(
+    name: str | os.PathLike[str],
+    file: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    question: str | None = None,
+    answer: str | None = None,
+    id: str | None = None,
+    grader: str | None = None,
+    extractor: str | None = None,
+) -> ProblemSet:
+    """A problem set by name, or from a file.
+
+    Args:
+        name: a name of ``sets.yaml`` such as ``"gsm8k"`` (from the hub, or where the user's file says);
+            ``"gsm8k=FILE"`` for the same set from a local file; a set that a package provides, such as ``"family"``; or a file of JSON
+            lines or parquet.
+        file: YAML that adds to ``sets.yaml``; None stands for what the variable ``RLCIRCUITS_PROBLEM_SETS`` names.
+        limit: take only the first so many problems.
+        question, answer, id, grader, extractor: in place of what is registered, or of `load_problems`' defaults.
+
+    Raises:
+        InputError: no such set or file, rows that are not as expected, or a hub that cannot be reached.
+    """
+    given = {"question": question, "answer": answer, "id": id, "grader": grader, "extractor": extractor}
+    given = {key: value for key, value in given.items() if value is not None}
+    name = os.fspath(name)
     label, mark, path = name.partition("=")
     known = problem_sets(file)
     if mark and label in known:

@@ -45,7 +45,7 @@ FORMAT = 1
 LONGEST = 800
 """Tokens of an answer that are shown one by one; the rest is counted."""
 ATTRIBUTE = "make them with rc.study(…) or rc.attribute(model, traces)"
-GENERATE = "make them with rc.study(…) or rlcircuits.answers.selection.generate(model, problems)"
+GENERATE = "make them with rc.study(…) or rlcircuits.answers.generation.generate(model, problems)"
 MAKE = {
     "pairs": "the study holds no pair; make one with rc.study(pairs=[…], problems=…)",
     "base_scores": f"no edge scores of the base; {ATTRIBUTE}",
@@ -825,7 +825,7 @@ def _answers_html(pair: Any, problem: str, notes: list[str]) -> str:
             notes.append(note)
         elif (answer := answers.get(problem)) is None:
             notes.append(
-                f"no answer of the {side} model to {problem}; make it with rlcircuits.answers.selection.generate(…)"
+                f"no answer of the {side} model to {problem}; make it with rlcircuits.answers.generation.generate(…)"
             )
         else:
             losses = (getattr(pair, f"{side}_losses", None) or {}).get(problem)

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.attribution import LEVELS
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, expect_whole, near
 from rlcircuits.models.faults import explained
 from rlcircuits.models.known import pair, provider_of
 from rlcircuits.models.pairing import ModelPair
-from rlcircuits.storage import near
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -105,8 +104,8 @@ def estimate(
     choose("level", level, LEVELS)
     choose("dtype", dtype, DTYPES)
     for name, value in (("tokens", tokens), ("n", n), ("answer_tokens", answer_tokens)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+        if value is not None:
+            expect_whole(name, value, 1)
     if device_flops is not None and not (isinstance(device_flops, (int, float)) and 0 < device_flops < float("inf")):
         raise InputError(f"device_flops is {device_flops!r}: expected operations a second, above 0")
     name, hf, pair = _on_meta(model, dtype)

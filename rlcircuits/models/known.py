@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, near
 from rlcircuits.extensions import provided
 from rlcircuits.models.pairing import ModelPair
-from rlcircuits.storage import entries, near
+from rlcircuits.storage import entries
 
 if TYPE_CHECKING:
     from rlcircuits.storage import Store

@@ -1,19 +1,21 @@
 """Models: a local checkpoint or a hub id, ready to be studied.
 
-`load_model` reads safetensors only, in evaluation mode, without gradients. A LoRA adapter is merged into the base that the pair
-names.
+1. `load_model` reads safetensors only, in evaluation mode, without gradients.
+2. A LoRA adapter (`rlcircuits.models.adapters`) is loaded by peft onto the base that the pair names, weights that do not fit it are
+   refused, and W + (α / r) B A takes the place of each W it changes; what is left is a plain model.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError, choose
-from rlcircuits.models.adapters import hub_adapter, is_adapter, merged
+from rlcircuits.models.adapters import WEIGHTS, adapter_settings, hub_adapter, is_adapter
 from rlcircuits.models.checkpoints import DTYPES, SPREAD, fingerprint, local_checkpoint, resolved_device, together
 from rlcircuits.models.faults import explained
 from rlcircuits.models.tokenizer import load_tokenizer, quiet
@@ -100,7 +102,7 @@ def load_model(
                 f"{name!r} is a LoRA adapter: give the model it was trained on, load_model(…, base=…), or a pair"
             )
         whole = load_model(base, device, dtype, base_revision, trust_remote_code)
-        return merged(whole, adapter, name, adapter.name if local is None else None)
+        return _merged(whole, adapter, name, adapter.name if local is None else None)
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with explained(name, local), quiet(local is not None):
         tokenizer = load_tokenizer(local or name, **kwargs)
@@ -136,3 +138,62 @@ def expect_room(name: str, tokens: int, rows: int) -> None:
         raise InputError(
             f"the tokenizer of {name!r} has {tokens} tokens, but its model embeds {rows}: they do not belong together"
         )
+
+
+def _merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str | None = None) -> Model:
+    """The base with an adapter merged into its weights.
+
+    Args:
+        base: the pair's base, loaded; its weights are changed in place, so it is not to be used any more.
+        folder: the adapter's files.
+        name: what the result is called.
+        commit: the adapter's hub commit, when it came from a hub.
+
+    Raises:
+        InputError: peft is not installed, another kind of adapter than LoRA, or one that does not fit the base.
+    """
+    try:
+        from peft import LoraConfig, PeftModel
+    except ImportError as error:
+        raise InputError(
+            f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install 'rlcircuits[lora]'"
+        ) from error
+    adapter_settings(folder)
+    own = base.fingerprint
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        config.base_model_name_or_path, config.auto_mapping, config.inference_mode = base.name, None, True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what peft warns of, `_expect_all_keys` refuses
+            wrapped = PeftModel.from_pretrained(base.hf, str(folder), config=config, autocast_adapter_dtype=False)
+        _expect_all_keys(wrapped, folder, base.name)
+        hf = wrapped.merge_and_unload(safe_merge=True)
+        tokenizer = load_tokenizer(folder) if any(folder.glob("tokenizer*")) else base.tokenizer
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:250] or type(error).__name__
+        raise InputError(f"the adapter {os.fspath(name)!r} does not fit its base {base.name!r}: {reason}") from error
+    hf.requires_grad_(False)
+    hf.eval()
+    return replace(
+        base, hf=hf, tokenizer=tokenizer, name=os.fspath(name), source=folder, commit=commit, base_fingerprint=own
+    )
+
+
+def _expect_all_keys(wrapped: Any, folder: Path, base: str) -> None:
+    """Every weight of the file must have found its place, and every place its weight."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        there = set(file.keys())
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    # Vocabulary matrices may be saved whole beside the adapter.
+    extra = {key for key in there - wanted if not key.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    for what, keys in (("lacks", wanted - there), ("has, without a place for it,", extra)):
+        if keys:
+            raise InputError(
+                f"the adapter in {str(folder)!r} {what} {min(keys)!r}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: "
+                f"it does not belong to the base {base!r}"
+            )

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
+from rlcircuits.models.adapters import hub_adapter, is_adapter
+from rlcircuits.models.checkpoints import local_checkpoint
+from rlcircuits.models.faults import explained
+from rlcircuits.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -69,11 +73,6 @@ def outline_of(
         InputError: no such checkpoint, files that cannot be read, or an adapter without its base.
     """
     from transformers import AutoConfig
-
-    from rlcircuits.models.adapters import hub_adapter, is_adapter
-    from rlcircuits.models.checkpoints import local_checkpoint
-    from rlcircuits.models.faults import explained
-    from rlcircuits.models.tokenizer import load_tokenizer
 
     name = os.fspath(name)
     local = local_checkpoint(name)

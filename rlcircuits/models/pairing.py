@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models.adapters import is_adapter
 from rlcircuits.models.checkpoints import fingerprint, local_checkpoint, together
 from rlcircuits.models.loading import Model, expect_room, load_model
-
-if TYPE_CHECKING:
-    from rlcircuits.models.outline import Outline
+from rlcircuits.models.outline import Outline, outline_of
 
 METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
 
@@ -103,8 +101,6 @@ class ModelPair:
         Raises:
             InputError: a side that cannot be read.
         """
-        from rlcircuits.models.outline import outline_of
-
         base = outline_of(self.base, self.base_revision, self.trust_remote_code)
         return base, outline_of(self.tuned, self.tuned_revision, self.trust_remote_code, base)
 

@@ -9,7 +9,6 @@ from .journals import journal as journal
 from .keys import canonical_json as canonical_json
 from .keys import key_of as key_of
 from .registry import entries as entries
-from .registry import near as near
 from .steps import Step as Step
 from .steps import versions as versions
 from .store import Store as Store

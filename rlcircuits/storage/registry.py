@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Hashable, Mapping
@@ -15,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, near
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 _WORDS = {str: "a text", int: "a whole number", bool: "true or false", dict: "a mapping", list: "a list"}
@@ -79,16 +78,6 @@ def read(file: object, text: str, kinds: Kinds) -> dict[str, dict[str, Any]]:
     for name, entry in content.items():
         _check(where, name, entry, kinds)
     return content
-
-
-def near(given: object, known: Any) -> str:
-    """A hint at the nearest known name, or nothing.
-
-    >>> near("methd", ["base", "method"])
-    "; did you mean 'method'?"
-    """
-    found = difflib.get_close_matches(str(given)[:200], [str(one) for one in known], n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _check(where: str, name: object, entry: object, kinds: Kinds) -> None:

@@ -2,7 +2,7 @@
 
 For each pair:
 
-1. both models answer every problem greedily (`rlcircuits.answers.selection.generate`), or their answers are read from a file
+1. both models answer every problem greedily (`rlcircuits.answers.generation.generate`), or their answers are read from a file
    (`rlcircuits.answers.interchange`);
 2. the problems that both answer correctly, with answers of balanced length, are selected and cut at
    T_cut = max(⌊α T̄⌋, 1) tokens (`rlcircuits.answers.selection.select`);
@@ -237,7 +237,7 @@ def study(
         beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
         device, dtype, batch_size: for loading and running the models.
-        engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.selection.generate`.
+        engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generation.generate`.
         answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
             base's and the tuned model's files; with several pairs, such by pair name.
         memory, ig_steps: as for `rlcircuits.attribute`.

@@ -16,16 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.answers.problems import GRADERS
-from rlcircuits.answers.selection import (
-    Answer,
-    encode_prompt,
-    end_tokens,
-    generate,
-    load_answers,
-    save_answers,
-    select,
-)
+from rlcircuits.answers.answer import Answer, encode_prompt, load_answers, save_answers
+from rlcircuits.answers.generation import end_tokens, generate
+from rlcircuits.answers.grading import GRADERS
+from rlcircuits.answers.selection import select
 from rlcircuits.errors import InputError
 from tests.fixtures.checkpoints import WORDS, save, tokenizer
 

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import rlcircuits as rc
-from rlcircuits.answers import selection as making
+from rlcircuits.answers import generation as making
 from rlcircuits.answers.interchange import OtherPrompts
 from rlcircuits.cli.main import main
 from rlcircuits.models.outline import outline_of

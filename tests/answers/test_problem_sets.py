@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.answers.problems import Problem, ProblemSet, grade, problem_set, reference_answer
-from rlcircuits.answers.sets import check_problems, problem_sets
+from rlcircuits.answers.problems import Problem, ProblemSet, grade, reference_answer
+from rlcircuits.answers.sets import check_problems, problem_set, problem_sets
 from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
 from rlcircuits.storage.registry import Overridden

@@ -15,17 +15,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rlcircuits.answers.problems import (
-    GRADERS,
-    Problem,
-    ProblemSet,
-    _math_verify,
-    draw,
-    grade,
-    grade_final,
-    load_problems,
-    stated_answer,
-)
+from rlcircuits.answers.grading import GRADERS, _math_verify, grade_final, stated_answer
+from rlcircuits.answers.problems import Problem, ProblemSet, draw, grade
+from rlcircuits.answers.reading import load_problems
 from rlcircuits.errors import InputError
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy

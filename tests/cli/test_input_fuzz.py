@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.answers.problems import load_problems, problem_set
-from rlcircuits.answers.sets import problem_sets
+from rlcircuits.answers.reading import load_problems
+from rlcircuits.answers.sets import problem_set, problem_sets
 from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
 from rlcircuits.models.known import pairs

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import rlcircuits as rc
+from rlcircuits.answers.answer import encode_prompt
 from rlcircuits.answers.problems import reference_answer
-from rlcircuits.answers.selection import encode_prompt
 from rlcircuits.cli.main import main
 from rlcircuits.models.known import pairs
 from rlcircuits.models.tokenizer import load_tokenizer

@@ -1,0 +1,169 @@
+"""An answer of a model: its token ids exactly as they were generated, its text, and whether it is correct.
+
+1. `encode_prompt` makes the prompt of a question: a template with ``{question}``, or the tokenizer's chat template, encoded with the
+   special tokens that the tokenizer puts before a text.
+2. `answer_of` makes an `Answer` of the ids that a model went on with: decoded, and graded. The final end-of-sequence token says that
+   the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
+3. `save_answers` and `load_answers` keep them, as parquet or JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlcircuits.answers.problems import ProblemSet, grade
+from rlcircuits.attribution import Trace
+from rlcircuits.errors import InputError
+from rlcircuits.storage import written
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_FIELDS = {"problem": str, "prompt": list, "answer": list, "text": str, "correct": bool, "finished": bool}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model answered to one problem.
+
+    Args:
+        problem: the problem's id.
+        prompt: token ids of the prompt, without padding.
+        answer: token ids as generated, without the final end-of-sequence token and without padding; may be empty.
+        text: the answer decoded, special tokens left out; what was graded.
+        correct: the grader's verdict.
+        finished: whether the model ended the answer itself, rather than being stopped at the longest answer allowed.
+    """
+
+    problem: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    text: str
+    correct: bool
+    finished: bool
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "answer"):
+            object.__setattr__(self, name, tuple(int(i) for i in getattr(self, name)))
+
+    @property
+    def trace(self) -> Trace:
+        """The answer as `rlcircuits.attribute` takes it.
+
+        Raises:
+            InputError: the answer is empty.
+        """
+        return Trace(self.problem, self.prompt, self.answer)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str) -> tuple[int, ...]:
+    """Token ids of a prompt.
+
+    The special tokens that the tokenizer puts before a text are there (once: not when the template spells them out);
+    those it would put after the text are not, as the model is to go on from there.
+
+    Args:
+        prompt: template with one ``{question}``, or ``"chat"``.
+
+    Raises:
+        InputError: a template without ``{question}``, no chat template, or nothing to encode.
+    """
+    if prompt == "chat":
+        if not tokenizer.chat_template:
+            raise InputError(
+                "prompt is 'chat', but the tokenizer has no chat template: give a template with '{question}'"
+            )
+        messages = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+    elif not isinstance(prompt, str) or prompt.count("{question}") != 1:
+        raise InputError(f"prompt is {prompt!r}: expected a template with one '{{question}}', or 'chat'")
+    else:
+        text = prompt.replace("{question}", question)
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
+        before = next((k for k in range(len(ids) - len(plain) + 1) if ids[k : k + len(plain)] == plain), None)
+        if before is not None:
+            ids = ids[: before + len(plain)]
+            if tokenizer.bos_token_id is not None and plain[:1] == [tokenizer.bos_token_id] == ids[:1]:
+                ids = plain
+    if not ids:
+        raise InputError(f"the prompt {prompt!r} with the question {question[:40]!r} has no tokens: expected some text")
+    return tuple(int(i) for i in ids)
+
+
+def answer_of(
+    tokenizer: PreTrainedTokenizerBase,
+    problems: ProblemSet,
+    index: int,
+    prompt: tuple[int, ...],
+    ids: Sequence[int],
+    finished: bool,
+) -> Answer:
+    """An answer from its token ids: decoded and graded. `index` is that of the problem."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    problem = problems[index]
+    return Answer(problem.id, prompt, tuple(ids), text, grade(problems, problem, text), finished)
+
+
+def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> None:
+    """Save answers with their exact token ids, as parquet (``.parquet``) or JSON lines (``.jsonl``).
+
+    Raises:
+        InputError: another suffix, or the file cannot be written.
+    """
+    rows = [{**asdict(answer), "prompt": list(answer.prompt), "answer": list(answer.answer)} for answer in answers]
+    if _suffix(file) == ".jsonl":
+        with written(file) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {str: pa.string(), list: pa.list_(pa.int64()), bool: pa.bool_()}
+    table = pa.Table.from_pylist(rows, pa.schema([(name, kinds[kind]) for name, kind in _FIELDS.items()]))
+    with written(file) as temporary:
+        pq.write_table(table, temporary)
+
+
+def load_answers(file: str | os.PathLike[str]) -> list[Answer]:
+    """The answers that `save_answers` saved.
+
+    Raises:
+        InputError: no such file, another suffix, or no answers in it.
+    """
+    suffix, name = _suffix(file), os.fspath(file)
+    if not Path(file).is_file():
+        raise InputError(f"no answers at {name!r}: expected a file that rlcircuits.answers.answer.save_answers wrote")
+    try:
+        if suffix == ".jsonl":
+            rows = [json.loads(line) for line in Path(file).read_text("utf-8").split("\n") if line.strip()]
+        else:
+            import pyarrow.parquet as pq
+
+            rows = pq.read_table(file).to_pylist()
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{name!r} holds no answers that can be read ({str(error).splitlines()[0]}); make them again"
+        ) from error
+    for number, row in enumerate(rows):
+        for field, kind in _FIELDS.items():
+            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                raise InputError(
+                    f"{name!r}, row {number}: expected {field!r} to be a {kind.__name__}; make the answers again"
+                )
+    return [Answer(**{field: row[field] for field in _FIELDS}) for row in rows]
+
+
+def _suffix(file: str | os.PathLike[str]) -> str:
+    suffix = Path(file).suffix
+    if suffix not in (".parquet", ".jsonl"):
+        raise InputError(f"answers are kept as .parquet or .jsonl, not as {os.fspath(file)!r}")
+    return suffix

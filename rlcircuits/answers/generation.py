@@ -1,0 +1,273 @@
+"""Greedy answers of a model to every problem of a set.
+
+1. Prompts (`rlcircuits.answers.answer.encode_prompt`) are batched by length and padded on the left.
+2. The answer is the arg max, token by token, until an end-of-sequence token or `max_new_tokens`. Nothing else of the checkpoint's
+   generation settings applies. Another engine (`rlcircuits.answers.engines`) may do this step.
+3. The ids before the end-of-sequence token are kept, decoded and graded (`rlcircuits.answers.answer.answer_of`).
+4. With ``resume``, finished answers are kept on disk as they come (`rlcircuits.storage.journals`), and the same call goes on from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
+from rlcircuits.answers.engines import ENGINES, vllm
+from rlcircuits.answers.problems import ProblemSet
+from rlcircuits.errors import InputError, choose, expect_whole
+from rlcircuits.models import Model, Outline, end_tokens_of, fingerprint
+from rlcircuits.storage import Journal, Step, journal
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+ANSWERS = Step("answers", 1, also=("rlcircuits.models.outline",))
+#: an answer in a journal: a row whose token is `_ENDED` or `_STOPPED`, then a row for each of its tokens
+_ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
+_STOPPED, _ENDED = -1, -2
+_LARGEST_AUTO_BATCH = 128
+_CPU_CACHE_BYTES = 2**31
+
+
+def generate(
+    model: Model | Outline,
+    problems: ProblemSet,
+    prompt: str = "{question}",
+    max_new_tokens: int = 64,
+    batch_size: int | str = "auto",
+    label: str | None = None,
+    engine: str = "transformers",
+    resume: str | os.PathLike[str] | None = None,
+) -> list[Answer]:
+    """Let a model answer every problem greedily, and grade its answers.
+
+    An answer does not depend on the batch it was generated in, but for the rounding of the arithmetic: where two tokens
+    are equally likely to the last bits, another batch size may choose the other one.
+
+    Args:
+        model: what `rlcircuits.load_model` returns. For the engine ``"vllm"``, which loads the weights itself, an
+            `rlcircuits.models.outline.Outline` will do.
+        problems: what to ask, and the grader.
+        prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's chat template.
+        max_new_tokens: the longest answer allowed, the end-of-sequence token included. A prompt that leaves less room
+            in the model's context is warned of, and its answer ends there.
+        batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
+        label: what the progress bar calls the model; the last part of its path or hub id by default.
+        engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.answers.engines`).
+        resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes on from
+            them. They belong to these weights, problems and settings and are not used for others.
+
+    Returns:
+        One `Answer` per problem, in the order of the problems.
+
+    Raises:
+        InputError: a template without ``{question}``, a tokenizer without chat template, a prompt that fills the
+            model's context (it names the problem), settings out of range, an engine that is unknown or not installed, or too
+            little memory.
+        StoreError: `resume` is a file, or cannot be written.
+    """
+    from tqdm.auto import tqdm
+
+    choose("engine", engine, ENGINES)
+    expect_whole("max_new_tokens", max_new_tokens, 1)
+    if batch_size != "auto":
+        expect_whole("batch_size", batch_size, 1, "or 'auto'")
+    prompts = [encode_prompt(model.tokenizer, prompt, problem.question) for problem in problems]
+    rooms = _rooms(model, problems, prompts, max_new_tokens)
+    ends = model.ends if isinstance(model, Outline) else end_tokens(model)
+    said: dict[int, tuple[list[int], bool]] = {}
+    with contextlib.ExitStack() as stack:
+        book = None
+        if resume is not None:
+            inputs = {
+                **_identity(model),
+                "problems": problems.fingerprint,
+                "prompt": prompt,
+                "max_new_tokens": max_new_tokens,
+                "engine": engine,
+            }
+            book = stack.enter_context(journal(resume, "answers", inputs, _ROW))
+            said = _finished(book, len(prompts))
+        bar = tqdm(
+            total=len(prompts), initial=len(said), desc=f"answers of {label or Path(model.name).name}", unit="answer"
+        )
+        stack.enter_context(bar)
+        # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
+        order = [i for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i]))) if i not in said]
+        if engine == "vllm":
+            batches = vllm(model, prompts, rooms, order, ends)
+        else:
+            batches = _transformers(model, prompts, rooms, order, ends, batch_size)
+        for batch, generated in batches:
+            new = {i: _until_end(ids, ends) for i, ids in zip(batch, generated, strict=True)}
+            if book is not None:
+                book.add(_rows(new))
+            said |= new
+            bar.update(len(batch))
+    return [answer_of(model.tokenizer, problems, i, prompts[i], *said[i]) for i in range(len(prompts))]
+
+
+def _transformers(
+    model: Model,
+    prompts: list[tuple[int, ...]],
+    rooms: list[int],
+    order: list[int],
+    ends: tuple[int, ...],
+    batch_size: int | str,
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Batches of problems, and what the model goes on to say to each, padding included."""
+    with _greedy(model, ends):
+        for room, group in groupby(order, key=lambda i: rooms[i]):
+            waiting = list(group)
+            size = _fitting(model, len(prompts[waiting[0]]) + room) if batch_size == "auto" else int(batch_size)
+            while waiting:
+                batch = waiting[:size]
+                generated = _answer_batch(model, [prompts[i] for i in batch], room)
+                if generated is None:
+                    size = _half(model, len(batch), batch_size)
+                    continue
+                waiting = waiting[size:]
+                yield batch, generated
+
+
+def end_tokens(model: Model) -> tuple[int, ...]:
+    """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and tokenizer."""
+    return end_tokens_of(
+        getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer
+    )
+
+
+def _rooms(
+    model: Model | Outline, problems: ProblemSet, prompts: list[tuple[int, ...]], max_new_tokens: int
+) -> list[int]:
+    """How many tokens each answer may have: `max_new_tokens`, or what the prompt leaves of the model's context."""
+    config = model.config if isinstance(model, Outline) else model.hf.config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    if len(prompts[longest]) >= context:
+        raise InputError(
+            f"the prompt of problem {problems[longest].id!r} has {len(prompts[longest])} tokens, which leaves nothing of the "
+            f"{context} of {model.name!r} for an answer: leave the problem out or shorten the prompt"
+        )
+    rooms = [int(min(max_new_tokens, context - len(prompt))) for prompt in prompts]
+    tight = sum(room < max_new_tokens for room in rooms)
+    if tight:
+        warnings.warn(
+            f"{tight} of {len(prompts)} prompts leave less than max_new_tokens = {max_new_tokens} of the {context} tokens of "
+            f"{model.name!r} (problem {problems[longest].id!r} leaves {rooms[longest]}): their answers end there at the latest",
+            stacklevel=3,
+        )
+    return rooms
+
+
+class _greedy:
+    """Replace a model's generation settings by plain greedy decoding, and put them back afterwards."""
+
+    def __init__(self, model: Model, ends: tuple[int, ...]) -> None:
+        self.hf: PreTrainedModel = model.hf
+        pad = model.tokenizer.pad_token_id
+        self.pad = int(pad) if pad is not None else ends[0] if ends else 0
+        self.ends = ends
+
+    def __enter__(self) -> None:
+        from transformers import GenerationConfig
+
+        self.before: tuple[GenerationConfig, bool] = (self.hf.generation_config, self.hf.training)
+        self.hf.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=self.pad,
+            eos_token_id=list(self.ends) or None,
+        )
+        self.hf.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.hf.generation_config = self.before[0]
+        self.hf.train(self.before[1])
+
+
+def _answer_batch(model: Model, prompts: list[tuple[int, ...]], room: int) -> list[list[int]] | None:
+    """What the model goes on to say after each prompt, padding included; None when the memory did not suffice."""
+    import torch
+
+    width = max(map(len, prompts))
+    pad = model.hf.generation_config.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    try:
+        out = model.hf.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)
+    except torch.OutOfMemoryError:
+        return None
+    return out[:, width:].tolist()
+
+
+def _until_end(generated: Sequence[int], ends: tuple[int, ...]) -> tuple[list[int], bool]:
+    """The ids before the first that ends an answer, and whether there is one."""
+    end = next((k for k, token in enumerate(generated) if token in ends), None)
+    return list(generated[:end]), end is not None
+
+
+def _identity(model: Model | Outline) -> dict[str, str]:
+    """What identifies the weights and their dtype."""
+    if isinstance(model, Outline):
+        own = fingerprint(model.source) if model.source is not None else f"{model.name}@{model.revision}"
+        return {"model": own, "dtype": "auto"}
+    return {"model": model.fingerprint, "dtype": str(model.hf.dtype)}
+
+
+def _rows(said: dict[int, tuple[list[int], bool]]) -> np.ndarray:
+    """Answers as rows of a journal."""
+    rows = [(i, token) for i, (ids, ended) in said.items() for token in (_ENDED if ended else _STOPPED, *ids)]
+    return np.array(rows, _ROW)
+
+
+def _finished(book: Journal, problems: int) -> dict[int, tuple[list[int], bool]]:
+    """The answers in a journal, by the index of their problem."""
+    said: dict[int, tuple[list[int], bool]] = {}
+    for i, token in book.rows.tolist():
+        if token in (_ENDED, _STOPPED):
+            said[i] = ([], token == _ENDED)
+        else:
+            said[i][0].append(token)
+    return {i: answer for i, answer in said.items() if 0 <= i < problems}
+
+
+def _fitting(model: Model, length: int) -> int:
+    """A batch size whose keys and values, of `length` tokens each, take at most half of the memory that is free."""
+    import torch
+
+    config = model.hf.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    itemsize = torch.empty((), dtype=model.hf.dtype).element_size()
+    one = 2 * config.num_hidden_layers * kv_heads * width * itemsize * length
+    cuda = torch.device(model.device).type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] // 2 if cuda else _CPU_CACHE_BYTES
+    return int(min(max(free // one, 1), _LARGEST_AUTO_BATCH))
+
+
+def _half(model: Model, size: int, asked: int | str) -> int:
+    import torch
+
+    torch.cuda.empty_cache()
+    if asked != "auto":
+        raise InputError(
+            f"batch_size = {asked} does not fit into the memory of {model.device}: give a smaller one, or 'auto'"
+        )
+    if size == 1:
+        raise InputError(
+            f"not even one answer of {model.name!r} fits into the memory of {model.device}: lower max_new_tokens"
+        )
+    return size // 2
