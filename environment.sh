@@ -28,7 +28,7 @@ if [ "${1:-}" = "--lock" ]; then
     trap 'rm -rf "$scratch"' EXIT
     torch=$(torch_line)
     "$python" -m venv "$scratch/venv"
-    "$scratch/venv/bin/python" -m pip install ".[book,test,math,lora,cluster,export]" "$torch" setuptools
+    "$scratch/venv/bin/python" -m pip install ".[all]" "$torch" setuptools
     {
         sed -n '/^#/p;/^[^#]/q' requirements.lock
         # The environment's own installer and this package stay out, and so does the build of torch ("+cpu", "+cu...").

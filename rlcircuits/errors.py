@@ -7,6 +7,8 @@ without a traceback and exits with code 2.
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,3 +54,18 @@ def expect_whole(name: str, value: Any, least: int, other: str = "") -> None:
         raise InputError(
             f"{name} is {value!r}: expected a whole number of at least {least}{f' {other}' if other else ''}"
         )
+
+
+def require(module: str, extra: str, what: str) -> None:
+    """Say which extra to install where an optional package is missing, before it is imported.
+
+    Args:
+        module: the package's top-level module.
+        extra: the extra of ``pyproject.toml`` that brings it.
+        what: the thing that needs it, as the message's subject.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
+        raise InputError(f"{what} needs {module}, which is not installed: pip install 'rlcircuits[{extra}]'")

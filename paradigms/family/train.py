@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from paradigms.family.member import CANNOT_BE_USED, DIVERGED, DIVERGENCES, member_inputs
 from paradigms.family.recipe import CORE, DEFAULT, MEMBERS, Recipe
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -332,6 +332,7 @@ def _train(plan: _Plan, processes: int, progress: bool) -> dict[tuple[int, str],
     failures = plan.divergences()
     if not plan.tasks:
         return failures
+    require("trl", "paradigms", "training the family")
     several = len(plan.seeds) > 1
     name = f"families, {len(plan.seeds)} seeds" if several else f"family, seed {plan.seeds[0]}"
     with tqdm(

@@ -1,7 +1,7 @@
 """The controlled study: one base, every paradigm, several seeds, nulls; from training to the tables of ``results/study``.
 
 1. **Train** the families of both bases (`paradigms.family.make_families`), and GRPO at other sampling temperatures.
-2. **Measure**: a list of tasks (`paradigms.study.tasks`), each an artefact of the store, by `processes` processes of one
+2. **Measure**: a list of tasks (`paradigms.study.tasks`, `paradigms.study.work`), each an artefact of the store, by `processes` processes of one
    thread each. What was measured before is found; a study that was killed goes on and ends with the same tables.
 3. **Tables** (`paradigms.study.tables`): members, curves, effects, values, exactness, exact_effects, dynamics, lags, cause,
    sensitivity, verdicts, as parquet, and ``manifest.json``, written last.
@@ -118,7 +118,8 @@ def analyse(
         trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where there is none), ``status``.
     """
     from paradigms.study import tables as make
-    from paradigms.study.tasks import Settings, perform, tasks_of
+    from paradigms.study.tasks import Settings, tasks_of
+    from paradigms.study.work import perform
     from rlcircuits.storage import Store
 
     started = time.monotonic()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rlcircuits.answers.grading import EXTRACTORS, GRADERS, math_verify_reads, stated_answer
 from rlcircuits.answers.problems import ProblemSet, grade, reference_answer
 from rlcircuits.answers.reading import collected, expect_field, load_problems
-from rlcircuits.errors import InputError, choose, near
+from rlcircuits.errors import InputError, choose, near, require
 from rlcircuits.extensions import provided
 from rlcircuits.storage import entries
 
@@ -224,6 +224,7 @@ def _hub_rows(name: str, entry: dict[str, Any], fields: tuple[str, ...]) -> Iter
     Raises:
         InputError: it cannot be had, or lacks a field.
     """
+    require("datasets", "hub", f"the problem set {name!r} from the hub")
     import datasets
 
     for config in _configs(entry):

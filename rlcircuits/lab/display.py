@@ -23,7 +23,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,7 @@ def show(fig: Figure, name: str, caption: str | None = None, alt: str | None = N
     Raises:
         InputError: `name` cannot be an id, or `fig` is no plotly figure.
     """
+    require("IPython", "lab", "showing a figure in a notebook")
     from IPython.display import display
 
     bundle: dict[str, Any] = {"text/plain": _description(fig, name, caption, alt)}

@@ -33,7 +33,7 @@ import xarray as xr
 
 from rlcircuits import figures
 from rlcircuits.attribution import LEVELS
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, require
 from rlcircuits.figures import NODE, node_of
 from rlcircuits.lab.jobs import NotStored, Report, Worker, make_at, make_effects, only_stored, skeleton
 from rlcircuits.lab.pictures import Dots, escaped, graph_svg, heatmap_svg, scatter_svg
@@ -171,6 +171,7 @@ class Explorer:
     # --- controls ---
 
     def _controls(self) -> None:
+        require("ipywidgets", "lab", "the explorer")
         import ipywidgets as w
 
         wide = {"description_width": "90px"}

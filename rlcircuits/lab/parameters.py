@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,6 +135,7 @@ def run(
         InputError: the notebook cannot be read, or a parameter is unknown or of another type than its default.
         CellError: a cell failed; the message names notebook, cell, error and value.
     """
+    require("papermill", "sweeps", "running a notebook")
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -214,6 +215,7 @@ def defaults(path: str | Path) -> dict[str, Any]:
 
 def read(path: str | Path) -> NotebookNode:
     """Read a notebook; raises InputError when there is none or it is damaged."""
+    require("nbformat", "sweeps", "reading a notebook")
     import nbformat
 
     path = Path(path)

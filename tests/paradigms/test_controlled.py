@@ -38,7 +38,8 @@ from paradigms.study.interventions import mean_intensity, push_intensity, scale_
 from paradigms.study.nulls import add_noise, neighbours, spread
 from paradigms.study.resampling import problem_counts, swap_signs
 from paradigms.study.tables import NULLS, null_of, null_spreads
-from paradigms.study.tasks import Settings, Task, perform
+from paradigms.study.tasks import Settings, Task
+from paradigms.study.work import perform
 from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError
 from tests.fixtures.models import tiny
@@ -491,7 +492,7 @@ def studies(trained, tmp_path_factory) -> tuple[controlled.Results, controlled.R
     whole = controlled.analyse(trained, folder / "whole", folder / "store-1", 2, TINY_SETTINGS)
     trained.to_pickle(folder / "trained.pkl")
     code = (
-        "import pandas as pd\nfrom rlcircuits import controlled\nfrom tests.paradigms.test_controlled import TINY_SETTINGS\n"
+        "import pandas as pd\nfrom paradigms.study import controlled\nfrom tests.paradigms.test_controlled import TINY_SETTINGS\n"
         f"if __name__ == '__main__':\n    controlled.analyse(pd.read_pickle({str(folder / 'trained.pkl')!r}), {str(folder / 'again')!r}, "
         f"{str(folder / 'store-2')!r}, 2, TINY_SETTINGS)\n"
     )
