@@ -11,6 +11,7 @@ from .answers import read_answers as read_answers
 from .answers import select as select
 from .answers import write_answers as write_answers
 from .attribution import Graph as Graph
+from .attribution import Loss as Loss
 from .attribution import Trace as Trace
 from .attribution import ablate as ablate
 from .attribution import attribute as attribute

@@ -5,7 +5,6 @@ from .batching import bytes_per_token as bytes_per_token
 from .circuits import RANKS as RANKS
 from .circuits import circuit as circuit
 from .circuits import faithfulness as faithfulness
-from .eap import INTERVENTIONS as INTERVENTIONS
 from .eap import LOSSES as LOSSES
 from .eap import MEMORY as MEMORY
 from .eap import SCORES as SCORES
@@ -17,7 +16,9 @@ from .layers import first as first
 from .layers import given as given
 from .layers import hooked as hooked
 from .layers import taken as taken
+from .losses import Loss as Loss
 from .reading import plain as plain
 from .recording import mean_nll as mean_nll
 from .recording import padded as padded
+from .replacements import INTERVENTIONS as INTERVENTIONS
 from .traces import Trace as Trace

@@ -41,14 +41,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from rlcircuits.attribution.ablation import inputs_of_reruns, rerun
+from rlcircuits.attribution.ablation import inputs_of_reruns
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import in_batches
-from rlcircuits.attribution.eap import checked
 from rlcircuits.attribution.graph import Graph
+from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.reading import plain
-from rlcircuits.attribution.recording import padded
-from rlcircuits.attribution.traces import Trace
+from rlcircuits.attribution.replacements import Replacement
+from rlcircuits.attribution.reruns import rerun
+from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import edge_values
 from rlcircuits.storage import Journal, journal
@@ -99,6 +100,10 @@ def faithfulness(
     confidence: float = 0.95,
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
+    intervention: str = "zero",
+    corrupted: Sequence[Trace] | None = None,
+    other: Any = None,
+    loss: str | Loss | Sequence[Sequence[float]] = "nll",
 ) -> xr.Dataset:
     """How faithful the circuits of the strongest edges are to the model, measured by re-running, and the areas CPR and CMD.
 
@@ -106,21 +111,24 @@ def faithfulness(
         model: as for `rlcircuits.attribute`.
         traces: what the circuits are run on; those the scores are of, or held-out ones.
         scores: of every edge of the model's graph at any level, however they were made; circuits follow their mean over
-            samples. What is outside a circuit is always removed, whatever intervention the scores estimate.
+            samples. What is outside a circuit is removed as `intervention` says, whatever the scores estimate.
         shares: of edges kept, rising, in [0, 1]; MIB's ten by default. The areas reach from the first to the last.
         seeds: how many random rankings (seeds 0, 1, …) are measured beside; 0 for none.
         cut: score only so many answer tokens; ``"auto"``: as many as the scores did.
         batch_size, progress: as for `attribute`; a batch's rows are (trace, circuit) runs.
         confidence: coverage of the intervals.
         resume: a folder in which finished losses are kept while the call runs; an interrupted call, made again, goes on from
-            there, and a finished one runs nothing. Calls that differ in model weights, traces, level or cut keep files of their own
-            there. The same call with the same `batch_size` gives the same bits as without interruption.
+            there, and a finished one runs nothing. Calls that differ in model weights, traces, level, cut, intervention or loss keep
+            files of their own there. The same call with the same `batch_size` gives the same bits as without interruption.
+        intervention, corrupted, other: what takes the place of the outputs that edges outside the circuit would bring, as for
+            `attribute`: MIB's faithfulness has ``"corrupted"``, in which no edges at all is the corrupted run itself.
+        loss: −m, as for `attribute`; MIB's m is a difference of logits.
 
     Returns:
         Dataset over ``sample``, ``share`` (with the coordinate ``edges``, how many are kept), ``ranking`` (signed, absolute),
         ``seed`` and ``bound`` (low, high):
 
-        - ``full_loss``, ``empty_loss`` (sample) and ``loss`` (ranking, share, sample), in nats per token;
+        - ``full_loss``, ``empty_loss`` (sample) and ``loss`` (ranking, share, sample), in nats per token (logits for a difference of logits);
         - ``sample_faithfulness`` (ranking, share, sample), NaN where full and empty loss are equal, and ``faithfulness``
           (ranking, share), the ratio of means;
         - ``CPR``, ``CMD`` and per sample ``sample_CPR``, ``sample_CMD``; ``CPR_interval``, ``CMD_interval`` (bound): percentiles of
@@ -139,17 +147,18 @@ def faithfulness(
     counts = _checked(shares, seeds, confidence, _order(scores, "signed")[0].size)
     cut = _cut(scores, cut)
     traces = checked(hf, traces, cut)
-    architecture = Architecture.of(hf)
     graph = _graph(hf, scores)
+    objective = Objective.of(loss, hf, traces, cut)
+    replacement = Replacement.of(hf, graph.level, traces, intervention, corrupted, other, cut, batch_size, progress)
     rankings = [_order(scores, rank)[0] for rank in ("signed", "absolute")]
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
     ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
     sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
     kept = contextlib.nullcontext()
     if resume is not None:
-        kept = journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut), ROW)
+        kept = journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut, replacement, objective), ROW)
     with kept as book:
-        losses = _measure(hf, architecture, graph, traces, ranks, sizes, batch_size, progress, book)
+        losses = _measure(hf, graph, objective, replacement, traces, ranks, sizes, batch_size, progress, book)
     empty, full = losses[0, 0], losses[0, -1]
     result = _dataset(losses[:, 1:-1], full, empty, [float(share) for share in shares], seeds, confidence)
     result = result.assign_coords(sample=[t.problem for t in traces], edges=("share", counts))
@@ -157,7 +166,8 @@ def faithfulness(
         "level": graph.level,
         "n_edges": graph.n_edges,
         "cut": "all" if cut is None else int(cut),
-        "intervention": "zero",
+        "intervention": intervention,
+        "loss": objective.label,
         "confidence": float(confidence),
         "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
     }
@@ -178,8 +188,9 @@ class _Row:
 
 def _measure(
     hf: torch.nn.Module,
-    architecture: Architecture,
     graph: Graph,
+    objective: Objective,
+    replacement: Replacement,
     traces: Sequence[Trace],
     ranks: np.ndarray,
     sizes: np.ndarray,
@@ -200,13 +211,12 @@ def _measure(
         return int.from_bytes(hashlib.blake2b(edges, digest_size=8).digest(), "little")
 
     def rerun_rows(batch: list[_Row]) -> Tensor:
-        ids, positions, targets = padded(batch, hf.get_input_embeddings().weight.device)
         removed = np.zeros((len(batch), *graph.mask.shape), bool)
         for row, run in zip(removed, batch):
             row[graph.mask] = ranks[run.ranking] >= run.size
-        return rerun(
-            architecture, graph, hf, ids, positions, targets, torch.from_numpy(removed).to(ids.device, hf.dtype)
-        )
+        inputs = objective.batch(hf, batch)
+        gone = torch.from_numpy(removed).to(inputs.ids.device, hf.dtype)
+        return rerun(Architecture.of(hf), graph, hf, inputs, gone, replacement.outputs(batch))
 
     circuits = sorted({name(ranking, size) for ranking, row in enumerate(sizes) for size in row})
     names = {c: kept(*c) for c in circuits}
@@ -214,8 +224,8 @@ def _measure(
     found = {c: np.array([finished.get((i, names[c]), np.nan) for i in range(len(traces))]) for c in circuits}
     rows = [
         _Row(i, t.problem, t.prompt, t.answer, *c)
-        for c in circuits
         for i, t in enumerate(traces)
+        for c in circuits
         if np.isnan(found[c][i])
     ]
     for indices, losses in in_batches(hf, rows, batch_size, rerun_rows, "re-running circuits", progress):

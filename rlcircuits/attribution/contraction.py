@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.layers import wide
 from rlcircuits.attribution.recording import Recorder
 
@@ -53,15 +52,16 @@ def contract(
     row = scores.shape[0] * width * torch.finfo(dtype).bits // 8
     copies = 1 if instead is None else 2
     chunk = int(max(1, min(length, CHUNK_BYTES // (row * (copies * (1 + layers.stop * per_layer) + readers)))))
-    outputs = _head_weights(architecture, dtype)[: layers.stop] if graph.level == "head" else None
+    outputs = _head_weights(record, layers.stop, dtype)
+    others = None if instead is None else _head_weights(instead, layers.stop, dtype)
     for begin in range(0, length, chunk):
         part = slice(begin, min(begin + chunk, length))
         out = _sources(
             record, written[: 1 + 2 * layers.stop], part, outputs, dtype
         )  # (source, batch, position, d_model)
         if instead is not None:
-            everywhere = [one.expand_as(like) for one, like in zip(instead.sources, written[: 1 + 2 * layers.stop])]
-            out -= _sources(record, everywhere, part, outputs, dtype)
+            everywhere = [one.expand(len(scores), length, -1) for one in instead.sources[: 1 + 2 * layers.stop]]
+            out -= _sources(instead, everywhere, part, others, dtype)
         for index in layers:
             column = index * readers
             attention = _attention_gradients(record, index, part, dtype)
@@ -111,9 +111,19 @@ def _sources(
     return formed
 
 
-def _head_weights(architecture: Architecture, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-    """Per layer W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added whatever the heads give."""
-    return [layer.head_outputs(architecture.n_heads, dtype) for layer in architecture.layers]
+def _head_weights(record: Recorder, stop: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]] | None:
+    """Of the layers before `stop` W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added whatever the
+    heads give; None where attention is not split into heads."""
+    if record.graph.level != "head":
+        return None
+    return [layer.head_outputs(record.architecture.n_heads, dtype) for layer in record.architecture.layers[:stop]]
+
+
+def formed(record: Recorder, dtype: torch.dtype) -> Tensor:
+    """Every source's output as one tensor ``(batch, source, position, d_model)``, of what was recorded."""
+    outputs = _head_weights(record, len(record.architecture.layers), dtype)
+    whole = slice(0, record.sources[0].shape[1])
+    return _sources(record, record.sources, whole, outputs, dtype).transpose(0, 1)
 
 
 def _attention_gradients(record: Recorder, index: int, part: slice, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 1. Freeze the weights and let only the first layer's input require a gradient: no parameter gradient is ever computed.
 2. Forward: keep each source's output O ``(batch, position, d_model)``; at head level the input z of the output
    projection instead, from which O[h] = z[h] W_O[h]ᵀ is formed later, outside automatic differentiation.
-3. Loss L: mean negative log-likelihood of the (first `cut`) answer tokens given the prompt. Samples are summed, so that
+3. Loss L: mean negative log-likelihood of the (first `cut`) answer tokens given the prompt, or another (`losses`). Samples are summed, so that
    each keeps its own gradient. The last answer token is predicted, never read, and is left out of the input.
 4. Backward: every branch reads the stream through an identity, whose gradient is that branch's own ∂L/∂H
    (block level). At qkv and head level it is caught at the projections' input or output and pulled back through the
@@ -32,15 +32,16 @@ from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import wide
+from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.passes import fast_pass, lean_pass
 from rlcircuits.attribution.reading import plain
-from rlcircuits.attribution.recording import Recorder, mean_nll, nll, padded, sources_of
-from rlcircuits.attribution.traces import Trace
+from rlcircuits.attribution.recording import Recorder, logits_at, sources_of
+from rlcircuits.attribution.replacements import Replacement
+from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step
 
 MEMORY = ("auto", "fast", "lean")
-INTERVENTIONS = ("zero", "mean", "corrupted")
 #: modules that a score depends on: part of the keys under which scores are kept
 SCORES = Step("scores", 1)
 LOSSES = Step("losses", 1)
@@ -57,6 +58,8 @@ def attribute(
     corrupted: Sequence[Trace] | None = None,
     ig_steps: int = 1,
     progress: bool = True,
+    other: Any = None,
+    loss: str | Loss | Sequence[Sequence[float]] = "nll",
 ) -> xr.DataArray:
     """Score every edge of the residual graph for every trace.
 
@@ -74,48 +77,50 @@ def attribute(
             warning).
         intervention: what takes the place of a source's output O: ``"zero"`` nothing; ``"mean"`` its mean over all
             tokens of all `traces`; ``"corrupted"`` its output at the same position of the trace's partner in
-            `corrupted`. With a replacement O′, W = − Σ_t ⟨∂L/∂H[t], O[t] − O′[t]⟩, the gradient being that of the clean run.
+            `corrupted`; ``"model"`` its output in the model `other` on the same tokens. With a replacement O′, W = − Σ_t ⟨∂L/∂H[t], O[t] − O′[t]⟩, the gradient being that of the clean run.
         corrupted: for ``intervention="corrupted"``, one trace for each of `traces`, in their order, with as many prompt
             and answer tokens.
         ig_steps: with m > 1 steps, EAP with integrated gradients (EAP-IG, Hanna et al. 2024): the gradient is averaged
             over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight path
             from the replaced to the clean input I. 1 is EAP itself: the gradient at I.
         progress: show a bar for work that takes longer than a few seconds.
+        other: for ``intervention="model"``, a model of the same vocabulary, depth and width, such as one after fine-tuning.
+        loss: ``"nll"``, the mean negative log-likelihood per answer token; a `Loss` for the divergence from a reference or a
+            difference of logits; or weights of the answer tokens' negative log-likelihoods, for each trace a sequence.
 
     Returns:
-        DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats: the estimated
-        increase of the sample's loss when the edge is removed; NaN where there is no edge. Coordinates on `sample`:
-        ``loss`` (mean NLL per token, nats) and ``tokens`` (answer tokens scored).
+        DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a difference
+        of logits): the estimated increase of the sample's loss when the edge is removed; NaN where there is no edge.
+        Coordinates on `sample`: ``loss`` and ``tokens`` (answer tokens scored).
 
     Raises:
         InputError: no traces, ids outside the vocabulary, traces longer than the model's context, a model in training
-            mode, an unsupported architecture, an unknown level, memory or intervention, corrupted traces that do not
-            match, or a score that is not finite (naming sample and edge).
+            mode, an unsupported architecture, an unknown level, memory, intervention or loss, corrupted traces, another model
+            or a loss that do not match, or a score that is not finite (naming sample and edge).
     """
     hf = plain(model)
     traces = checked(hf, traces, cut)
-    partners = _partners(hf, traces, intervention, corrupted, cut)
+    objective = Objective.of(loss, hf, traces, cut)
+    replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut, batch_size, progress)
     choose("memory", memory, MEMORY)
     if isinstance(ig_steps, bool) or not isinstance(ig_steps, int) or ig_steps < 1:
         raise InputError(f"ig_steps is {ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
     architecture = Architecture.of(hf)
     graph = Graph.of(hf, level)
-    mean = _mean_sources(architecture, graph, hf, traces, batch_size, progress) if intervention == "mean" else None
 
     def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor]]:
         def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
-            instead = mean
-            if partners:
-                instead = sources_of(architecture, graph, hf, [partners[row.problem] for row in rows])
-            return score_batch(architecture, graph, hf, rows, lean, instead, ig_steps)
+            instead = replacement.outputs(rows)
+            return score_batch(architecture, graph, hf, rows, lean, instead, ig_steps, objective)
 
         return score
 
     dtype = np.float64 if wide(hf.dtype) == torch.float64 else np.float32
     values = np.full((len(traces), *graph.mask.shape), np.nan, dtype)
     losses = np.empty(len(traces), dtype)
-    plans = [Plan(work(lean), bytes_per_token(hf, level, lean)) for lean in _modes(memory)]
-    for indices, (scores, loss) in in_batches(hf, traces, batch_size, plans, "attributing", progress):
+    logits = objective.numbers_per_logit * 4 * hf.get_output_embeddings().weight.shape[0]
+    plans = [Plan(work(lean), bytes_per_token(hf, level, lean) + logits) for lean in _modes(memory)]
+    for indices, (scores, found) in in_batches(hf, traces, batch_size, plans, "attributing", progress):
         rows = scores.cpu().numpy()
         bad = np.argwhere(~np.isfinite(rows) & graph.mask)
         if len(bad):
@@ -126,44 +131,14 @@ def attribute(
                 "load it in float32 or check the checkpoint"
             )
         values[indices] = np.where(graph.mask, rows, np.nan)
-        losses[indices] = loss.cpu().numpy()
+        losses[indices] = found.cpu().numpy()
     method = "EAP" if ig_steps == 1 else f"EAP-IG, {ig_steps} midpoints"
-    return labelled(values, losses, traces, graph, model, cut, method, intervention)
+    return labelled(values, losses, traces, graph, model, cut, method, intervention, objective.label)
 
 
 def _modes(memory: str) -> tuple[bool, ...]:
     """Whether to be lean: in the order in which the modes are tried."""
     return {"fast": (False,), "lean": (True,), "auto": (False, True)}[memory]
-
-
-def _partners(
-    hf: nn.Module, traces: Sequence[Trace], intervention: str, corrupted: Sequence[Trace] | None, cut: int | None
-) -> dict[str, Trace]:
-    """The corrupted trace of every trace, by the trace's problem; empty for other interventions."""
-    choose("intervention", intervention, INTERVENTIONS)
-    if (intervention == "corrupted") != (corrupted is not None):
-        raise InputError(
-            f"intervention is {intervention!r} and corrupted traces were {'' if corrupted is not None else 'not '}given: "
-            "intervention='corrupted' and corrupted=[…] belong together"
-        )
-    if corrupted is None:
-        return {}
-    corrupted = list(corrupted)
-    if len(corrupted) != len(traces):
-        raise InputError(
-            f"{len(corrupted)} corrupted traces for {len(traces)} traces: expected one for each, in the same order"
-        )
-    renamed = [Trace(t.problem, c.prompt, c.answer) if isinstance(c, Trace) else c for t, c in zip(traces, corrupted)]
-    partners = dict(zip((t.problem for t in traces), checked(hf, renamed, cut)))
-    for trace in traces:
-        other = partners[trace.problem]
-        sizes = (len(trace.prompt), len(trace.answer)), (len(other.prompt), len(other.answer))
-        if sizes[0] != sizes[1]:
-            raise InputError(
-                f"trace {trace.problem!r} has {sizes[0][0]} prompt and {sizes[0][1]} answer tokens, its corrupted partner "
-                f"{sizes[1][0]} and {sizes[1][1]}: positions are compared one by one, so both must be equally long"
-            )
-    return partners
 
 
 def labelled(
@@ -175,6 +150,7 @@ def labelled(
     cut: int | None,
     method: str,
     intervention: str = "zero",
+    loss: str = "nll",
 ) -> xr.DataArray:
     """Name the axes of scores ``(sample, source, destination)`` and note where they come from."""
     import transformers
@@ -196,53 +172,12 @@ def labelled(
             "cut": "all" if cut is None else int(cut),
             "method": method,
             "intervention": intervention,
+            "loss": loss,
             "dtype": str(hf.dtype).removeprefix("torch."),
             "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
             "versions": json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
         },
     )
-
-
-def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Trace]:
-    """The traces, cut, after every check that needs no computation.
-
-    Raises:
-        InputError: see `attribute`.
-    """
-    if hf.training:
-        raise InputError(
-            "the model is in training mode, where dropout would change every score: call model.eval() first"
-        )
-    if isinstance(traces, Trace):
-        raise InputError("expected a sequence of traces, not a single one: pass [trace]")
-    traces = list(traces)
-    if not traces:
-        raise InputError("no traces given: expected at least one rlcircuits.Trace")
-    context = getattr(hf.config, "max_position_embeddings", None)
-    vocabulary = hf.get_input_embeddings().weight.shape[0]
-    for number, trace in enumerate(traces):
-        if not isinstance(trace, Trace):
-            raise InputError(
-                f"trace {number} is a {type(trace).__name__}: expected rlcircuits.Trace(problem, prompt, answer)"
-            )
-        highest = max(*trace.prompt, *trace.answer)
-        if highest >= vocabulary:
-            raise InputError(
-                f"trace {trace.problem!r} holds token id {highest}, but the model's vocabulary has {vocabulary}: "
-                "was it made with another tokenizer?"
-            )
-    seen: set[str] = set()
-    repeated = {trace.problem for trace in traces if trace.problem in seen or seen.add(trace.problem)}
-    if repeated:
-        raise InputError(f"trace {sorted(repeated)[0]!r} occurs more than once: samples are named by their problem")
-    traces = [trace.cut(cut) for trace in traces]
-    for trace in traces:
-        length = len(trace.prompt) + len(trace.answer) - 1
-        if context is not None and length > context:
-            raise InputError(
-                f"trace {trace.problem!r} is {length} tokens long, but the model's context holds {context}: shorten it or give a cut"
-            )
-    return traces
 
 
 def score_batch(
@@ -253,6 +188,7 @@ def score_batch(
     lean: bool = False,
     instead: Recorder | None = None,
     ig_steps: int = 1,
+    objective: Objective | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary.
 
@@ -260,13 +196,14 @@ def score_batch(
         lean: recompute layer by layer, see `rlcircuits.attribution.passes`.
         instead: the sources O′ that take the place of O, broadcast against them; nothing (zero) when None.
         ig_steps: see `attribute`.
+        objective: the loss; the negative log-likelihood when None.
     """
-    batch = padded(traces, hf.get_input_embeddings().weight.device)
+    batch = (objective or Objective.of("nll", hf, traces, None)).batch(hf, traces)
     run = lean_pass if lean else fast_pass
     if ig_steps == 1:
         return run(Recorder(architecture, graph), hf, batch, lambda record: record.sources, instead)
     with torch.no_grad():
-        losses = mean_nll(hf, *batch)
+        losses = batch.losses(hf)
     clean = sources_of(architecture, graph, hf, traces)
     total: Tensor | float = 0.0
     for step in range(ig_steps):
@@ -283,54 +220,34 @@ def score_batch(
     return total, losses
 
 
-def _mean_sources(
-    architecture: Architecture,
-    graph: Graph,
-    hf: nn.Module,
-    traces: Sequence[Trace],
-    batch_size: int | str,
-    progress: bool,
-) -> Recorder:
-    """Every source's mean output over all tokens that are read of all traces, each ``(1, 1, d_model)``."""
-
-    def sums(rows: list[Trace]) -> list[Tensor]:
-        lengths = torch.tensor([len(row.prompt) + len(row.answer) - 1 for row in rows])
-        found = []
-        for source in sources_of(architecture, graph, hf, rows).sources:
-            real = torch.arange(source.shape[1])[None] < lengths[:, None]
-            found.append(source.to(torch.float64).mul_(real.to(source.device)[..., None]).sum((0, 1), keepdim=True))
-        return found
-
-    total: list[Tensor] = []
-    for _, found in in_batches(hf, traces, batch_size, sums, "mean of the sources", progress):
-        total = [a + b for a, b in zip(total, found)] if total else found
-    tokens = sum(len(trace.prompt) + len(trace.answer) - 1 for trace in traces)
-    record = Recorder(architecture, graph)
-    record.sources = [(one / tokens).to(wide(hf.dtype)) for one in total]
-    return record
-
-
 def token_losses(
-    model: Any, traces: Sequence[Trace], cut: int | None = None, batch_size: int | str = "auto", progress: bool = True
+    model: Any,
+    traces: Sequence[Trace],
+    cut: int | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+    loss: str | Loss | Sequence[Sequence[float]] = "nll",
 ) -> list[np.ndarray]:
-    """Negative log-likelihood of every answer token given all before it, in nats.
+    """The loss of every answer token given all before it: its negative log-likelihood, in nats, unless another loss is given.
 
     Args:
-        model, traces, cut, batch_size, progress: as for `attribute`.
+        model, traces, cut, batch_size, progress, loss: as for `attribute`.
 
     Returns:
-        One array ``(answer tokens,)`` per trace; its mean is the loss that `attribute` attributes.
+        One array ``(answer tokens,)`` per trace; its mean, weighted where weights are given, is the loss that `attribute` attributes.
 
     Raises:
         InputError: as for `attribute`.
     """
     hf = plain(model)
     traces = checked(hf, traces, cut)
+    objective = Objective.of(loss, hf, traces, cut)
 
     def losses(rows: list[Trace]) -> tuple[np.ndarray, np.ndarray]:
-        ids, positions, targets = padded(rows, hf.get_input_embeddings().weight.device)
+        batch = objective.batch(hf, rows)
         with torch.no_grad():
-            return nll(hf, ids, positions, targets).cpu().numpy(), (targets != -100).cpu().numpy()
+            each = batch.each(logits_at(hf, batch.ids, batch.positions))
+        return each.cpu().numpy(), (batch.targets != -100).cpu().numpy()
 
     found: list[np.ndarray] = [np.empty(0)] * len(traces)
     for indices, (values, scored) in in_batches(hf, traces, batch_size, losses, "token losses", progress):

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from rlcircuits.attribution.contraction import blank, contract
 from rlcircuits.attribution.layers import first, hooked
-from rlcircuits.attribution.recording import Recorder, deterministic, frozen, mean_nll, nll
+from rlcircuits.attribution.losses import Batch
+from rlcircuits.attribution.recording import Recorder, deterministic, frozen, logits_at
 
 #: positions whose logits a lean pass holds at a time
 LOGIT_POSITIONS = 1024
@@ -35,19 +36,19 @@ LOGIT_POSITIONS = 1024
 def fast_pass(
     record: Recorder,
     hf: nn.Module,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
     written: Callable[[Recorder], list[Tensor]],
     instead: Recorder | None,
 ) -> tuple[Tensor, Tensor]:
     """Steps 2 to 5 with all that the backward pass needs kept; scores and losses as from `score_batch`.
 
     Args:
-        batch: from `padded`.
+        batch: rows and their loss, from `Objective.batch`.
         written: the sources to score, given what was recorded.
         instead: see `rlcircuits.attribution.eap.score_batch`.
     """
-    with frozen(hf), deterministic(batch[0].device), hooked(record.attach()), torch.enable_grad():
-        losses = mean_nll(hf, *batch)
+    with frozen(hf), deterministic(batch.ids.device), hooked(record.attach()), torch.enable_grad():
+        losses = batch.losses(hf)
         losses.sum().backward()
     with torch.no_grad():
         scores = blank(record, written(record))
@@ -58,15 +59,15 @@ def fast_pass(
 def lean_pass(
     record: Recorder,
     hf: nn.Module,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
     written: Callable[[Recorder], list[Tensor]],
     instead: Recorder | None,
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(batch, source, destination)`` and losses ``(batch,)``; arguments as for `fast_pass`."""
     layers = record.architecture.layers
     at_once = 4 if record.graph.level == "head" else 1  # forming the heads' outputs is worth more than one layer
-    with frozen(hf), deterministic(batch[0].device):
-        outputs, calls = _forward(record, hf, batch[0])
+    with frozen(hf), deterministic(batch.ids.device):
+        outputs, calls = _forward(record, hf, batch.ids)
         losses, gradient = _loss(hf, [layer.block for layer in layers], batch, calls)
         record.gradients["logits"] = gradient
         with torch.no_grad():
@@ -140,21 +141,18 @@ def _stream(added: Sequence[Tensor], index: int, devices: dict[int, torch.device
     return stream
 
 
-def _loss(
-    hf: nn.Module, blocks: Sequence[nn.Module], batch: tuple[Tensor, Tensor, Tensor], calls: _Calls
-) -> tuple[Tensor, Tensor]:
+def _loss(hf: nn.Module, blocks: Sequence[nn.Module], batch: Batch, calls: _Calls) -> tuple[Tensor, Tensor]:
     """Step 2: losses ``(batch,)`` and the gradient at the final stream ``(batch, position, d_model)``."""
-    (ids, positions, targets), final = batch, calls.final
-    counts = (targets != -100).sum(1).to(final.device)
+    ids, kept, final = batch.ids, len(batch.positions), calls.final
     gradient = torch.zeros_like(final)
-    low, step, total = ids.shape[1] - len(positions), max(1, LOGIT_POSITIONS // len(ids)), 0.0
-    for begin in range(0, len(positions), step):
+    low, step, total = ids.shape[1] - kept, max(1, LOGIT_POSITIONS // len(ids)), 0.0
+    for begin in range(0, kept, step):
         chosen = slice(begin, begin + step)
         part = slice(low + chosen.start, min(low + chosen.stop, ids.shape[1]))
         stream = final[:, part].detach().requires_grad_()
         with _passed_over(blocks, stream, calls.returns_tuple), torch.enable_grad():
-            each = nll(hf, ids[:, part], torch.arange(stream.shape[1], device=ids.device), targets[:, chosen])
-            losses = each.sum(1) / counts.to(each.device)
+            logits = logits_at(hf, ids[:, part], torch.arange(stream.shape[1], device=ids.device))
+            losses = batch.of(logits, chosen)
             gradient[:, part] = torch.autograd.grad(losses.sum(), stream)[0]
         total = total + losses.detach()
     return total, gradient

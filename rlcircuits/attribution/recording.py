@@ -191,17 +191,15 @@ def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor,
     return torch.from_numpy(ids).to(device), positions, torch.from_numpy(targets).to(device)
 
 
-def nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target ``(batch, kept)``, 0 where there is none, in float32 or better."""
+def logits_at(hf: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """The model's logits at positions ``(batch, kept, vocabulary)``, in float32 or better."""
     logits = hf(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
-    logits = logits.to(wide(logits.dtype))
-    targets = targets.to(logits.device)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(
-        targets
-    )
+    return logits.to(wide(logits.dtype))
 
 
 def mean_nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood per answer token of every row, ``(batch,)``."""
-    each = nll(hf, ids, positions, targets)
-    return each.sum(1) / (targets != -100).sum(1).to(each.device)
+    """Mean negative log-likelihood per answer token of every row, ``(batch,)``; arguments from `padded`."""
+    logits, counts = logits_at(hf, ids, positions), (targets != -100).sum(1)
+    targets = targets.to(logits.device).flatten()
+    each = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-100, reduction="none")
+    return each.view(len(ids), -1).sum(1) / counts.to(each.device)

@@ -5,9 +5,14 @@ Attribution scores a trace; where its answer came from does not matter to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rlcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,45 @@ class Trace:
 
 def _is_id(value: object) -> bool:
     return not isinstance(value, bool) and hasattr(value, "__index__") and value.__index__() >= 0
+
+
+def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Trace]:
+    """The traces, cut, after every check that needs no computation.
+
+    Raises:
+        InputError: see `attribute`.
+    """
+    if hf.training:
+        raise InputError(
+            "the model is in training mode, where dropout would change every score: call model.eval() first"
+        )
+    if isinstance(traces, Trace):
+        raise InputError("expected a sequence of traces, not a single one: pass [trace]")
+    traces = list(traces)
+    if not traces:
+        raise InputError("no traces given: expected at least one rlcircuits.Trace")
+    context = getattr(hf.config, "max_position_embeddings", None)
+    vocabulary = hf.get_input_embeddings().weight.shape[0]
+    for number, trace in enumerate(traces):
+        if not isinstance(trace, Trace):
+            raise InputError(
+                f"trace {number} is a {type(trace).__name__}: expected rlcircuits.Trace(problem, prompt, answer)"
+            )
+        highest = max(*trace.prompt, *trace.answer)
+        if highest >= vocabulary:
+            raise InputError(
+                f"trace {trace.problem!r} holds token id {highest}, but the model's vocabulary has {vocabulary}: "
+                "was it made with another tokenizer?"
+            )
+    seen: set[str] = set()
+    repeated = {trace.problem for trace in traces if trace.problem in seen or seen.add(trace.problem)}
+    if repeated:
+        raise InputError(f"trace {sorted(repeated)[0]!r} occurs more than once: samples are named by their problem")
+    traces = [trace.cut(cut) for trace in traces]
+    for trace in traces:
+        length = len(trace.prompt) + len(trace.answer) - 1
+        if context is not None and length > context:
+            raise InputError(
+                f"trace {trace.problem!r} is {length} tokens long, but the model's context holds {context}: shorten it or give a cut"
+            )
+    return traces

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from rlcircuits.attribution.ablation import rerun
 from rlcircuits.attribution.architecture import Architecture
-from rlcircuits.attribution.recording import padded
+from rlcircuits.attribution.losses import Objective
+from rlcircuits.attribution.reruns import rerun
 from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
 from tests.fixtures.architectures import PAGE, page
 from tests.fixtures.checkpoints import save
@@ -67,8 +67,8 @@ def test_many_edges_removed_at_once(kind, level):
     architecture, graph = Architecture.of(hf), rc.Graph.of(hf, level)
     removed = np.random.default_rng(1).random((3, *graph.mask.shape)) < np.array([0.1, 0.5, 0.9])[:, None, None]
     removed = torch.from_numpy((removed & graph.mask).astype(float))
-    batch = padded(TRACE * 3, torch.device("cpu"))
-    found = rerun(architecture, graph, hf, *batch, removed)
+    batch = Objective.of("nll", hf, TRACE, None).batch(hf, TRACE * 3)
+    found = rerun(architecture, graph, hf, batch, removed)
     for loss_without, row in zip(found.tolist(), removed):
         assert loss_without == pytest.approx(float(loss(hf, PROMPT, ANSWER, level, 1 - row)), rel=1e-5)
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.attribution import ablation, circuits
+from rlcircuits.attribution import ablation, circuits, reruns
 from rlcircuits.attribution.circuits import SHARES, areas
 from rlcircuits.storage.files import DamagedArtefact, StoreError
 from rlcircuits.storage.journals import OtherInputs
@@ -217,12 +217,12 @@ def test_circuits_follow_the_cut_of_their_scores_and_run_on_other_traces(measure
 
 def test_faithfulness_does_not_depend_on_the_batch(measured):
     hf, some, scores, found = measured
-    kept, ablation.TOGETHER_BYTES = ablation.TOGETHER_BYTES, 1
+    kept, reruns.TOGETHER_BYTES = reruns.TOGETHER_BYTES, 1
     try:
         one = rc.faithfulness(hf, some, scores, seeds=1, batch_size=1, progress=False)
         seven = rc.faithfulness(hf, some, scores, seeds=1, batch_size=7, progress=False)
     finally:
-        ablation.TOGETHER_BYTES = kept
+        reruns.TOGETHER_BYTES = kept
     for other in (one, seven):
         np.testing.assert_allclose(other.loss, found.loss, rtol=1e-10)
         np.testing.assert_allclose(other.random_loss, found.random_loss[:1], rtol=1e-10)
@@ -333,7 +333,7 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
     def counting(*args):
         if len(sizes) == stop:
             raise KeyboardInterrupt
-        sizes.append(len(args[3]))
+        sizes.append(len(args[3].ids))
         return rerun(*args)
 
     monkeypatch.setattr(circuits, "rerun", counting)
