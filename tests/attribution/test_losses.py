@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
+from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close
 from tests.fixtures.models import in_float64, tiny
 from tests.fixtures.reference import directional_scores, loss, nodes, outputs_of
 
