@@ -176,7 +176,7 @@ def run(file: Path, out: Path, processes: int) -> float:
     command = [
         sys.executable,
         "-m",
-        "rlcircuits.cli.main",
+        "rlcircuits",
         "sweep",
         str(file),
         "--out",

@@ -12,7 +12,6 @@ Docstrings are Markdown here, not reStructuredText: any text is valid Markdown, 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib
 import inspect
@@ -23,6 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import typer
 
 import rlcircuits
 from rlcircuits.cli import main as cli
@@ -92,36 +93,28 @@ def entry(module: ModuleType, name: str) -> str:
 
 
 def command_page() -> str:
-    """Every command of the shell with its options, from the parser."""
-    parser = cli._parser()
+    """Every command of the shell with its options, from the commands themselves."""
     parts = [
         "# Command line\n",
         "The commands of `rlcircuits`, as `rlcircuits COMMAND --help` shows them. Wrong input ends with exit code 2 and one message; an",
         "interrupted run ends with 130, keeps what was finished, and goes on from there when it is called again.\n",
     ]
-    (choices,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help for choice in choices._choices_actions}
-    for name, command in choices.choices.items():
+    for name, command in commands().items():
+        context = typer.Context(command, info_name=f"rlcircuits {name}")
         parts += [f"```{{index}} single: {name} (command)\n```\n", f"(command-{name})=\n## `rlcircuits {name}`\n"]
-        said = " ".join((command.description or helps.get(name) or "").split())
-        parts.append(_plain(said[:1].upper() + said[1:]).rstrip(".") + ".\n")
-        parts.append(f"```text\n{command.format_usage().removeprefix('usage: ').strip()}\n```\n")
-        for group in command._action_groups:
-            options = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
-            if options:
-                parts.append(f"**{_plain(group.title or 'options')}**\n")
-                parts += [_option(command, action) for action in options]
-                parts.append("")
+        parts.append(f"{_plain(inspect.cleandoc(command.help))}\n")
+        parts.append(f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n")
+        for heading, records in command.headings(context).items():
+            options = [f"- `{shown}`: {_plain(meaning)}" for shown, meaning in records if "--help" not in shown]
+            parts += [f"**{_plain(heading)}**\n", *options, ""] if options else []
         if command.epilog:
-            parts.append(f"```text\n{textwrap.dedent(command.epilog).strip()}\n```\n")
+            parts.append(f"```text\n{command.epilog.replace(chr(8), '').strip()}\n```\n")
     return "\n".join(parts)
 
 
-def _option(command: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """One option as an item of a list: its names, what it takes, what it means."""
-    shown = command._get_formatter()._format_action_invocation(action)
-    meaning = " ".join((action.help or "").split()) % {"default": action.default, "prog": command.prog}
-    return f"- `{shown}`: {_plain(meaning)}"
+def commands() -> dict[str, Any]:
+    """The commands of the shell by name."""
+    return typer.main.get_command(cli.application()).commands
 
 
 def _plain(text: str) -> str:

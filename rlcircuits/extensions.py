@@ -4,7 +4,7 @@ A package names an object for one of the groups below in its metadata (``[projec
 
 - ``rlcircuits.pairs``: a `rlcircuits.models.PairProvider`, the pairs whose names begin with the entry's name and a slash;
 - ``rlcircuits.problems``: a `rlcircuits.answers.ProblemProvider`, the problem set of the entry's name;
-- ``rlcircuits.commands``: a function that adds a command of the entry's name to the shell.
+- ``rlcircuits.commands``: a function that is given the shell's typer application, and adds a command to it.
 
 `paradigms` does so for the family; the instrument knows nothing of it.
 """

@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests of notebooks and book come last and need the family; it is trained in one core's shade of the others.
 LAST = ("test_notebooks.py", "test_book.py")
-FAMILY = [sys.executable, "-m", "rlcircuits.cli.main", "family"]
+FAMILY = [sys.executable, "-m", "rlcircuits", "family"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.errors import InputError, choose
 
 LEVELS = ("block", "qkv", "head")
@@ -98,6 +97,10 @@ class Graph:
             InputError: an unknown level, one that the architecture does not support (with the reason), or a residual
                 stream that cannot be read.
         """
+        from rlcircuits.attribution.architecture import (
+            Architecture,
+        )  # needs torch, which the names of the levels do not
+
         choose("level", level, LEVELS)
         architecture = Architecture.of(model)
         if level in architecture.refused:

@@ -216,7 +216,7 @@ def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("rlcircuits")
     if not command.exists():
         pytest.skip("the package is not installed in this environment")
-    assert "usage: rlcircuits" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "Usage: rlcircuits" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
 
 
 def test_there_are_notebooks() -> None:

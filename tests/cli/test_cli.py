@@ -67,7 +67,7 @@ def options(root: Path, **changes) -> list[str]:
 
 
 def shell(arguments: list[str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "rlcircuits.cli.main", *arguments]
+    command = [sys.executable, "-m", "rlcircuits", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -188,21 +188,41 @@ def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, ch
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"alpha": "1.5"}, "argument --alpha: '1.5', expected a number above 0 and at most 1"),
-        ({"alpha": "much"}, "argument --alpha: 'much'"),
-        ({"samples": 0}, "argument --samples: '0', expected a whole number of at least 1"),
-        ({"batch-size": "big"}, "argument --batch-size: 'big'"),
-        ({"seed": -1}, "argument --seed"),
-        ({"ig-steps": 0}, "argument --ig-steps: '0'"),
-        ({"levl": "head"}, "unrecognized arguments: --levl head"),
+        ({"alpha": "1.5"}, "'--alpha': '1.5', expected a number above 0 and at most 1"),
+        ({"alpha": "much"}, "'--alpha': 'much'"),
+        ({"samples": 0}, "'--samples': '0', expected a whole number of at least 1"),
+        ({"batch-size": "big"}, "'--batch-size': 'big', expected auto or"),
+        ({"seed": -1}, "'--seed': '-1', expected a whole number of at least 0"),
+        ({"ig-steps": 0}, "'--ig-steps': '0'"),
+        ({"levl": "head"}, "no such option: --levl; did you mean '--level'?"),
     ],
 )
 def test_arguments_that_cannot_be_understood(world, capsys, changes, says):
-    with pytest.raises(SystemExit) as ended:
-        main(options(world, **changes))
+    assert main(options(world, **changes)) == 2
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and len(said.splitlines()) == 1
-    assert said.startswith("rlcircuits: ") and says in said and "--help`" in said
+    assert len(said.splitlines()) == 1
+    assert said.startswith("rlcircuits: ") and says in said and "(see `rlcircuits attribute --help`)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "missing command"),
+        (["problms"], "no such command 'problms'. Did you mean 'problems'?"),
+        (["--verbose"], "no such option: --verbose"),
+        (["answers", "--pair", "mistral"], "missing option '--problems'"),
+        (["attribute", "--samples"], "option '--samples' requires an argument"),
+        (["pairs", "mistral"], "got unexpected extra argument(s) (mistral)"),
+        (["pairs", "a\nb\x1b[0m"], "unexpected extra argument"),
+        (["family", "--seeds", "0,b"], "'--seeds': 'b', expected a whole number"),
+        (["family", "--base", "llma"], "did you mean 'llama'?"),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood(capsys, arguments, says):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("rlcircuits: ") and says in said.err and "--help`)" in said.err
+    assert len(said.err.splitlines()) == 1 and "\x1b" not in said.err
 
 
 def test_no_problem_left_says_by_which_rule_without_a_traceback(world, tmp_path):
@@ -254,10 +274,69 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
 
 def test_help_says_how(capsys):
     for arguments, words in (
-        ([], ["attribute", "pairs", "family"]),
-        (["attribute"], ["--pair", "--alpha", "examples:", "metrics.parquet"]),
+        ([], ["attribute", "pairs", "family", "and compare\n"]),
+        (["attribute"], ["--pair", "--alpha", "[default: 0.3]", "scores:", "examples:", "metrics.parquet"]),
     ):
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments, "--help"])
+        assert main([*arguments, "--help"]) == 0
         said = capsys.readouterr().out
-        assert ended.value.code == 0 and all(word in said for word in words)
+        assert all(word in said for word in words)
+
+
+# What takes seconds to import, and is not needed to say what there is, or what is wrong.
+HEAVY = {"torch", "transformers", "pandas", "plotly", "xarray", "scipy", "IPython", "ray", "papermill"}
+
+
+LIGHT = {
+    "--help": 0,
+    "--version": 0,
+    "attribute --help": 0,
+    "sweep --help": 0,
+    "study --help": 0,
+    "problems": 0,
+    "problems gsm9k": 2,
+    "answers --pair mistrl --problems gsm8k --out a.jsonl": 2,
+    "estimate --pair mistrl": 2,
+    "attribute --base a --level heads": 2,
+    "attribute --pair mistrl": 2,
+    "attribute --pair mistrl --problems gsm8k": 2,
+    "attribute --base a": 2,
+    "attribute --base a --tuned b --problems nowhere.jsonl": 2,
+    "family --members gpro": 2,
+    "study --members gpro": 2,
+    "sweep nowhere.yaml": 2,
+}
+_EACH = """
+import json, sys
+from rlcircuits.cli.main import main
+heavy, found = set(json.loads(sys.argv[1])), {}
+for command in json.loads(sys.argv[2]):
+    found[command] = main(command.split()), sorted(heavy & set(sys.modules))
+print(json.dumps(found))
+"""
+
+
+def test_nothing_heavy_is_imported_to_say_what_there_is_or_what_is_wrong(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH, json.dumps(sorted(HEAVY)), json.dumps(list(LIGHT))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {command: [code, []] for command, code in LIGHT.items()}
+
+
+@pytest.mark.parametrize("module", ["rlcircuits", "rlcircuits.cli"])
+def test_python_runs_the_package(module):
+    done = subprocess.run([sys.executable, "-m", module, "pars"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "did you mean 'pairs'" in done.stderr.lower()
+
+
+def test_a_reader_who_goes_away_is_no_fault():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlcircuits", "problems"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # nobody reads
+    assert process.stderr.read() == b""
+    assert process.wait() == 1

@@ -135,10 +135,7 @@ def called(arguments: list[str]) -> tuple[int, str]:
     """Exit code and messages of the command line, in this process: a crash of any other kind is the test's."""
     words = io.StringIO()
     with contextlib.redirect_stderr(words), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            code = main(arguments)
-        except SystemExit as end:  # arguments that cannot be understood
-            code = end.code
+        code = main(arguments)
     return code, words.getvalue()
 
 
