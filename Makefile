@@ -59,8 +59,7 @@ bench-gpu: $(READY)
 	@$(BIN)/python benchmarks/attribution.py --device cuda --out results/benchmarks
 
 lint: $(READY)
-	@$(BIN)/ruff check .
-	@$(BIN)/lint-imports --no-logo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
 # For maintainers: resolve pyproject.toml anew in an empty environment and write down what came out.
 lock:

@@ -222,7 +222,8 @@ def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
 
 def frame(source: Path) -> str:
     """The hash of all but the pages' text: when it changes (a script, the configuration, which pages there are), Sphinx
-    would not notice everywhere, and all pages are built anew."""
+    would not notice everywhere, and all pages are built anew.
+    """
     digest = hashlib.sha256()
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
         digest.update(str(path.relative_to(source)).encode())

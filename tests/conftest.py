@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def family() -> None:
 
 
 @pytest.fixture(scope="session")
-def book(family: None) -> Iterator[Path]:
+def book(family: None) -> Path:
     """The folder of the built book; built as by `make book` from the same artefacts, whatever is up to date reused."""
     with FileLock(ROOT / "_build" / "tests.lock"):  # one worker builds, the others find it done
         build = subprocess.run(
@@ -92,4 +91,4 @@ def book(family: None) -> Iterator[Path]:
             f"book/build.py ended with {build.returncode}:\n{build.stdout[-2000:]}\n{build.stderr[-3000:]}",
             pytrace=False,
         )
-    yield ROOT / "_build" / "html"
+    return ROOT / "_build" / "html"

@@ -1,8 +1,8 @@
-"""Arithmetic word problems in plain English, for a real language model: the task that it half masters.
+r"""Arithmetic word problems in plain English, for a real language model: the task that it half masters.
 
 1. A story is one of `STORIES`: sentences with names, things and numbers, and its steps, each one operation on two whole numbers,
    of which one may be an earlier step's result. One story in three also has a sentence with a number that does not matter.
-2. Its worked answer states each step and then the result: ``"7 * 6 = 42\\n60 - 42 = 18\\n#### 18"``.
+2. Its worked answer states each step and then the result: ``"7 * 6 = 42\n60 - 42 = 18\n#### 18"``.
 3. What is asked for, which is the story and its numbers, not the names, is hashed into train, validation or test, so that the three
    are disjoint for all seeds at once, and a test problem is never a renamed training problem.
 4. The grader takes what follows the last ``####`` and compares it with the result as a number.
@@ -160,9 +160,9 @@ def story_problems(split: str, n: int, seed: int) -> tuple[StoryProblem, ...]:
 
 
 def is_correct(text: str, reference: str) -> bool:
-    """Whether the text after the last ``####`` is the reference as a number.
+    r"""Whether the text after the last ``####`` is the reference as a number.
 
-    >>> is_correct("3 + 4 = 7\\n#### 7.", "7"), is_correct("3 + 4 = 7", "7")
+    >>> is_correct("3 + 4 = 7\n#### 7.", "7"), is_correct("3 + 4 = 7", "7")
     (True, False)
     """
     _, mark, last = text.rpartition("####")

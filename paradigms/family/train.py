@@ -289,7 +289,7 @@ class _Crew:
     jobs: list[_Job] = field(default_factory=list)
 
     def start(self, task: _Task, order: dict[str, object]) -> None:
-        messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+        messages = tempfile.TemporaryFile("w+")
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "paradigms.family.member", json.dumps(order)],
             stdin=subprocess.DEVNULL,

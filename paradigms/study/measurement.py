@@ -226,8 +226,7 @@ def load(file: str | os.PathLike[str]) -> Measurement:
         found = Measurement(facts=about["facts"])
         for number, one in enumerate(about["cells"]):
             parts = {
-                name: arrays[f"{number}/{name}"] if f"{number}/{name}" in arrays else None
-                for name in ("sampled", "pooled", "pooled_boot", "pooled_swap")
+                name: arrays.get(f"{number}/{name}") for name in ("sampled", "pooled", "pooled_boot", "pooled_swap")
             }
             found.cells[one["level"], one["alpha"]] = SeedCell(
                 tuple(one["metrics"]), tuple(one["corners"]), seed=one["seed"], **parts

@@ -166,7 +166,8 @@ def null_spreads(claim: Claim, values: pd.DataFrame, logarithm: bool) -> dict[st
 def verdict_table(pairs: Sequence[tuple[Task, Path]], values: pd.DataFrame) -> pd.DataFrame:
     """One row per base, claim and scope: ``base``, ``claim``, ``scope`` ("PPO and GRPO", or one paradigm), ``metric``, ``direction``,
     ``verdict``, ``effect``, ``low``, ``high``, ``scale`` ("log ratio" or "difference"), ``spread``, ``null``, ``reason``,
-    ``n_seeds``."""
+    ``n_seeds``.
+    """
     rows = []
     for base in dict.fromkeys(task.base for task, _ in pairs):
         measured: dict[str, dict[int, Measurement]] = {}
@@ -182,7 +183,7 @@ def verdict_table(pairs: Sequence[tuple[Task, Path]], values: pd.DataFrame) -> p
                 continue
             effect, low, high, n_seeds, logarithm = claim_effect(claim, measured)
             spreads = null_spreads(claim, values[values["base"] == base], logarithm)
-            found = judge_claim(claim, lambda one: claim_effect(one, measured)[:3], spreads)
+            found = judge_claim(claim, lambda one, measured=measured: claim_effect(one, measured)[:3], spreads)
             rows.append(
                 {
                     "base": base, "claim": claim.name, "scope": "PPO and GRPO" if scope == "all" else scope, "metric": claim.metric,

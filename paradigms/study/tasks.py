@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +103,9 @@ class ModelSpec:
         return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def fingerprint_of(folder: str) -> str:
+    """Of a checkpoint, read once."""
     from rlcircuits.models import fingerprint
 
     return fingerprint(Path(folder))

@@ -121,7 +121,8 @@ def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:
 
 def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: float = 0.3) -> dict[str, list[str]]:
     """Per base the paradigms, the control among them, in which a metric moves: the interval on own tokens at block level excludes 0, and
-    the effect is larger than every null's spread."""
+    the effect is larger than every null's spread.
+    """
     rows = effects[
         (effects["metric"] == metric)
         & (effects["alpha"] == alpha)

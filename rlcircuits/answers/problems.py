@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem.
+    r"""One problem.
 
     Args:
         id: what names it everywhere, e.g. ``"gsm8k/17"``.
         question: the text that is put into the prompt.
-        reference: the answer to compare with; a worked solution that ends in ``#### 18`` or ``\\boxed{18}`` will do.
+        reference: the answer to compare with; a worked solution that ends in ``#### 18`` or ``\boxed{18}`` will do.
 
     Raises:
         InputError: one of them is empty or no text.

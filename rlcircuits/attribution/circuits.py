@@ -95,7 +95,7 @@ def faithfulness(
     scores: xr.DataArray,
     shares: Sequence[float] = SHARES,
     seeds: int = 5,
-    cut: int | None | str = "auto",
+    cut: int | str | None = "auto",
     batch_size: int | str = "auto",
     confidence: float = 0.95,
     progress: bool = True,
@@ -360,7 +360,7 @@ def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: in
     return [_count(float(share), n_edges) for share in shares]
 
 
-def _cut(scores: xr.DataArray, cut: int | None | str) -> int | None:
+def _cut(scores: xr.DataArray, cut: int | str | None) -> int | None:
     if cut != "auto":
         return cut
     scored = scores.attrs.get("cut", "all")

@@ -113,7 +113,8 @@ def _sources(
 
 def _head_weights(record: Recorder, stop: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]] | None:
     """Of the layers before `stop` W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added whatever the
-    heads give; None where attention is not split into heads."""
+    heads give; None where attention is not split into heads.
+    """
     if record.graph.level != "head":
         return None
     return [layer.head_outputs(record.architecture.n_heads, dtype) for layer in record.architecture.layers[:stop]]

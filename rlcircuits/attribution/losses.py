@@ -180,7 +180,8 @@ class Objective:
 
     def _reference(self, row: Any) -> Tensor:
         """ln q ``(answer token, vocabulary)`` at the row's answer; a model is run on one trace at a time, so that others beside
-        it leave no trace in the last digits. The last few are kept."""
+        it leave no trace in the last digits. The last few are kept.
+        """
         if row.problem not in self._known:
             if self.reference is None:
                 found = self.probabilities[row.problem].log()

@@ -92,7 +92,7 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
     seen: set[str] = set()
     repeated = {trace.problem for trace in traces if trace.problem in seen or seen.add(trace.problem)}
     if repeated:
-        raise InputError(f"trace {sorted(repeated)[0]!r} occurs more than once: samples are named by their problem")
+        raise InputError(f"trace {min(repeated)!r} occurs more than once: samples are named by their problem")
     traces = [trace.cut(cut) for trace in traces]
     for trace in traces:
         length = len(trace.prompt) + len(trace.answer) - 1

@@ -57,7 +57,6 @@ from rlcircuits.figures.theme import (
 from rlcircuits.figures.training import CURVE_UNITS, training_curves, weight_change
 
 __all__ = [
-    "SignedLog",
     "CURVE_UNITS",
     "DASHES",
     "DIVERGING",
@@ -69,8 +68,9 @@ __all__ = [
     "POSITIVE",
     "SEQUENTIAL",
     "SYMBOLS",
-    "Scores",
     "THEME",
+    "Scores",
+    "SignedLog",
     "ablation_scatter",
     "adjacency",
     "answer_tokens",

@@ -138,7 +138,7 @@ def residual_graph(
         subplot_titles=[as_text(name) for name in panels],
         horizontal_spacing=0.02,
     )
-    for column, (name, matrix) in enumerate(panels.items(), start=1):
+    for column, matrix in enumerate(panels.values(), start=1):
         for trace in _edge_traces(matrix, k, places, sources, destinations, panels, first=column == 1):
             figure.add_trace(trace, row=1, col=column)
         figure.add_trace(_node_trace(places), row=1, col=column)
@@ -279,6 +279,7 @@ def node_places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], l
 
 
 def has_heads(places: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether attention nodes are single heads."""
     return any((m := NODE.fullmatch(node)) and m["part"] for node in places)
 
 

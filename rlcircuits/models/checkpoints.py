@@ -50,6 +50,7 @@ _NOT_MODEL = {"manifest.json", "member.json", "trainer_state.json", "README.md"}
 
 
 def together(*parts: str) -> str:
+    """One fingerprint of several, in their order."""
     return hashlib.sha256("+".join(parts).encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,12 +154,12 @@ def parameters(config: PretrainedConfig | Mapping[str, Any]) -> int:
     return _count(json.dumps(_plain(config), sort_keys=True, default=str))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _count(config: str) -> int:
     return sum(p.numel() for p in _built(json.loads(config), "bfloat16").parameters())
 
 
-@lru_cache(maxsize=None)
+@cache
 def throughput(dtype: str = "bfloat16", device: str = "auto", seconds: float = 0.3) -> tuple[float, str]:
     """Floating-point operations a second of a square matrix product, and in words how that was found.
 

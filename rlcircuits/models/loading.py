@@ -134,6 +134,7 @@ def load_model(
 
 
 def expect_room(name: str, tokens: int, rows: int) -> None:
+    """Raise unless every token of the tokenizer has its row of embeddings."""
     if tokens > rows:
         raise InputError(
             f"the tokenizer of {name!r} has {tokens} tokens, but its model embeds {rows}: they do not belong together"

@@ -136,4 +136,4 @@ def _load(text: str) -> Any:
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
-    return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+    return yaml.load(text, Loader)

@@ -61,7 +61,7 @@ def _estimate(cell: Cell, first: bool) -> float | None:
     return found.seconds if first else 2 * given.get("n", 100) * found.trace_seconds
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _count(problems: str) -> int | None:
     """How many problems a set has; None where that is not to be had without fetching it."""
     from rlcircuits.answers import problem_sets

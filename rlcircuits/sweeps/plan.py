@@ -153,7 +153,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
         if len(text) > _LONGEST:
             raise InputError(f"{path} has {len(text):,} characters: expected a sweep file, at most {_LONGEST:,}")
-        content = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+        content = yaml.load(text, _Loader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -332,7 +332,7 @@ class _Checks:
             return
         self.done.add(text)
         try:
-            exec(self.validation, values)  # noqa: S102  the imports and the call of a notebook that is about to run
+            exec(self.validation, values)
         except InputError as error:
             raise InputError(f"{self.path}: {where}: {error}") from None
         except Exception:  # it needs more of the notebook than this: the notebook itself will say

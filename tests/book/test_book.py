@@ -30,7 +30,7 @@ from rlcircuits.lab.display import figure_html
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
-import build as machinery  # noqa: E402, I001  (found by the line above)
+import build as machinery  # noqa: E402  (found by the line above)
 import reference  # noqa: E402
 
 PAGES = machinery.pages(ROOT / "book" / "_toc.yml")
@@ -408,7 +408,7 @@ def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", part)
         part.click()
     assert all(browser.execute_script(shut))
-    links = [e for e in browser.find_elements("css selector", ".dropdown-launch-buttons a")]
+    links = browser.find_elements("css selector", ".dropdown-launch-buttons a")
     assert len(links) == 2 and not any(link.is_displayed() for link in links)
     browser.execute_script("scrollTo(0, 0)")
     browser.find_element("css selector", ".dropdown-launch-buttons button").click()

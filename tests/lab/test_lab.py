@@ -38,7 +38,7 @@ box
 
 
 def questions() -> list[str]:
-    return [f"{WORDS[i]} {WORDS[i + 1]} {WORDS[2 * i + 3]}" for i in range(0, 12)]
+    return [f"{WORDS[i]} {WORDS[i + 1]} {WORDS[2 * i + 3]}" for i in range(12)]
 
 
 def made(folder: Path) -> rc.Study:

@@ -41,7 +41,7 @@ def shell():
 
     shell = InteractiveShell()
     rich.register(shell)
-    yield shell
+    return shell
 
 
 def test_every_result_shows_itself_escaped(shell):

@@ -56,9 +56,7 @@ def traces(n: int = 6, prompt: int = 4, answer: int = 5, seed: int = 0) -> list[
 
 def cell(values: np.ndarray, seed: int = 0, corners=("bb", "tt"), resamples: int = 200) -> SeedCell:
     """A cell of per-sample values ``(corner, sample, metric)`` and no pooled metric."""
-    names = tuple(["activation_intensity", "loss", *(f"metric {i}" for i in range(values.shape[2] - 2))])[
-        : values.shape[2]
-    ]
+    names = ("activation_intensity", "loss", *(f"metric {i}" for i in range(values.shape[2] - 2)))[: values.shape[2]]
     none = np.empty((len(corners), 0))
     return SeedCell(names, tuple(corners), values, none, np.empty((len(corners), 0, resamples), np.float32), None, seed)
 
@@ -283,7 +281,6 @@ def test_scaled_logits_keep_greedy_answers_and_change_the_loss(factor) -> None:
 
 
 def test_differentiable_intensity_is_the_metric_and_its_gradient_that_of_finite_differences() -> None:
-    from transformers import AutoConfig  # noqa: F401 (the models below come from transformers)
 
     hf = tiny("qwen2", layers=2, attn_implementation="eager")
     rows = traces(4)

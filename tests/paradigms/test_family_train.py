@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -127,7 +128,7 @@ def test_checkpoints_along_the_run_are_the_curves_points_and_the_last_is_the_end
         assert (last / "config.json").read_text() == (path / "config.json").read_text()
         assert ((first / "model.safetensors").read_bytes() == start) == (member != "sft")
         weights = [load_file(folder / "model.safetensors") for folder in (first, *between, last)]
-        for before, after in zip(weights, weights[1:], strict=False):
+        for before, after in itertools.pairwise(weights):
             moved = any((before[name] != after[name]).any() for name in before)
             assert moved or member == "online-dpo"  # which stands still where there is no pair
         assert sum(file.stat().st_size for file in path.rglob("*")) < 35e6
@@ -295,7 +296,7 @@ def test_tasks_start_longest_first_one_base_ahead(tmp_path):
 
 def test_bases():
     assert BASES["qwen2"] == DEFAULT and BASES["llama"] == SECOND
-    assert SECOND == replace(DEFAULT, shape=SECOND.shape)
+    assert replace(DEFAULT, shape=SECOND.shape) == SECOND
     assert SECOND.shape.architecture == "llama" and SECOND.shape.kv_heads == SECOND.shape.heads
     model = new_model(SECOND.shape, build_tokenizer(), seed=0)
     layer = model.model.layers[0]

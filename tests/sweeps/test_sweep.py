@@ -152,7 +152,7 @@ def test_the_summary_has_parameters_metrics_and_what_happened(ran: Path) -> None
     assert list(table["twice"]) == [2.0, 1.0, 0.6] and list(table["gini/base"]) == [1.0] * 3
     assert list(table["alpha"].head(2)) == [1.0, 0.5] and math.isnan(table["alpha"][2])
     assert list(table["metric.level"]) == ["BLOCK", "HEAD", "BLOCK"]
-    assert list(table["parameter.status"])[0] == "<b>" and list(table["status"]) == ["done"] * 3
+    assert table["parameter.status"].iloc[0] == "<b>" and list(table["status"]) == ["done"] * 3
     assert table["nothing"].isna().all() and list(table["share"]) == [0.5] * 3
     assert list(table["model"].dropna()) == ["3", "m"] and json.loads(table["words"][2]) == ["x"]
     assert (table["seconds"] > 0).all() and list(table["attempts"]) == [1] * 3 and table["error"].isna().all()
