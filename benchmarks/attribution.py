@@ -7,9 +7,9 @@
 3. CPU: one thread, CPU seconds of the process. CUDA: events around each pass. Peak memory is measured on its own, one
    process per case, above what the loaded model takes.
 
-Five suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
-``growth`` (tokens and layers), ``transformer_lens`` (its own edge attribution on a model that it supports) and, with a CUDA
-device, ``shapes`` (random bfloat16 weights in the shapes of published 7-billion-parameter models). ``make bench`` runs what
+Six suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
+``growth`` (tokens and layers), ``groups`` (scores by eight groups of tokens against scores without groups), ``transformer_lens``
+(its own edge attribution on a model that it supports) and, with a CUDA device, ``shapes`` (random bfloat16 weights in the shapes of published 7-billion-parameter models). ``make bench`` runs what
 fits a CPU, ``make bench-gpu`` the rest; both write a table and a note of date, device and versions to results/benchmarks.
 """
 
@@ -56,6 +56,7 @@ PUBLISHED = (
     Shape("Qwen2.5 7B", "Qwen2", 28, 3584, 28, 4, 18944, 152064),
 )
 CASES = ("floor", "block", "qkv", "head", "block lean", "qkv lean", "head lean")
+GROUPS = 8
 TIME = {"block": 1.08, "qkv": 1.15, "head": 1.65}
 TIME_GPU = {"block": 1.05, "qkv": 1.10, "head": 1.50}
 PEAK = {"block": 1.3, "qkv": 1.3, "head": 2.0}
@@ -278,6 +279,30 @@ def growth(where: Where) -> list[Row]:
     return found
 
 
+def groups(where: Where, shape: Shape = SMALL, tokens: int = 256) -> list[Row]:
+    """Scores by eight groups of tokens against scores without groups, one trace and eight of unlike labels in one batch."""
+    import numpy as np
+
+    import rlcircuits as rc
+
+    hf, found = build(shape, where), []
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.ones(GROUPS), 8)
+    some = [trace(tokens, shape.vocabulary, f"t{i}", i) for i in range(8)]
+    labels = [generator.choice([f"g{g}" for g in range(GROUPS)], tokens + 1, p=share).tolist() for share in shares]
+    for case in CASES[1:]:
+        level, _, lean = case.partition(" ")
+        for n in (1, 8):
+            call = functools.partial(
+                rc.attribute, hf, some[:n], level, batch_size=n, memory=lean or "fast", progress=False
+            )
+            works = {"ungrouped": call, f"{case}, {n} traces": functools.partial(call, groups=labels[:n])}
+            rows = against(interleaved(works, replace(where, rounds=max(3, where.rounds // n)), warm=1), "ungrouped")
+            rows.pop("ungrouped")
+            found += _rows("groups", {name: {**row, "target": 1.1} for name, row in rows.items()}, shape, tokens)
+    return found
+
+
 def transformer_lens(where: Where) -> list[Row]:
     """TransformerLens' own edge attribution against `attribute` at head level with the same, corrupted, intervention.
 
@@ -377,6 +402,7 @@ SUITES = {
     "levels": levels,
     "lengths": lengths,
     "growth": growth,
+    "groups": groups,
     "transformer_lens": transformer_lens,
     "shapes": shapes,
 }

@@ -9,6 +9,7 @@ from .answers import load_problems as load_problems
 from .answers import problem_set as problem_set
 from .answers import read_answers as read_answers
 from .answers import select as select
+from .answers import token_groups as token_groups
 from .answers import write_answers as write_answers
 from .attribution import Graph as Graph
 from .attribution import Loss as Loss

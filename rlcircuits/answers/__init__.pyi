@@ -22,3 +22,5 @@ from .sets import check_problems as check_problems
 from .sets import known_sets as known_sets
 from .sets import problem_set as problem_set
 from .sets import problem_sets as problem_sets
+from .tokens import TOKEN_GROUPS as TOKEN_GROUPS
+from .tokens import token_groups as token_groups

@@ -1,6 +1,7 @@
 """From sources and gradients to scores:  W[source, destination] = − Σ_t ⟨ ∂L/∂H[t], O[t] ⟩.
 
-1. Tokens are taken in chunks, so that memory stays bounded (`CHUNK_BYTES`); sums are in float32 or better.
+1. Tokens are taken in chunks, so that memory stays bounded (`CHUNK_BYTES`); sums are in float32 or better. Where tokens have
+   groups, each group of each row is a sum of its own (`rlcircuits.attribution.parts`).
 2. The sources of a chunk are formed: as recorded, or at head level each head's share of the attention's output.
 3. The gradients of a layer's destinations are formed: as caught at the stream (block level), or pulled back through the
    projections and the norm's Jacobian (qkv and head level).
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcircuits.attribution.layers import wide
+from rlcircuits.attribution.parts import Part, slices
 from rlcircuits.attribution.recording import Recorder
 
 #: bytes that the contraction may use beside the stored sources and gradients
@@ -20,11 +22,10 @@ CHUNK_BYTES = 64 << 20
 
 
 def blank(record: Recorder, written: list[Tensor]) -> Tensor:
-    """Scores ``(batch, source, destination)``, all 0, where the first source is."""
+    """Scores ``(sum, source, destination)``, all 0, where the first source is; one sum for each row, or for each segment."""
     first_source = written[0]
-    return torch.zeros(
-        first_source.shape[0], *record.graph.mask.shape, dtype=wide(first_source.dtype), device=first_source.device
-    )
+    sums = first_source.shape[0] if record.segments is None else len(record.segments)
+    return torch.zeros(sums, *record.graph.mask.shape, dtype=wide(first_source.dtype), device=first_source.device)
 
 
 def contract(
@@ -38,7 +39,7 @@ def contract(
 
     Args:
         record: gradients and norm inputs of those layers.
-        scores: ``(batch, source, destination)``.
+        scores: ``(sum, source, destination)``, from `blank`.
         written: every source's output, as in `Recorder.sources`.
         instead: the sources O′ subtracted from them.
         layers: all of them when None.
@@ -46,33 +47,36 @@ def contract(
     graph, architecture = record.graph, record.architecture
     n_layers = len(architecture.layers)
     layers = range(n_layers) if layers is None else layers
-    _, length, width = written[0].shape
+    batch, length, width = written[0].shape
     dtype = scores.dtype
     readers, per_layer = (len(graph.destinations) - 1) // n_layers, (len(graph.sources) - 1) // n_layers
-    row = scores.shape[0] * width * torch.finfo(dtype).bits // 8
+    token = width * torch.finfo(dtype).bits // 8
     copies = 1 if instead is None else 2
-    chunk = int(max(1, min(length, CHUNK_BYTES // (row * (copies * (1 + layers.stop * per_layer) + readers)))))
+    chunk = CHUNK_BYTES // (token * (copies * (1 + layers.stop * per_layer) + readers))
     outputs = _head_weights(record, layers.stop, dtype)
     others = None if instead is None else _head_weights(instead, layers.stop, dtype)
-    for begin in range(0, length, chunk):
-        part = slice(begin, min(begin + chunk, length))
+    segments = record.segments
+    for part in slices(length, max(1, chunk // batch)) if segments is None else segments.parts(chunk):
+        sums = scores[part.sums]
         out = _sources(
             record, written[: 1 + 2 * layers.stop], part, outputs, dtype
         )  # (source, batch, position, d_model)
         if instead is not None:
-            everywhere = [one.expand(len(scores), length, -1) for one in instead.sources[: 1 + 2 * layers.stop]]
+            everywhere = [one.expand(batch, length, -1) for one in instead.sources[: 1 + 2 * layers.stop]]
             out -= _sources(instead, everywhere, part, others, dtype)
+        if part.real is not None:
+            out *= part.real.to(out.device)
         for index in layers:
             column = index * readers
             attention = _attention_gradients(record, index, part, dtype)
             count = 1 + index * per_layer
-            column = _accumulate(scores, out[:count], attention, column)
-            mlp = record.gradients[index, "mlp"][None, :, part].to(scores.device, dtype)
+            column = _accumulate(sums, out[:count], attention, column)
+            mlp = part.of(record.gradients[index, "mlp"])[None].to(scores.device, dtype)
             within = count if graph.parallel else count + per_layer - 1
-            _accumulate(scores, out[:within], mlp, column)
+            _accumulate(sums, out[:within], mlp, column)
         if layers.stop == n_layers:
-            logits = record.gradients["logits"][None, :, part].to(scores.device, dtype)
-            _accumulate(scores, out, logits, n_layers * readers)
+            logits = part.of(record.gradients["logits"])[None].to(scores.device, dtype)
+            _accumulate(sums, out, logits, n_layers * readers)
 
 
 def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int) -> int:
@@ -86,27 +90,26 @@ def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int)
 def _sources(
     record: Recorder,
     written: list[Tensor],
-    part: slice,
+    part: Part,
     outputs: list[tuple[Tensor, Tensor | None]] | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """The source outputs of a chunk of tokens, ``(source, batch, position, d_model)``."""
     device = written[0].device
     if outputs is None:
-        return torch.stack([o[:, part].to(device, dtype) for o in written])
-    batch, _, width = written[0].shape
-    steps = part.stop - part.start
-    heads = record.architecture.n_heads
+        return torch.stack([part.of(o).to(device, dtype) for o in written])
+    begin, heads = part.of(written[0]), record.architecture.n_heads
+    batch, steps, width = begin.shape
     formed = torch.empty(1 + len(outputs) * (heads + 1), batch, steps, width, dtype=dtype, device=device)
-    formed[0] = written[0][:, part]
+    formed[0] = begin
     at = 1
     for (weight, bias), mixed, mlp in zip(outputs, written[1::2], written[2::2]):
-        z = mixed[:, part].to(device, dtype).reshape(batch * steps, heads, -1).transpose(0, 1)
+        z = part.of(mixed).to(device, dtype).reshape(batch * steps, heads, -1).transpose(0, 1)
         out = formed[at : at + heads].view(heads, batch * steps, width)
         torch.bmm(z, weight.to(device), out=out)
         if bias is not None:
             out += bias.to(device)
-        formed[at + heads] = mlp[:, part]
+        formed[at + heads] = part.of(mlp)
         at += heads + 1
     return formed
 
@@ -127,12 +130,12 @@ def formed(record: Recorder, dtype: torch.dtype) -> Tensor:
     return _sources(record, record.sources, whole, outputs, dtype).transpose(0, 1)
 
 
-def _attention_gradients(record: Recorder, index: int, part: slice, dtype: torch.dtype) -> Tensor:
+def _attention_gradients(record: Recorder, index: int, part: Part, dtype: torch.dtype) -> Tensor:
     """∂L/∂H of every attention destination of a layer over a chunk, ``(destination, batch, position, d_model)``."""
     level, layer = record.graph.level, record.architecture.layers[index]
     if level == "block":
-        return record.gradients[index, "attention"][None, :, part].to(dtype)
-    caught = [record.gradients[index, name][:, part].to(dtype) for name in "qkv"]
+        return part.of(record.gradients[index, "attention"])[None].to(dtype)
+    caught = [part.of(record.gradients[index, name]).to(dtype) for name in "qkv"]
     norm, projections = layer.norm_attention, (layer.q, layer.k, layer.v)
     if level == "head":
         return _head_gradients(record, index, part, caught)
@@ -141,13 +144,13 @@ def _attention_gradients(record: Recorder, index: int, part: slice, dtype: torch
     at_norm = torch.stack(caught)
     if norm is None:
         return at_norm
-    read = record.reads[index][:, part]
+    read = part.of(record.reads[index])
     if norm.offset is None:
         return _pull_back_by_autograd(norm.module, read, at_norm)
     return norm.pull_back(at_norm, *norm.normalised(read))
 
 
-def _head_gradients(record: Recorder, index: int, part: slice, caught: list[Tensor]) -> Tensor:
+def _head_gradients(record: Recorder, index: int, part: Part, caught: list[Tensor]) -> Tensor:
     """∂L/∂H of a layer's heads' queries, then keys, then values, from the gradients at the projections' outputs.
 
     Jᵀ(W[h]ᵀ dq[h]) = r · (P(w∘W[h]ᵀ dq[h]) − x̂ ⟨x̂, w∘W[h]ᵀ dq[h]⟩ / d); w and P go into the weights and r into dq.
@@ -156,7 +159,7 @@ def _head_gradients(record: Recorder, index: int, part: slice, caught: list[Tens
     layer, width, d_head = record.architecture.layers[index], record.architecture.d_model, record.architecture.d_head
     norm, (batch, steps, _), dtype = layer.norm_attention, caught[0].shape, caught[0].dtype
     if norm is not None:
-        xhat, r = norm.normalised(record.reads[index][:, part])
+        xhat, r = norm.normalised(part.of(record.reads[index]))
     counts = [gradient.shape[-1] // d_head for gradient in caught]
     pulled = torch.empty(sum(counts), batch * steps, width, dtype=dtype, device=caught[0].device)
     at = 0

@@ -33,6 +33,7 @@ from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import wide
 from rlcircuits.attribution.losses import Loss, Objective
+from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.passes import fast_pass, lean_pass
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import Recorder, logits_at, sources_of
@@ -57,6 +58,7 @@ def attribute(
     intervention: str = "zero",
     corrupted: Sequence[Trace] | None = None,
     ig_steps: int = 1,
+    groups: Sequence[Sequence[str]] | None = None,
     progress: bool = True,
     other: Any = None,
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
@@ -83,6 +85,8 @@ def attribute(
         ig_steps: with m > 1 steps, EAP with integrated gradients (EAP-IG, Hanna et al. 2024): the gradient is averaged
             over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight path
             from the replaced to the clean input I. 1 is EAP itself: the gradient at I.
+        groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the `cut`), such as
+            `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group apart.
         progress: show a bar for work that takes longer than a few seconds.
         other: for ``intervention="model"``, a model of the same vocabulary, depth and width, such as one after fine-tuning.
         loss: ``"nll"``, the mean negative log-likelihood per answer token; a `Loss` for the divergence from a reference or a
@@ -91,15 +95,19 @@ def attribute(
     Returns:
         DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a difference
         of logits): the estimated increase of the sample's loss when the edge is removed; NaN where there is no edge.
-        Coordinates on `sample`: ``loss`` and ``tokens`` (answer tokens scored).
+        Coordinates on `sample`: ``loss`` and ``tokens`` (answer tokens scored). With `groups` it is
+        ``(sample, group, source, destination)``, groups in the order of their first appearance, 0 where a trace reads no token of a
+        group, with the coordinate ``group_tokens`` (sample, group), how many it reads (the last token scored is predicted,
+        never read); the sum over groups is the score without groups.
 
     Raises:
         InputError: no traces, ids outside the vocabulary, traces longer than the model's context, a model in training
             mode, an unsupported architecture, an unknown level, memory, intervention or loss, corrupted traces, another model
-            or a loss that do not match, or a score that is not finite (naming sample and edge).
+            or a loss that do not match, groups that do not label every token, or a score that is not finite (naming sample and edge).
     """
     hf = plain(model)
-    traces = checked(hf, traces, cut)
+    whole, traces = traces, checked(hf, traces, cut)
+    names, codes = ((), {}) if groups is None else _coded(groups, list(whole), traces)
     objective = Objective.of(loss, hf, traces, cut)
     replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut, batch_size, progress)
     choose("memory", memory, MEMORY)
@@ -110,13 +118,17 @@ def attribute(
 
     def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor]]:
         def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
-            instead = replacement.outputs(rows)
-            return score_batch(architecture, graph, hf, rows, lean, instead, ig_steps, objective)
+            instead, segments = replacement.outputs(rows), None
+            if codes:
+                device = hf.get_input_embeddings().weight.device
+                segments = Segments([codes[row.problem] for row in rows], len(names), device)
+            sums, losses = score_batch(architecture, graph, hf, rows, lean, instead, ig_steps, objective, segments)
+            return (sums if segments is None else segments.spread(sums)), losses
 
         return score
 
     dtype = np.float64 if wide(hf.dtype) == torch.float64 else np.float32
-    values = np.full((len(traces), *graph.mask.shape), np.nan, dtype)
+    values = np.full((len(traces), *((len(names),) if names else ()), *graph.mask.shape), np.nan, dtype)
     losses = np.empty(len(traces), dtype)
     logits = objective.numbers_per_logit * 4 * hf.get_output_embeddings().weight.shape[0]
     plans = [Plan(work(lean), bytes_per_token(hf, level, lean) + logits) for lean in _modes(memory)]
@@ -124,16 +136,52 @@ def attribute(
         rows = scores.cpu().numpy()
         bad = np.argwhere(~np.isfinite(rows) & graph.mask)
         if len(bad):
-            b, s, d = bad[0]
+            b, *_, s, d = at = tuple(bad[0])
             raise InputError(
                 f"the score of edge {graph.sources[s]}->{graph.destinations[d]} on trace "
-                f"{traces[indices[b]].problem!r} is {rows[b, s, d]}: the model overflows in {hf.dtype} or its weights are damaged; "
+                f"{traces[indices[b]].problem!r} is {rows[at]}: the model overflows in {hf.dtype} or its weights are damaged; "
                 "load it in float32 or check the checkpoint"
             )
         values[indices] = np.where(graph.mask, rows, np.nan)
         losses[indices] = found.cpu().numpy()
     method = "EAP" if ig_steps == 1 else f"EAP-IG, {ig_steps} midpoints"
-    return labelled(values, losses, traces, graph, model, cut, method, intervention, objective.label)
+    result = labelled(values, losses, traces, graph, model, cut, method, intervention, objective.label, names)
+    if names:
+        counts = np.array([np.bincount(codes[trace.problem], minlength=len(names)) for trace in traces])
+        result = result.assign_coords(group_tokens=(("sample", "group"), counts))
+    return result
+
+
+def _coded(
+    groups: Sequence[Sequence[str]], whole: Sequence[Trace], traces: Sequence[Trace]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The groups' names, and by problem the number of the group of each token that is read.
+
+    Raises:
+        InputError: the groups do not label every token of every trace.
+    """
+    per_trace = [] if isinstance(groups, str) else list(groups)
+    if len(per_trace) != len(traces):
+        raise InputError(
+            f"groups has {len(per_trace)} sequences of labels for {len(traces)} traces: expected one for each, in the same order"
+        )
+    numbers: dict[str, int] = {}
+    codes = {}
+    for labels, full, trace in zip(per_trace, whole, traces):
+        labels = [] if isinstance(labels, str) else list(labels)
+        prompt, answer = len(full.prompt), len(full.answer)
+        if len(labels) != prompt + answer:
+            raise InputError(
+                f"groups gives trace {trace.problem!r} {len(labels)} labels for its {prompt} prompt and {answer} answer tokens: "
+                "expected one for each"
+            )
+        if wrong := [label for label in labels if not isinstance(label, str) or not label]:
+            raise InputError(
+                f"groups labels a token of trace {trace.problem!r} {wrong[0]!r}: expected a name, such as 'prompt'"
+            )
+        all_of_it = [numbers.setdefault(label, len(numbers)) for label in labels]
+        codes[trace.problem] = np.array(all_of_it[: prompt + len(trace.answer) - 1])
+    return tuple(numbers), codes
 
 
 def _modes(memory: str) -> tuple[bool, ...]:
@@ -151,16 +199,18 @@ def labelled(
     method: str,
     intervention: str = "zero",
     loss: str = "nll",
+    groups: Sequence[str] = (),
 ) -> xr.DataArray:
-    """Name the axes of scores ``(sample, source, destination)`` and note where they come from."""
+    """Name the axes of scores ``(sample, [group,] source, destination)`` and note where they come from."""
     import transformers
 
     hf = plain(model)
     return xr.DataArray(
         values,
-        dims=("sample", "source", "destination"),
+        dims=("sample", *(("group",) if groups else ()), "source", "destination"),
         coords={
             "sample": [trace.problem for trace in traces],
+            **({"group": list(groups)} if groups else {}),
             "source": list(graph.sources),
             "destination": list(graph.destinations),
             "loss": ("sample", losses),
@@ -189,19 +239,21 @@ def score_batch(
     instead: Recorder | None = None,
     ig_steps: int = 1,
     objective: Objective | None = None,
+    segments: Segments | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores ``(batch, source, destination)`` and losses ``(batch,)`` of one batch; entries without an edge are arbitrary.
+    """Scores ``(sum, source, destination)`` and losses ``(batch,)`` of a batch; entries without an edge are arbitrary.
 
     Args:
         lean: recompute layer by layer, see `rlcircuits.attribution.passes`.
         instead: the sources O′ that take the place of O, broadcast against them; nothing (zero) when None.
         ig_steps: see `attribute`.
         objective: the loss; the negative log-likelihood when None.
+        segments: the tokens of each row's groups, each of which then is a sum of its own; None for one sum a row.
     """
     batch = (objective or Objective.of("nll", hf, traces, None)).batch(hf, traces)
     run = lean_pass if lean else fast_pass
     if ig_steps == 1:
-        return run(Recorder(architecture, graph), hf, batch, lambda record: record.sources, instead)
+        return run(Recorder(architecture, graph, None, segments), hf, batch, lambda record: record.sources, instead)
     with torch.no_grad():
         losses = batch.losses(hf)
     clean = sources_of(architecture, graph, hf, traces)
@@ -215,7 +267,9 @@ def score_batch(
                 share * stream if replaced is None else torch.lerp(replaced.to(stream).expand_as(stream), stream, share)
             )
 
-        scores, _ = run(Recorder(architecture, graph, start), hf, batch, lambda _record: clean.sources, instead)
+        scores, _ = run(
+            Recorder(architecture, graph, start, segments), hf, batch, lambda _record: clean.sources, instead
+        )
         total = total + scores / ig_steps
     return total, losses
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import Layer, Projection, first, given, hooked, taken, wide
+from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.traces import Trace
 
 
@@ -34,12 +35,17 @@ class Recorder:
         gradients: per destination group the gradient caught there: ``(layer, "attention")`` and ``(layer, "mlp")`` and
             ``"logits"`` at the stream; ``(layer, "q")`` … at the projection's input (qkv, separate projections) or
             output (qkv, one projection for all three; head).
+        segments: the tokens whose products are summed; all of a row when None.
     """
 
     def __init__(
-        self, architecture: Architecture, graph: Graph, start: Callable[[Tensor], Tensor] | None = None
+        self,
+        architecture: Architecture,
+        graph: Graph,
+        start: Callable[[Tensor], Tensor] | None = None,
+        segments: Segments | None = None,
     ) -> None:
-        self.architecture, self.graph, self.start = architecture, graph, start
+        self.architecture, self.graph, self.start, self.segments = architecture, graph, start, segments
         self.sources: list[Tensor] = []
         self.reads: dict[int, Tensor] = {}
         self.gradients: dict[Any, Tensor] = {}

@@ -49,7 +49,11 @@ def edge_values(scores: xr.DataArray, structural_zeros: bool = False) -> np.ndar
     """
     if not isinstance(scores, xr.DataArray) or set(scores.dims) != set(DIMS):
         given = f"dims {scores.dims}" if isinstance(scores, xr.DataArray) else type(scores).__name__
-        raise InputError(f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}")
+        grouped = isinstance(scores, xr.DataArray) and "group" in scores.dims
+        choice = "; choose one with scores.sel(group=…), or add them up with scores.sum('group', skipna=False)"
+        raise InputError(
+            f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}{choice if grouped else ''}"
+        )
     scores = scores.transpose(*DIMS)
     if not scores.sizes["sample"]:
         raise InputError("scores hold no sample: expected at least one trace; attribute some first")
