@@ -25,8 +25,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from rlcircuits.sweeps import run as sweep
-from rlcircuits.sweeps.worker import Order, failure, write_record
+from rlcircuits.sweeps import End, Engine, Order, Settings, record_of, sweep, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -100,28 +99,21 @@ def empty(folder: Path, cells: int, processes: int) -> dict:
     }
 
 
-class Instant:
+class Instant(Engine):
     """An engine whose cells are done at once: a record, as a cell leaves it, and nothing else."""
 
-    def __init__(self, settings: sweep.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.orders: list[Order] = []
 
     def room(self, running: int) -> bool:
         return running < 2
 
     def start(self, order: Order) -> None:
-        record = failure(order, "", retry=False, seconds=0.0)
-        done = {
-            **record,
-            "status": "done",
-            "error": None,
-            "metrics": {f"metric{i}": i / 7 for i in range(50)},
-        }
         Path(order["folder"]).mkdir(parents=True, exist_ok=True)
-        write_record(Path(order["folder"]), done)
+        write_record(Path(order["folder"]), record_of(order, 0.0, metrics={f"metric{i}": i / 7 for i in range(50)}))
         self.orders.append(order)
 
-    def ended(self, seconds: float) -> list[tuple[Order, str | None]]:
+    def ended(self, seconds: float) -> list[tuple[Order, End | None]]:
         done, self.orders = [(order, None) for order in self.orders], []
         return done
 
@@ -134,12 +126,8 @@ def scheduled(folder: Path, cells: int) -> dict:
     notebook(folder, "x = 0\ngroup = 0", "pass")
     grid = {"group": list(range(cells // 10)), "x": list(range(10))}
     (folder / "cells.yaml").write_text(json.dumps({"notebook": "cell.ipynb", "grid": grid, "share": ["group"]}))
-    before, sweep._engine_factory = sweep._engine_factory, lambda settings: Instant
     started = time.monotonic()
-    try:
-        done = sweep.sweep(folder / "cells.yaml", folder / "out")
-    finally:
-        sweep._engine_factory = before
+    done = sweep(folder / "cells.yaml", folder / "out", engine=Instant)
     seconds = time.monotonic() - started
     assert list(done.table["status"]) == ["done"] * cells
     return {"cells": cells, "seconds": round(seconds, 2), "per_cell": round(seconds / cells, 4)}

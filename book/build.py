@@ -134,7 +134,7 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
 def key(path: Path) -> str:
     """The hash of what an executed notebook depends on: its cells, the package's source, committed results, the lock."""
     digest = hashlib.sha256()
-    for cell in notebook.read(path).cells:
+    for cell in notebook.read_notebook(path).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
     package = ROOT / "rlcircuits"
     sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".yaml"))
@@ -152,7 +152,7 @@ def _run(path: str, out: str) -> tuple[float, str | None]:
     with open(out.replace(".ipynb", ".log"), "w") as log:
         os.dup2(log.fileno(), 2)  # what kernel and libraries say; papermill keeps the notebook's own words
     try:
-        notebook.run(path, partial)
+        notebook.run_notebook(path, partial)
         os.replace(partial, out)
         return time.monotonic() - started, None
     except InputError as error:
@@ -234,7 +234,7 @@ def frame(source: Path) -> str:
 
 def for_pages(path: Path) -> str:
     """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages, progress."""
-    content = notebook.read(path)
+    content = notebook.read_notebook(path)
     # In the folder the number puts the notebooks in order; on pages the table of contents does.
     content.cells[0].source = re.sub(r"\A# \d+\. ", "# ", content.cells[0].source)
     saved = content.metadata.get("widgets", {}).values()

@@ -134,7 +134,7 @@ def parameters_page(notebooks: Iterable[Path]) -> str:
         "package.\n",
     ]
     for path in notebooks:
-        cells = notebook.read(path).cells
+        cells = notebook.read_notebook(path).cells
         title = re.sub(r"^# (\d+\. )?", "", cells[0].source.splitlines()[0])
         code = [cell.source for cell in cells if cell.cell_type == "code"]
         allowed = _allowed(code[1])

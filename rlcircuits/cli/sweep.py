@@ -38,16 +38,16 @@ def sweep(
     Each cell of a sweep file runs once. Finished cells are kept, so the same command goes on after an interruption.
     Ends with exit code 0, or 1 when a cell failed: the summary says which and why.
     """
-    from rlcircuits.sweeps import run
+    from rlcircuits import sweeps
 
     if resume and fresh:
         raise InputError("both --resume and --fresh are given: keep what finished, or run it again")
-    settings = run.Settings(engine, processes, address, gpus_per_cell, retries, fresh, only)
+    settings = sweeps.Settings(engine, processes, address, gpus_per_cell, retries=retries, fresh=fresh, only=only)
     if not dry_run:
-        outcome = run.sweep(file, out, settings)
-        run.tell(outcome)
+        outcome = sweeps.sweep(file, out, settings)
+        sweeps.tell(outcome)
         return 1 if outcome.failed else 0
-    cells = run.preview(file, out, settings)
+    cells = sweeps.preview(file, out, settings)
     print(cells.to_string(index=False, na_rep="?", formatters={"seconds": _seconds}))
     due = cells[cells["state"].str.startswith("due")]
     unknown = int(due["seconds"].isna().sum())

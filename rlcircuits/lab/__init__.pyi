@@ -6,7 +6,13 @@ from .inputs import chosen_pair as chosen_pair
 from .inputs import chosen_problems as chosen_problems
 from .inputs import known_pair as known_pair
 from .inputs import known_problems as known_problems
+from .parameters import CellError as CellError
+from .parameters import check_parameter as check_parameter
+from .parameters import default_parameters as default_parameters
 from .parameters import glue as glue
 from .parameters import glue_table as glue_table
+from .parameters import glued as glued
 from .parameters import number as number
+from .parameters import read_notebook as read_notebook
+from .parameters import run_notebook as run_notebook
 from .parameters import validate as validate

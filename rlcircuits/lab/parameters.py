@@ -4,7 +4,7 @@ papermill warns of a parameter that a notebook does not have and passes on a val
 
 1. `validate` stands in a notebook's second code cell: it checks the values that are in force, whoever set them, and
    refuses names that papermill injected but the notebook does not declare;
-2. `run` executes a notebook with parameters, and refuses, before a kernel is started, names that its `parameters` cell
+2. `run_notebook` executes a notebook with parameters, and refuses, before a kernel is started, names that its `parameters` cell
    does not define and values of another type than the default there;
 3. `glue` keeps a number under a name, so that prose can quote it and never types it; `glued` reads it from an executed
    notebook, so that a sweep can put it into a table.
@@ -114,7 +114,7 @@ def validate(values: Mapping[str, Any], /, **expected: Any) -> None:
         _check(name, values, allowed)
 
 
-def run(
+def run_notebook(
     path: str | Path,
     out: str | Path,
     parameters: Mapping[str, Any] | None = None,
@@ -160,20 +160,20 @@ def run(
 
 def _place(path: Path, source: str) -> str:
     """Which cell of the notebook holds `source`: its number, counted from 1, and its first line of code."""
-    numbers = [number for number, cell in enumerate(read(path).cells, 1) if cell.source == source]
+    numbers = [number for number, cell in enumerate(read_notebook(path).cells, 1) if cell.source == source]
     lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return f"cell {numbers[0] if numbers else '?'} (`{lines[0] if lines else ''}`)"
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
-    """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as `run` does."""
-    known = defaults(path)
+    """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as `run_notebook` does."""
+    known = default_parameters(path)
     for name, value in parameters.items():
         check_parameter(name, value, known, Path(path).name)
 
 
 def check_parameter(name: str, value: object, known: Mapping[str, Any], where: str) -> None:
-    """Check one parameter against the notebook's `defaults`.
+    """Check one parameter against the notebook's `default_parameters`.
 
     Args:
         name, value: what is given.
@@ -193,9 +193,9 @@ def check_parameter(name: str, value: object, known: Mapping[str, Any], where: s
         )
 
 
-def defaults(path: str | Path) -> dict[str, Any]:
+def default_parameters(path: str | Path) -> dict[str, Any]:
     """The names and default values in the cell of the notebook at `path` that is tagged `parameters`."""
-    notebook = read(path)
+    notebook = read_notebook(path)
     cells = [c for c in notebook.cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{Path(path).name}: expected one cell tagged 'parameters', found {len(cells)}")
@@ -213,7 +213,7 @@ def defaults(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def read(path: str | Path) -> NotebookNode:
+def read_notebook(path: str | Path) -> NotebookNode:
     """Read a notebook; raises InputError when there is none or it is damaged."""
     require("nbformat", "sweeps", "reading a notebook")
     import nbformat

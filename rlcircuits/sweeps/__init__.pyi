@@ -1,0 +1,10 @@
+from .engines.engine import End as End
+from .engines.engine import Engine as Engine
+from .engines.engine import Settings as Settings
+from .records import Order as Order
+from .records import record_of as record_of
+from .records import write_record as write_record
+from .run import Outcome as Outcome
+from .run import preview as preview
+from .run import sweep as sweep
+from .run import tell as tell

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlcircuits.errors import InputError
 from rlcircuits.sweeps.plan import Cell, Plan
-from rlcircuits.sweeps.worker import read_record
+from rlcircuits.sweeps.records import read_record
 
 
 def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -19,7 +19,6 @@ A sweep file is YAML::
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import hashlib
 import itertools
@@ -36,8 +35,8 @@ from typing import Any
 import yaml
 
 from rlcircuits.errors import InputError
-from rlcircuits.lab import parameters as notebook
-from rlcircuits.storage import canonical_json, key_of, versions
+from rlcircuits.lab import check_parameter, default_parameters, read_notebook
+from rlcircuits.storage import canonical_json, key_of, near, versions
 
 KEYS = ("notebook", "grid", "cells", "fixed", "share", "show", "timeout")
 SHARED = ("pair", "pairs", "base", "tuned", "problems")
@@ -98,7 +97,7 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
     content = _read(path)
     for key in content:
         if key not in KEYS:
-            raise InputError(f"{path}: unknown key {reprlib.repr(key)}: expected {', '.join(KEYS)}{_near(key, KEYS)}")
+            raise InputError(f"{path}: unknown key {reprlib.repr(key)}: expected {', '.join(KEYS)}{near(key, KEYS)}")
     source = _notebook(path, content)
     rows = list(_rows(path, content))
     checks = _Checks(path, source)
@@ -108,7 +107,7 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
     share = _names(path, content, "share", [name for name in SHARED if name in varying])
     for name in share:
         if name not in checks.known:
-            raise InputError(f"{path}: share names {name!r}, which the notebook has not{_near(name, checks.known)}")
+            raise InputError(f"{path}: share names {name!r}, which the notebook has not{near(name, checks.known)}")
     digest = _Digest(source)
     cells = tuple(Cell(_folder(row, varying), row, digest.key(row), _group(row, share)) for _, row in rows)
     show = tuple(_names(path, content, "show", []))
@@ -147,8 +146,8 @@ class _Loader(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = _near(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise InputError(f"no sweep file at {str(path)!r}: expected YAML with notebook and grid{near}")
+        hint = near(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise InputError(f"no sweep file at {str(path)!r}: expected YAML with notebook and grid{hint}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if len(text) > _LONGEST:
@@ -193,9 +192,9 @@ def _notebook(path: Path, content: Mapping[str, Any]) -> Path:
         found = None
     if found is None:
         parent = places[0].parent
-        near = _near(places[0].name, (p.name for p in parent.glob("*.ipynb"))) if _is_folder(parent) else ""
+        hint = near(places[0].name, (p.name for p in parent.glob("*.ipynb"))) if _is_folder(parent) else ""
         raise InputError(
-            f"{path}: notebook: no file {reprlib.repr(given)} seen from {places[0].anchor and path.parent}{near}"
+            f"{path}: notebook: no file {reprlib.repr(given)} seen from {places[0].anchor and path.parent}{hint}"
         )
     return found.resolve()
 
@@ -314,14 +313,14 @@ class _Checks:
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path, self.name = path, source.name
-        self.known = notebook.defaults(source)
+        self.known = default_parameters(source)
         self.validation = _validation(source)
         self.done: set[str] = set()
 
     def check(self, where: str, row: Mapping[str, Any]) -> None:
         for name, value in row.items():
             try:
-                notebook.check_parameter(name, value, self.known, self.name)
+                check_parameter(name, value, self.known, self.name)
             except InputError as error:
                 if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
                     error = f"{error}; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
@@ -342,7 +341,7 @@ class _Checks:
 def _validation(source: Path) -> Any:
     """The notebook's top-level call of ``validate`` with the imports of names that it uses, compiled; None without one."""
     imports: list[ast.stmt] = []
-    for cell in notebook.read(source).cells:
+    for cell in read_notebook(source).cells:
         if cell.cell_type != "code":
             continue
         try:
@@ -393,9 +392,9 @@ class _Digest:
 
     def __init__(self, source: Path) -> None:
         self.folder = source.parent
-        cells = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in notebook.read(source).cells]
+        cells = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in read_notebook(source).cells]
         self.notebook = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
-        self.known = notebook.defaults(source)
+        self.known = default_parameters(source)
         self.files = functools.cache(self._file)
 
     def key(self, row: Mapping[str, Any]) -> str:
@@ -423,11 +422,6 @@ class _Digest:
         except (OSError, ValueError, RuntimeError):
             pass
         return None
-
-
-def _near(name: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name)[:100], list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _short(value: object) -> str:

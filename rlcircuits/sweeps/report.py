@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rlcircuits.sweeps.plan import Cell, Plan
-from rlcircuits.sweeps.worker import NOTEBOOK, PAGE
+from rlcircuits.sweeps.records import NOTEBOOK, PAGE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,36 +18,27 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError, choose
-from rlcircuits.interruption import Interruptions, terminable, uninterruptible_children
+from rlcircuits.errors import InputError
+from rlcircuits.interruption import Interruptions, terminable
 from rlcircuits.storage import StoreError, written
+from rlcircuits.sweeps.cost import seconds_of
+from rlcircuits.sweeps.engines.engine import End, Engine, Settings
 from rlcircuits.sweeps.plan import Cell, Plan, load_plan
+from rlcircuits.sweeps.records import Order, is_memory, read_record, record_of, write_record
 from rlcircuits.sweeps.report import shown, write_report, write_static
-from rlcircuits.sweeps.worker import (
-    CANNOT_WRITE,
-    Order,
-    end_tree,
-    failure,
-    is_memory,
-    read_record,
-    work,
-    write_record,
-)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ENGINES = ("local", "ray")
 REPORT_SECONDS = 30.0  # between two summaries while cells run
 _VARIABLES = (
     "OMP_NUM_THREADS",
@@ -57,63 +48,6 @@ _VARIABLES = (
     "HF_HUB_OFFLINE",
     "PYTHONPATH",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a sweep runs; what it computes is the sweep file's.
-
-    Attributes:
-        engine: one of `ENGINES`.
-        processes: cells at a time; by default a process per core here, and on Ray as many as its resources allow.
-        address: of a Ray cluster; one on this machine when None.
-        gpus: per cell.
-        retries: further attempts where a fault may pass.
-        fresh: run finished cells, too.
-        only: ``"failed"`` runs only the cells that failed.
-
-    Raises:
-        InputError: a setting out of range, or two that exclude each other.
-    """
-
-    engine: str = "local"
-    processes: int | None = None
-    address: str | None = None
-    gpus: float = 0.0
-    retries: int = 2
-    fresh: bool = False
-    only: str | None = None
-
-    def __post_init__(self) -> None:
-        choose("engine", self.engine, ENGINES)
-        if self.only is not None:
-            choose("choice of --only", self.only, ("failed",))
-        if self.only is not None and self.fresh:
-            raise InputError(
-                "--only failed and --fresh exclude each other: the first keeps what finished, the second runs it again"
-            )
-        if self.address is not None and self.engine != "ray":
-            raise InputError(f"--address {self.address} is of a Ray cluster: expected --engine ray with it")
-        if self.engine == "local" and self.gpus != int(self.gpus):
-            raise InputError(
-                f"--gpus-per-cell {self.gpus:g}: expected a whole number here; only Ray shares a GPU between cells"
-            )
-
-
-class Engine(Protocol):
-    """Runs orders somewhere."""
-
-    def room(self, running: int) -> bool:
-        """Whether another order can start beside so many."""
-
-    def start(self, order: Order) -> None:
-        """Begin an order."""
-
-    def ended(self, seconds: float) -> list[tuple[Order, str | None]]:
-        """Wait so long for orders to end: each with what is known of its end, None for a regular one."""
-
-    def stop(self) -> None:
-        """End all that runs, and the engine; nothing of it is left."""
 
 
 @dataclass
@@ -137,7 +71,10 @@ class Outcome:
 
 
 def sweep(
-    file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, settings: Settings | None = None
+    file: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    settings: Settings | None = None,
+    engine: Callable[[Settings], Engine] | None = None,
 ) -> Outcome:
     """Run what is due of a sweep and write its summary.
 
@@ -145,6 +82,7 @@ def sweep(
         file: the sweep file, see `rlcircuits.sweeps.plan`.
         out: its folder; ``runs/sweeps/<name of the file>`` by default.
         settings: how it runs.
+        engine: makes what runs the cells; that which `settings` names by default.
 
     Raises:
         InputError: whatever is wrong with the file, before anything runs; or another sweep is at work in the folder.
@@ -154,7 +92,7 @@ def sweep(
     settings = settings or Settings()
     plan = load_plan(file)
     folder = folder_of(plan, out)
-    engine = _engine_factory(settings)
+    engine = engine or _engine(settings)
     with _alone(folder, settings), terminable():
         source = _copied(plan.notebook, folder)
         write_static(folder)
@@ -202,8 +140,6 @@ def preview(
         and ``seconds``, estimated; NaN where nothing is known.
     """
     import pandas as pd
-
-    from rlcircuits.sweeps.cost import seconds_of
 
     settings = settings or Settings()
     plan = load_plan(file)
@@ -265,6 +201,12 @@ class _Queue:
                 return cell, alone
         return None
 
+    def remove(self, cell: Cell) -> None:
+        """Of a cell that runs already."""
+        for waiting in (self.leaders, self.followers):
+            if cell in waiting:
+                waiting.remove(cell)
+
     def retry(self, cell: Cell, delay: float, alone: bool) -> None:
         self.again.append((time.monotonic() + delay, cell, alone))
 
@@ -294,9 +236,9 @@ class _Sweep:
         self.cells = {cell.name: cell for cell in plan.cells}
         self.begun: dict[str, float] = {}
 
-    def go(self, factory: Any) -> None:
+    def go(self, factory: Callable[[Settings], Engine]) -> None:
         """Run all that is due; on an interruption, end what runs and leave the rest as it was."""
-        engine: Engine = factory(self.settings)
+        engine = factory(self.settings)
         with Interruptions().noted() as interruptions:
             try:
                 with _bar(len(self.due)) as bar:
@@ -307,6 +249,9 @@ class _Sweep:
 
     def _loop(self, engine: Engine, bar: Any, interruptions: Interruptions) -> None:
         alone, reported = False, time.monotonic()
+        for order in engine.resume(self.folder, self._wanted):
+            self.attempts[order["name"]], self.begun[order["name"]] = order["attempt"], reported
+            self.queue.remove(self.cells[order["name"]])
         while self.queue or self.begun:
             interruptions.check()
             while not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun))):
@@ -321,6 +266,11 @@ class _Sweep:
                 with contextlib.suppress(StoreError):  # the disk may have room again in the end
                     write_report(self.plan, self.records, self.folder)
                 reported = time.monotonic()
+
+    def _wanted(self, order: Order) -> bool:
+        """Whether an order of an earlier run is still what this one would give."""
+        cell = self.cells.get(order["name"])
+        return cell is not None and cell.key == order["key"] and order["source_sha256"] == self.source[1]
 
     def _order(self, cell: Cell) -> Order:
         self.attempts[cell.name] = self.attempts.get(cell.name, 0) + 1
@@ -338,14 +288,14 @@ class _Sweep:
             token=uuid.uuid4().hex,
         )
 
-    def _settle(self, order: Order, end: str | None) -> bool:
+    def _settle(self, order: Order, end: End | None) -> bool:
         """Take in how an attempt ended; returns whether the cell is through."""
         cell, folder = self.cells[order["name"]], Path(order["folder"])
         seconds = time.monotonic() - self.begun.pop(cell.name)
         record = read_record(folder)
         if record is None or record["token"] != order["token"]:
-            words = f"the process of the cell {end or 'left no result'}"
-            record = failure(order, words, retry=end is None or "could not be written" not in end, seconds=seconds)
+            end = end or End("left no result")
+            record = record_of(order, seconds, error=f"the process of the cell {end.words}", retry=end.passing)
             with contextlib.suppress(StoreError, OSError):
                 write_record(folder, record)
         error = record["error"] or ""
@@ -357,97 +307,13 @@ class _Sweep:
         return True
 
 
-# --- on this machine ----------------------------------------------------------------------------
-
-
-class Local:
-    """A process for each cell, started from one that has papermill loaded already."""
-
-    def __init__(self, settings: Settings) -> None:
-        from multiprocessing import get_all_start_methods, get_context
-
-        self.devices = _devices(int(settings.gpus)) if settings.gpus else None
-        self.processes = settings.processes or os.cpu_count() or 1
-        if self.devices is not None:
-            self.processes = min(self.processes, len(self.devices))
-        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        self.context = get_context(method)
-        if method == "forkserver":
-            from multiprocessing import forkserver
-
-            self.context.set_forkserver_preload(
-                ["papermill", "nbconvert.exporters", "psutil", "rlcircuits.sweeps.worker"]
-            )
-            with uninterruptible_children():
-                forkserver.ensure_running()
-        self.running: dict[Any, tuple[Order, Any, str | None]] = {}
-
-    def room(self, running: int) -> bool:
-        return running < self.processes
-
-    def start(self, order: Order) -> None:
-        device = self.devices.popleft() if self.devices is not None else None
-        if device is not None:
-            order = {**order, "environment": {**order["environment"], "CUDA_VISIBLE_DEVICES": device}}
-        process = self.context.Process(target=work, args=(order,), name=order["name"], daemon=False)
-        process.start()
-        self.running[process.sentinel] = (order, process, device)
-
-    def ended(self, seconds: float) -> list[tuple[Order, str | None]]:
-        from multiprocessing.connection import wait
-
-        if not self.running:
-            time.sleep(min(seconds, 0.05))
-            return []
-        done = []
-        for sentinel in wait(list(self.running), timeout=seconds):
-            order, process, device = self.running.pop(sentinel)
-            process.join()
-            if device is not None:
-                self.devices.append(device)
-            done.append((order, _end(process.exitcode)))
-        return done
-
-    def stop(self) -> None:
-        for _, process, _ in self.running.values():
-            end_tree(process.pid)
-        for _, process, _ in self.running.values():
-            process.join(5)
-        self.running.clear()
-
-
-def _end(code: int | None) -> str | None:
-    if code == 0:
-        return None
-    if code == CANNOT_WRITE:
-        return "ended, as its result could not be written: is the disk full?"
-    if code is not None and code < 0:
-        hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        return f"was ended by signal {-code}{hint}"
-    return f"ended with exit code {code}"
-
-
-def _devices(per_cell: int) -> deque[str]:
-    """The GPUs of this machine in parts of so many, as values of ``CUDA_VISIBLE_DEVICES``."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        import torch
-
-        names = [str(i) for i in range(torch.cuda.device_count())]
-    else:
-        names = [name.strip() for name in visible.split(",") if name.strip()]
-    parts = [",".join(names[i : i + per_cell]) for i in range(0, len(names) - per_cell + 1, per_cell)]
-    if not parts:
-        raise InputError(
-            f"--gpus-per-cell {per_cell}: only {len(names)} GPUs can be seen here; leave it out to run on the CPU"
-        )
-    return deque(parts)
-
-
-def _engine_factory(settings: Settings) -> Any:
+def _engine(settings: Settings) -> Callable[[Settings], Engine]:
+    """Of the name in the settings; what it needs is looked for before anything is written."""
     if settings.engine == "local":
+        from rlcircuits.sweeps.engines.local import Local
+
         return Local
-    from rlcircuits.sweeps.ray import Ray, require
+    from rlcircuits.sweeps.engines.ray import Ray, require
 
     require(settings.address)
     return Ray

@@ -573,7 +573,7 @@ def test_every_parameter_of_every_notebook_is_on_its_page() -> None:
     for path in paths:
         section = page.split(f"](notebooks/{path.name})\n")[1].split("\n## ")[0]
         rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-        assert rows == list(notebook.defaults(path)), path.name
+        assert rows == list(notebook.default_parameters(path)), path.name
         assert "`any`" not in section, f"{path.name} does not check one of its parameters"
 
 

@@ -83,7 +83,11 @@ def otherwise(family: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _others(path: Path) -> dict[str, Any]:
-    return {name: OTHERS[name] for name, value in notebook.defaults(path).items() if OTHERS.get(name, value) != value}
+    return {
+        name: OTHERS[name]
+        for name, value in notebook.default_parameters(path).items()
+        if OTHERS.get(name, value) != value
+    }
 
 
 def _otherwise(path: Path, out: Path) -> subprocess.CompletedProcess:
@@ -136,12 +140,12 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_defaults_are_read_without_running(small: Path) -> None:
-    assert notebook.defaults(small) == {"alpha": 0.3, "level": "block", "n": 10, "keep": True, "model": None}
+    assert notebook.default_parameters(small) == {"alpha": 0.3, "level": "block", "n": 10, "keep": True, "model": None}
 
 
 def test_run_hands_the_parameters_over(small: Path, tmp_path: Path) -> None:
     given = {"alpha": 1, "level": "head", "n": 3, "model": "here"}
-    done = notebook.run(small, tmp_path / "out" / "done.ipynb", given)
+    done = notebook.run_notebook(small, tmp_path / "out" / "done.ipynb", given)
     shown = [o["data"]["text/plain"] for c in done.cells for o in c.get("outputs", []) if "data" in o]
     assert shown == ["(1, 'head', 3, True, 'here')", "-0.25"]
     assert (tmp_path / "out" / "done.ipynb").is_file()
@@ -161,7 +165,7 @@ def test_run_hands_the_parameters_over(small: Path, tmp_path: Path) -> None:
 )
 def test_run_refuses_before_anything_runs(small: Path, tmp_path: Path, given: dict, words: list[str]) -> None:
     with pytest.raises(InputError) as error:
-        notebook.run(small, tmp_path / "out.ipynb", given)
+        notebook.run_notebook(small, tmp_path / "out.ipynb", given)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "out.ipynb").exists()
 
@@ -186,27 +190,27 @@ def test_plain_papermill_stops_at_the_second_cell(small: Path, tmp_path: Path, g
 
 def test_a_failing_cell_is_named_in_one_line(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        notebook.run(small, tmp_path / "out.ipynb", {"n": 7})
+        notebook.run_notebook(small, tmp_path / "out.ipynb", {"n": 7})
     assert str(error.value) == "small.ipynb, cell 5 (`1 / (n - 7)`): ZeroDivisionError: division by zero"
     assert (tmp_path / "out.ipynb").is_file()
 
 
 def test_what_is_no_notebook_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no notebook at"):
-        notebook.run(tmp_path / "none.ipynb", tmp_path / "out.ipynb")
+        notebook.run_notebook(tmp_path / "none.ipynb", tmp_path / "out.ipynb")
     (tmp_path / "half.ipynb").write_text('{"cells": [')
     with pytest.raises(InputError, match="half.ipynb is not a notebook"):
-        notebook.run(tmp_path / "half.ipynb", tmp_path / "out.ipynb")
+        notebook.run_notebook(tmp_path / "half.ipynb", tmp_path / "out.ipynb")
 
 
 def test_a_parameters_cell_holds_plain_values(tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell("n = len([1])", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
     with pytest.raises(InputError, match=r"plain value, not `n = len\(\[1\]\)`"):
-        notebook.defaults(tmp_path / "n.ipynb")
+        notebook.default_parameters(tmp_path / "n.ipynb")
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("n = 1")]), tmp_path / "n.ipynb")
     with pytest.raises(InputError, match="one cell tagged 'parameters', found 0"):
-        notebook.defaults(tmp_path / "n.ipynb")
+        notebook.default_parameters(tmp_path / "n.ipynb")
 
 
 def test_validate_in_jupyterlab(tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
 from rlcircuits.lab.inputs import known_pair, known_problems
+from rlcircuits.sweeps import Settings, sweep
+from rlcircuits.sweeps.engines.local import Local
 from rlcircuits.sweeps.plan import Cell, load_plan
+from rlcircuits.sweeps.records import read_record, worth_retrying, write_record
 from rlcircuits.sweeps.report import notebook_page
-from rlcircuits.sweeps.run import Local, Settings, _Queue, sweep
-from rlcircuits.sweeps.worker import read_record, worth_retrying, write_record
+from rlcircuits.sweeps.run import _Queue
 from tests.fixtures.sweeps import ROOT, counted, runs, write_notebook, write_sweep
 
 SIMPLE = [
@@ -157,7 +159,7 @@ def test_the_summary_has_parameters_metrics_and_what_happened(ran: Path) -> None
     assert list(table["model"].dropna()) == ["3", "m"] and json.loads(table["words"][2]) == ["x"]
     assert (table["seconds"] > 0).all() and list(table["attempts"]) == [1] * 3 and table["error"].isna().all()
     for path in table["notebook"]:
-        assert notebook.glued(notebook.read(ran / "out" / path))["share"] == 0.5
+        assert notebook.glued(notebook.read_notebook(ran / "out" / path))["share"] == 0.5
 
 
 def test_pages_escape_and_need_no_network(ran: Path) -> None:

@@ -16,13 +16,12 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlcircuits.errors import InputError
-from rlcircuits.sweeps.worker import CANNOT_WRITE, LOG, Order
-
-if TYPE_CHECKING:
-    from rlcircuits.sweeps.run import Settings
+from rlcircuits.sweeps.engines.engine import End, Engine, Settings
+from rlcircuits.sweeps.records import Order
+from rlcircuits.sweeps.worker import end_tree
 
 STORE_BYTES = 100 * 2**20  # of Ray's object store: orders and words are all that passes through it
 
@@ -48,8 +47,8 @@ def require(address: str | None = None) -> None:
         ) from None
 
 
-class Ray:
-    """Tasks on a cluster; see `rlcircuits.sweeps.run.Engine`."""
+class Ray(Engine):
+    """Tasks on a cluster."""
 
     def __init__(self, settings: Settings) -> None:
         require(settings.address)
@@ -76,24 +75,24 @@ class Ray:
         reference = self.task.options(name=order["name"]).remote(order)
         self.running[reference] = order
 
-    def ended(self, seconds: float) -> list[tuple[Order, str | None]]:
+    def ended(self, seconds: float) -> list[tuple[Order, End | None]]:
         if not self.running:
             time.sleep(min(seconds, 0.05))
             return []
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [(self.running.pop(reference), self._end(reference)) for reference in ready]
 
-    def _end(self, reference: Any) -> str | None:
+    def _end(self, reference: Any) -> End | None:
         from ray import exceptions
 
         try:
-            return self.ray.get(reference)
+            return End.with_code(self.ray.get(reference))
         except exceptions.OutOfMemoryError:
-            return "was ended by Ray, as memory ran out"
+            return End("was ended by Ray, as memory ran out")
         except (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.RaySystemError) as error:
-            return f"was lost with its worker ({type(error).__name__})"
+            return End(f"was lost with its worker ({type(error).__name__})")
         except exceptions.RayError as error:
-            return f"could not be run by Ray ({' '.join(str(error).split())[-300:]})"
+            return End(f"could not be run by Ray ({' '.join(str(error).split())[-300:]})")
 
     def stop(self) -> None:
         for reference in getattr(self, "running", ()):
@@ -131,8 +130,8 @@ def _connect(settings: Settings) -> None:
         ) from None
 
 
-def _cell(order: Order) -> str | None:
-    """On a node: run the cell in a process of its own; returns what is known of its end."""
+def _cell(order: Order) -> int:
+    """On a node: run the cell in a process of its own; returns its exit code."""
     process = subprocess.Popen(
         [sys.executable, "-m", "rlcircuits.sweeps.worker"],
         stdin=subprocess.PIPE,
@@ -140,13 +139,7 @@ def _cell(order: Order) -> str | None:
     )
     try:
         process.communicate(json.dumps(order).encode())
+        return process.returncode
     finally:
-        from rlcircuits.sweeps.worker import end_tree
-
         if process.poll() is None:
             end_tree(process.pid)
-    if process.returncode == CANNOT_WRITE:
-        return "ended, as its result could not be written: is the disk full, and the folder there on every node?"
-    if process.returncode:
-        return f"ended with exit code {process.returncode}, see {LOG} in its folder"
-    return None
