@@ -1,4 +1,4 @@
-"""A grid of papermill runs, on this machine or on Ray: interrupted at any moment, it goes on where it was.
+"""A grid of papermill runs, on this machine or on a cluster: interrupted at any moment, it goes on where it was.
 
 1. The sweep file becomes cells, checked before anything starts (`rlcircuits.sweeps.plan`).
 2. The folder is locked: one sweep at a time. What finished there under the same key is kept; the rest is due.
@@ -228,6 +228,7 @@ class _Sweep:
         self.plan, self.folder, self.settings, self.source = plan, folder, settings, source
         chosen = {cell.name for cell in due}
         self.records = {name: record for name, record in records.items() if name not in chosen}
+        self.seen = {record["token"] for record in records.values()}
         ready = {
             cell.group for cell in plan.cells if self.records.get(cell.name, {}).get("status") == "done" and cell.group
         }
@@ -249,9 +250,7 @@ class _Sweep:
 
     def _loop(self, engine: Engine, bar: Any, interruptions: Interruptions) -> None:
         alone, reported = False, time.monotonic()
-        for order in engine.resume(self.folder, self._wanted):
-            self.attempts[order["name"]], self.begun[order["name"]] = order["attempt"], reported
-            self.queue.remove(self.cells[order["name"]])
+        self._resume(engine)
         while self.queue or self.begun:
             interruptions.check()
             while not alone and engine.room(len(self.begun)) and (next_one := self.queue.take(len(self.begun))):
@@ -267,8 +266,22 @@ class _Sweep:
                     write_report(self.plan, self.records, self.folder)
                 reported = time.monotonic()
 
+    def _resume(self, engine: Engine) -> None:
+        """Wait for cells that an earlier sweep left at work, rather than begin them again."""
+        orders = engine.resume(self.folder, self._wanted)
+        if orders is None:
+            return
+        for order in orders:
+            self.attempts[order["name"]], self.begun[order["name"]] = order["attempt"], time.monotonic()
+            self.queue.remove(self.cells[order["name"]])
+        for name, record in found(self.plan, self.folder).items():  # what ended since the records were read
+            if record["status"] == "done" and record["token"] not in self.seen and name not in self.begun:
+                self.records[name] = record
+                self.queue.remove(self.cells[name])
+                self.queue.ended(self.cells[name])
+
     def _wanted(self, order: Order) -> bool:
-        """Whether an order of an earlier run is still what this one would give."""
+        """Whether an order of an earlier sweep is what this one would give."""
         cell = self.cells.get(order["name"])
         return cell is not None and cell.key == order["key"] and order["source_sha256"] == self.source[1]
 
@@ -313,17 +326,23 @@ def _engine(settings: Settings) -> Callable[[Settings], Engine]:
         from rlcircuits.sweeps.engines.local import Local
 
         return Local
-    from rlcircuits.sweeps.engines.ray import Ray, require
+    if settings.engine == "slurm":
+        from rlcircuits.sweeps.engines import slurm
 
-    require(settings.address)
-    return Ray
+        slurm.require()
+        return slurm.Slurm
+    from rlcircuits.sweeps.engines import ray
+
+    ray.require(settings.address)
+    return ray.Ray
 
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What cells inherit of this process, with as many threads each as leave every cell its share of the cores."""
     found = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith("RLCIRCUITS_")}
-    processes = settings.processes or os.cpu_count() or 1
-    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    cores = os.cpu_count() or 1
+    share = 1 if settings.engine == "slurm" else max(1, cores // (settings.processes or cores))
+    found.setdefault("OMP_NUM_THREADS", str(settings.cpus or share))
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
     return found
 

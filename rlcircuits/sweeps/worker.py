@@ -54,7 +54,8 @@ def work(order: Order) -> None:
 
 
 def main() -> None:
-    """``python -m rlcircuits.sweeps.worker``: the order as JSON on the standard input."""
+    """``python -m rlcircuits.sweeps.worker``: the order as JSON on the standard input; a SIGTERM ends the kernel with it."""
+    signal.signal(signal.SIGTERM, lambda *_: end_tree(os.getpid()))
     work(json.loads(sys.stdin.read()))
 
 

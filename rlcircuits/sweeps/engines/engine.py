@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from rlcircuits.errors import InputError, choose
 from rlcircuits.sweeps.records import Order
 from rlcircuits.sweeps.worker import CANNOT_WRITE, LOG
 
-ENGINES = ("local", "ray")
+ENGINES = ("local", "ray", "slurm")
+OURS = ("array", "clusters", "job-name", "output", "parsable", "requeue", "wait", "wrap")  # of sbatch's options
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,13 @@ class Settings:
 
     Attributes:
         engine: one of `ENGINES`.
-        processes: cells at a time; by default a process per core here, and on Ray as many as its resources allow.
+        processes: cells at a time; by default as many as there are cores for here, as many as its resources allow on Ray, and 100
+            jobs on Slurm.
         address: of a Ray cluster; one on this machine when None.
         gpus: per cell.
+        cpus: per cell; by default an equal share of this machine's, and on a cluster one.
+        memory, time: per cell, as Slurm's ``--mem`` and ``--time`` take them.
+        sbatch: further options of Slurm, each ``--name`` or ``--name=value``.
         retries: further attempts where a fault may pass.
         fresh: run finished cells, too.
         only: ``"failed"`` runs only the cells that failed.
@@ -36,6 +43,10 @@ class Settings:
     processes: int | None = None
     address: str | None = None
     gpus: float = 0.0
+    cpus: int | None = None
+    memory: str | None = None
+    time: str | None = None
+    sbatch: tuple[str, ...] = ()
     retries: int = 2
     fresh: bool = False
     only: str | None = None
@@ -50,6 +61,15 @@ class Settings:
             )
         if self.address is not None and self.engine != "ray":
             raise InputError(f"--address {self.address} is of a Ray cluster: expected --engine ray with it")
+        for option, value in (("memory-per-cell", self.memory), ("time-per-cell", self.time), ("sbatch", self.sbatch)):
+            if value and self.engine != "slurm":
+                raise InputError(f"--{option} {reprlib.repr(value)} is of Slurm: expected --engine slurm with it")
+        for word in self.sbatch:
+            if not (name := re.fullmatch(r"--([a-z][a-z-]*)(=.*)?", word)) or name[1] in OURS:
+                raise InputError(
+                    f"--sbatch {reprlib.repr(word)}: expected options such as --partition=gpu; the sweep itself sets "
+                    f"{', '.join(OURS)}"
+                )
         if self.engine != "ray" and self.gpus != int(self.gpus):
             raise InputError(
                 f"--gpus-per-cell {self.gpus:g}: expected a whole number here; only Ray shares a GPU between cells"
@@ -90,9 +110,17 @@ class End(NamedTuple):
 class Engine(Protocol):
     """Runs orders somewhere."""
 
-    def resume(self, folder: Path, wanted: Callable[[Order], bool]) -> list[Order]:
-        """Orders of an earlier sweep in this folder that run still, once, before the first start; ends those that are not `wanted`."""
-        return []
+    def resume(self, folder: Path, wanted: Callable[[Order], bool]) -> list[Order] | None:
+        """Take over, once and before the first start, what an earlier sweep in this folder began and its end did not end.
+
+        Args:
+            folder: of the sweep.
+            wanted: whether an order is to go on; others are ended.
+
+        Returns:
+            The orders that go on; None where cells end with their sweep.
+        """
+        return None
 
     def room(self, running: int) -> bool:
         """Whether another order can start beside so many."""

@@ -21,7 +21,7 @@ class Local(Engine):
         from multiprocessing import get_all_start_methods, get_context
 
         self.devices = _devices(int(settings.gpus)) if settings.gpus else None
-        self.processes = settings.processes or os.cpu_count() or 1
+        self.processes = settings.processes or max(1, (os.cpu_count() or 1) // (settings.cpus or 1))
         if self.devices is not None:
             self.processes = min(self.processes, len(self.devices))
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"

@@ -1,7 +1,7 @@
 """The cells of a sweep as tasks of a Ray cluster.
 
 1. Without an address, a Ray of this machine alone is started, bound to 127.0.0.1, and ended with the sweep.
-2. Each cell is one task that asks for a CPU and, perhaps, GPUs. The task starts the cell's own process on its node, as the local
+2. Each cell is one task that asks for CPUs and, perhaps, GPUs. The task starts the cell's own process on its node, as the local
    engine does, and waits for it; the process ends when its task's worker does.
 3. Results travel through the sweep's folder, which must lie on storage that all nodes share, under the same path. A task that
    ended well but left no record there says so.
@@ -62,7 +62,7 @@ class Ray(Engine):
         if settings.gpus and total.get("GPU", 0) < settings.gpus:
             self.stop()
             raise InputError(f"--gpus-per-cell {settings.gpus:g}: this cluster has {total.get('GPU', 0):g} GPUs in all")
-        self.task = ray.remote(num_cpus=1, num_gpus=settings.gpus, max_retries=0, max_calls=1)(_cell)
+        self.task = ray.remote(num_cpus=settings.cpus or 1, num_gpus=settings.gpus, max_retries=0, max_calls=1)(_cell)
         self.running: dict[Any, Order] = {}
 
     def room(self, running: int) -> bool:
