@@ -34,9 +34,9 @@ from typing import Any
 
 import yaml
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, near
 from rlcircuits.lab import check_parameter, default_parameters, read_notebook
-from rlcircuits.storage import canonical_json, key_of, near, versions
+from rlcircuits.storage import canonical_json, key_of, versions
 
 KEYS = ("notebook", "grid", "cells", "fixed", "share", "show", "timeout")
 SHARED = ("pair", "pairs", "base", "tuned", "problems")
