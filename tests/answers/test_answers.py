@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
@@ -23,7 +23,6 @@ from rlcircuits.answers.selection import select
 from rlcircuits.errors import InputError
 from tests.fixtures.checkpoints import WORDS, save, tokenizer
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 ARCHITECTURES = ("qwen2", "llama", "mistral")
 ENDS = [1, 5, 9, 24]
 
@@ -301,7 +300,7 @@ answers_strategy = st.lists(
 )
 
 
-@settings(unhurried, max_examples=30)
+@settings(max_examples=30)
 @given(answers_strategy, st.sampled_from(["parquet", "jsonl"]))
 def test_answers_come_back(tmp_path_factory, answers, suffix):
     file = tmp_path_factory.mktemp("answers") / f"answers.{suffix}"
@@ -436,7 +435,7 @@ rows = st.lists(
 hundredths = st.integers(0, 200).map(lambda i: i / 100)
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(
     rows,
     st.integers(1, 100),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rlcircuits.answers.grading import GRADERS, _math_verify, grade_final, stated_answer
@@ -20,7 +20,6 @@ from rlcircuits.answers.problems import Problem, ProblemSet, draw, grade
 from rlcircuits.answers.reading import load_problems
 from rlcircuits.errors import InputError
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 DATA = os.environ.get("RLCIRCUITS_DATA")
 ROWS = [{"question": f"what is {i} + 1 ?", "answer": str(i + 1), "uid": f"u{i}"} for i in range(5)]
 
@@ -60,7 +59,6 @@ def test_the_fingerprint_is_of_what_answers_depend_on():
     assert len({problems.fingerprint, *(o.fingerprint for o in others)}) == 6
 
 
-@unhurried
 @given(st.integers(0, 1000), st.integers(1, 20), st.integers(1, 20), st.randoms(use_true_random=False))
 def test_a_draw_is_nested_and_does_not_depend_on_order(seed, n, m, rng):
     problems = problem_set()
@@ -225,13 +223,11 @@ def test_the_final_grader(reference, text, correct):
     assert grade("final", Problem("a", "q", reference), text) is correct
 
 
-@unhurried
 @given(st.integers(-999, 999), st.integers(1, 50), st.integers(-999, 999), st.integers(1, 50))
 def test_the_final_grader_compares_exact_rationals(a, b, c, d):
     assert grade_final(f"{a}/{b}", f"# {c}/{d}") == (Fraction(a, b) == Fraction(c, d))
 
 
-@unhurried
 @given(st.text(max_size=20))
 def test_the_final_grader_takes_its_own_reference(reference):
     assume(reference.strip() and "#" not in reference)

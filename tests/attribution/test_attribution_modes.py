@@ -31,7 +31,7 @@ def test_a_lean_pass_gives_the_derivative_of_an_edge_by_edge_model(architecture,
     close(scores[0], exact_scores(hf, PROMPT, ANSWER, level), 2e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), positions=st.integers(1, 9), level=st.sampled_from(LEVELS))
 def test_lean_and_fast_agree_in_any_batch(seed, batch, positions, level):
     from rlcircuits.attribution import passes

@@ -62,7 +62,7 @@ def made(values, **attrs):
 # --- which edges -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(-3, 3) | st.just(None), min_size=6, max_size=6), min_size=1, max_size=4),
     st.sampled_from(["absolute", "signed"]),

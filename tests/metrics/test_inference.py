@@ -116,7 +116,7 @@ def test_exact_test_enumerates_all_swaps(name):
     assert table["p"].item() == pytest.approx(min(1, 2 * min(above, below)), abs=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 11), min_size=2, max_size=14))
 def test_complexity_of_any_multiset_is_that_of_the_samples_taken(indices):
     """The range of the pooled histogram follows the largest sample drawn, exactly."""
@@ -126,7 +126,7 @@ def test_complexity_of_any_multiset_is_that_of_the_samples_taken(indices):
     assert found[0] == pytest.approx(metrics.information_complexity(w.isel(sample=indices)), rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 11), min_size=2, max_size=14).filter(lambda i: len(set(i)) > 1))
 def test_diversity_of_any_multiset_averages_pairs_of_different_problems(indices):
     w = random_scores(7)
@@ -283,7 +283,7 @@ def test_holm_leaves_nan_out():
     assert len(holm([])) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p):
     """Brute force: each hypothesis's largest Bonferroni p over all the sets of hypotheses that hold it."""

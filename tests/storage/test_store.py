@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlcircuits.errors import InputError
@@ -35,8 +34,8 @@ from rlcircuits.storage.files import (
 )
 from rlcircuits.storage.keys import canonical_json, key_of
 from rlcircuits.storage.store import Store
+from tests.fixtures.waiting import PATIENCE
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 INPUTS = {"seed": 3, "models": ["a", "b"], "alpha": 0.3, "nested": {"x": None, "y": True}}
 FORK = multiprocessing.get_context("fork")
 
@@ -124,7 +123,6 @@ def shuffled(value, rng):
     return tuple(shuffled(one, rng) for one in value) if isinstance(value, list) else value
 
 
-@unhurried
 @given(st.dictionaries(st.text(), values, max_size=5), st.randoms(use_true_random=False))
 def test_a_key_does_not_depend_on_order_and_survives_json(inputs, rng):
     key = key_of("thing", inputs)
@@ -132,7 +130,6 @@ def test_a_key_does_not_depend_on_order_and_survives_json(inputs, rng):
     assert len(key) == 16 and set(key) <= set("0123456789abcdef")
 
 
-@unhurried
 @given(values, values)
 def test_different_inputs_have_different_texts(one, other):
     def typed(value):  # Python's == takes 1, 1.0 and True for one
@@ -400,38 +397,6 @@ def test_a_complete_build_that_was_only_not_renamed_is_not_lost(tmp_path, expect
     assert content(store.make("thing", INPUTS, never)) == expected
 
 
-BUILDER = """
-import sys, time
-from pathlib import Path
-from rlcircuits.storage.store import Store
-
-def build(folder):
-    print("building", flush=True)
-    for i in range(40):
-        (folder / f"{i}.bin").write_bytes(bytes([i]) * 5000)
-        time.sleep(0.005)
-
-Store(sys.argv[1]).make("thing", {"seed": 1}, build)
-print("made", flush=True)
-"""
-
-
-def test_kill_9_at_random_moments_of_a_real_process(tmp_path):
-    rng = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", BUILDER, tmp_path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "building\n"
-        time.sleep(rng.uniform(0, 0.25))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert not Store(tmp_path).has("thing", {"seed": 1}) or not temporary(tmp_path)
-        process.stdout.close()
-        shutil.rmtree(Store(tmp_path).path("thing", {"seed": 1}), ignore_errors=True)
-    done = subprocess.run([sys.executable, "-c", BUILDER, tmp_path], capture_output=True, text=True, check=True)
-    assert done.stdout == "building\nmade\n" and done.stderr == ""
-    assert Store(tmp_path).has("thing", {"seed": 1}) and temporary(tmp_path) == []
-
-
 def test_left_over_folders_of_dead_builders_are_cleared_and_of_living_ones_kept(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "thing").mkdir()
@@ -456,48 +421,46 @@ def test_left_over_folders_of_dead_builders_are_cleared_and_of_living_ones_kept(
 # Two processes at once
 
 
-def test_of_two_processes_one_builds_and_the_other_waits(tmp_path, expected):
-    log = tmp_path / "log"
-    barrier = FORK.Barrier(3)
+def test_of_three_processes_one_builds_and_the_others_wait(tmp_path, expected, monkeypatch):
+    log, waiting = tmp_path / "log", FORK.Semaphore(0)
+    monkeypatch.setattr(module._LOG, "warning", lambda *_: waiting.release())  # what it says when it begins to wait
 
-    def slow(folder):
+    def build_before_others(folder):
         with log.open("a") as stream:
             stream.write("built\n")
-        time.sleep(0.4)
+        for _ in range(2):
+            assert waiting.acquire(timeout=PATIENCE)
         build(folder)
 
-    def work():
-        barrier.wait()
-        Store(tmp_path / "runs").make("thing", INPUTS, slow)
-
-    both = [FORK.Process(target=work) for _ in range(3)]
-    for one in both:
+    all_three = [
+        FORK.Process(target=Store(tmp_path / "runs").make, args=("thing", INPUTS, build_before_others))
+        for _ in range(3)
+    ]
+    for one in all_three:
         one.start()
-    for one in both:
-        one.join(30)
-    assert [one.exitcode for one in both] == [0, 0, 0]
+    for one in all_three:
+        one.join()
+    assert [one.exitcode for one in all_three] == [0, 0, 0]
     assert log.read_text() == "built\n"
     assert content(Store(tmp_path / "runs").make("thing", INPUTS, never)) == expected
 
 
-def test_who_waits_builds_when_the_other_dies(tmp_path, expected):
-    store = Store(tmp_path)
-    started = FORK.Event()
+def test_who_waits_builds_when_the_other_dies(tmp_path, expected, monkeypatch):
+    store, started = Store(tmp_path), FORK.Event()
 
     def hangs(folder):
         build(folder)
         started.set()
-        time.sleep(60)
+        signal.pause()
 
-    other = FORK.Process(target=lambda: store.make("thing", INPUTS, hangs))
+    other = FORK.Process(target=store.make, args=("thing", INPUTS, hangs))
     other.start()
-    assert started.wait(60)
+    assert started.wait(PATIENCE)
     assert not store.has("thing", INPUTS)
-    killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {other.pid}"])
+    monkeypatch.setattr(module._LOG, "warning", lambda *_: other.kill())  # as soon as this process waits
     assert content(store.make("thing", INPUTS, build)) == expected
-    killer.wait()
     other.join()
-    assert temporary(tmp_path) == []
+    assert other.exitcode == -signal.SIGKILL and temporary(tmp_path) == []
 
 
 # Disks
@@ -679,7 +642,7 @@ def test_scores_come_back_bit_by_bit(tmp_path):
     save_scores(loaded, tmp_path / "scores.nc")  # its own file is closed
 
 
-@settings(unhurried, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.text(), st.floats(), st.booleans()), max_size=5))
 def test_tables_come_back(rows):
     with tempfile.TemporaryDirectory() as folder:
