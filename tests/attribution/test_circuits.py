@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +24,7 @@ from rlcircuits.storage.files import DamagedArtefact, StoreError
 from rlcircuits.storage.journals import OtherInputs
 from tests.fixtures.models import in_float64, tiny
 from tests.fixtures.reference import loss
+from tests.fixtures.waiting import ended
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ("block", "qkv", "head")
@@ -366,14 +366,20 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
 
 
 _VICTIM = """
-import sys, time, torch
+import sys, threading, torch
 import rlcircuits as rc
 from rlcircuits.attribution import ablation
 from rlcircuits.attribution import circuits
 from tests.fixtures.models import tiny
 from tests.attribution.test_circuits import OPTIONS, traces
-losses = ablation._losses
-ablation._losses = lambda *args: (time.sleep(0.05), losses(*args))[1]
+losses, counted = ablation._losses, []
+def halting(*args):
+    if len(counted) == 9:
+        print(sum(counted), flush=True)
+        threading.Event().wait()
+    counted.append(len(args[3]))
+    return losses(*args)
+ablation._losses = halting
 rc.ablate(tiny("qwen2", torch.float32, layers=2), traces(), resume=sys.argv[1], **OPTIONS)
 """
 
@@ -381,21 +387,16 @@ rc.ablate(tiny("qwen2", torch.float32, layers=2), traces(), resume=sys.argv[1], 
 def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path, runs):
     counted, _ = runs
     hf, some = tiny("qwen2", torch.float32, layers=2), traces()
-    victim = subprocess.Popen([sys.executable, "-c", _VICTIM, str(tmp_path)], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 120
-        while not any(file.stat().st_size > 1500 for file in tmp_path.glob("*.journal")):
-            assert victim.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        victim.send_signal(signal.SIGKILL)
-    finally:
-        victim.kill()
-        victim.wait()
+    victim = subprocess.Popen(
+        [sys.executable, "-c", _VICTIM, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with ended(victim):
+        finished = int(victim.stdout.readline())
     assert victim.returncode == -signal.SIGKILL
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a kill between two writes leaves no damage
         found = rc.ablate(hf, some, resume=tmp_path, **OPTIONS)
-    assert 0 < sum(counted) < 3 + 3 * 23 - 20
+    assert 0 < finished < 3 + 3 * 23 and finished + sum(counted) == 3 + 3 * 23
     same_bits(found, rc.ablate(hf, some, **OPTIONS))
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import rlcircuits as rc
 from rlcircuits.cli.main import main
 from tests.fixtures.checkpoints import save, tokenizer
 from tests.fixtures.models import tiny
+from tests.fixtures.waiting import PATIENCE, ended
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every word is a mark and an answer, so that whatever a model says last is what it states.
@@ -68,7 +68,7 @@ def options(root: Path, **changes) -> list[str]:
 
 def shell(arguments: list[str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "rlcircuits", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_a_pair_of_checkpoints_from_the_shell(world):
@@ -232,16 +232,14 @@ def test_no_problem_left_says_by_which_rule_without_a_traceback(world, tmp_path)
     assert "no problem is left by the rule 'both answers correct'" in done.stderr.splitlines()[-1]
 
 
-_SLOW = """
-import sys, time
+_ENDLESS = """
+import sys, threading
 import rlcircuits.attribution.eap as attribution
 from rlcircuits.cli.main import main
-attribute = attribution.attribute
-def slow(*args, **kwargs):
+def endless(*args, **kwargs):
     print("attributing", flush=True)
-    time.sleep(60)
-    return attribute(*args, **kwargs)
-attribution.attribute = slow
+    threading.Event().wait()
+attribution.attribute = endless
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -249,21 +247,17 @@ sys.exit(main(sys.argv[1:]))
 def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypatch, capsys):
     arguments = options(world, store=tmp_path / "runs", out=tmp_path / "out")
     process = subprocess.Popen(
-        [sys.executable, "-c", _SLOW, *arguments],
+        [sys.executable, "-c", _ENDLESS, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    try:
+    with ended(process):
         assert process.stdout.readline().strip() == "attributing"
-        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=180)
-    finally:
-        process.kill()
-        process.wait()
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted; all that was finished is kept" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()

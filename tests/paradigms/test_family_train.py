@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from filelock import FileLock
 
 import rlcircuits
 from paradigms.family import TINY, checkpoints, family_pairs, load_curves, make_families, make_family
@@ -35,44 +36,55 @@ from paradigms.family.sft import new_model
 from paradigms.family.task import build_tokenizer
 from rlcircuits.errors import InputError
 from rlcircuits.storage import key_of
+from tests.fixtures.waiting import PATIENCE, ended, until
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
     """All members, by a run that is interrupted as soon as the base is there, and a second one."""
     root = tmp_path_factory.mktemp("runs")
-    base = root / "family" / key_of("family", member_inputs("sft", 0, TINY))
-    interrupted = interrupt(f"make_family(seed=0, members=MEMBERS, recipe=TINY, store={str(root)!r})", base)
+    base = place(root, "sft")
+    interrupted = interrupt(
+        f"make_family(seed=0, members=MEMBERS, recipe=TINY, store={str(root)!r})", place(root, "ppo")
+    )
     written = (base / "model.safetensors").stat().st_mtime_ns
     interrupted["finished"] = [folder.name for folder in base.parent.iterdir() if (folder / "manifest.json").exists()]
     paths = make_family(seed=0, members=MEMBERS, recipe=TINY, store=root)
     return root, paths, base, written, interrupted
 
 
-def interrupt(call: str, base: Path) -> dict[str, object]:
-    """Run the call in a process of its own and interrupt it soon after the base is there."""
+def place(root: Path, member: str, seed: int = 0) -> Path:
+    """Where a member of the tiny family is or will be."""
+    base = key_of("family", member_inputs("sft", seed, TINY))
+    return root / "family" / (base if member == "sft" else key_of("family", member_inputs(member, seed, TINY, base)))
+
+
+def interrupt(call: str, held: Path) -> dict[str, object]:
+    """Run the call in a process of its own and interrupt it while it trains a descendant, which a lock keeps from ending."""
     code = f"from paradigms.family import MEMBERS, TINY, make_families, make_family\n{call}"
     environment = {**os.environ, "PYTHONPATH": str(Path(rlcircuits.__file__).parents[1])}
-    run = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 240
-    while not (base / "manifest.json").exists() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1.0)
-    members = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(run.pid)], check=False, capture_output=True, text=True
-    ).stdout.split()
-    run.send_signal(signal.SIGINT)
-    output = b"".join(run.communicate(timeout=60)).decode()
-    left = [pid for pid in members if Path(f"/proc/{pid}").exists()]
-    return {"output": output, "members": members, "left": left}
+    held.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(held.with_name(f".{held.name}.lock")):
+        run = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+        )
+        with ended(run):
+            descendants = until(lambda: at_work(run.pid, excluding="sft"), "a descendant at work", run)
+            run.send_signal(signal.SIGINT)
+            output, _ = run.communicate(timeout=PATIENCE)
+    return {"output": output, "left": [child for child in descendants if child.is_running()]}
+
+
+def at_work(pid: int, excluding: str) -> list[psutil.Process]:
+    """The processes that train members, but for one."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if f'"member": "{excluding}"' not in " ".join(child.cmdline())]
 
 
 def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(family):
     *_, base, _, interrupted = family
     assert "run the same again" in interrupted["output"]
-    assert interrupted["members"] and not interrupted["left"]
+    assert not interrupted["left"]
     assert base.name in interrupted["finished"] and len(interrupted["finished"]) < len(MEMBERS)
 
 
@@ -219,9 +231,9 @@ def test_a_diverged_training_is_an_error_that_names_member_seed_and_step(tmp_pat
 def test_several_families_interrupted_and_resumed(family):
     root, paths, *_ = family
     call = ([0, 1], ["sft", "rft"], TINY, root)
-    base = root / "family" / key_of("family", member_inputs("sft", 1, TINY))
+    base = place(root, "sft", seed=1)
     code = f"make_families([0, 1], ['sft', 'rft'], TINY, {str(root)!r}, progress=False)"
-    interrupted = interrupt(code, base)
+    interrupted = interrupt(code, place(root, "rft", seed=1))
     assert "run the same again" in interrupted["output"] and not interrupted["left"]
     written = (base / "model.safetensors").stat().st_mtime_ns
     table = make_families(*call)
@@ -262,17 +274,16 @@ def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(fa
     root, paths, *_ = family
     environment = train._environment
     fake = root / "fake"
-    (fake / "rlcircuits").mkdir(parents=True)
-    (fake / "rlcircuits" / "family").mkdir()
-    (fake / "rlcircuits" / "family" / "__init__.py").touch()
-    (fake / "rlcircuits" / "family" / "member.py").write_text(
+    (fake / "paradigms" / "family").mkdir(parents=True)
+    (fake / "paradigms" / "__init__.py").touch()
+    (fake / "paradigms" / "family" / "__init__.py").touch()
+    (fake / "paradigms" / "family" / "member.py").write_text(
         "import json, sys\n"
         "order = json.loads(sys.argv[1])\n"
         "sys.exit(f'a crash of {order[\"member\"]}') if order['seed'] == 6 else None\n"
         "print(f'training {order[\"member\"]} diverged at step 3', file=sys.stderr)\n"
         "sys.exit(3)\n"
     )
-    (fake / "rlcircuits" / "__init__.py").touch()
     monkeypatch.setattr(train, "_environment", lambda: {**environment(), "PYTHONPATH": str(fake)})
     monkeypatch.chdir(fake)
     table = make_families([5, 0, 6], ["sft", "ppo"], TINY, root, progress=False).set_index(["seed", "member"])
