@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import struct
-import time
 import zlib
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -16,9 +16,10 @@ import xarray as xr
 
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.errors import InputError
-from rlcircuits.lab.explorer import MEAN, explore, largest_differences, merged
+from rlcircuits.lab.explorer import MEAN, Shown, explore, largest_differences, merged
 from rlcircuits.lab.pictures import Dots, graph_svg, heatmap_svg, png, scatter_svg
 from rlcircuits.metrics import definitions as metrics
+from tests.fixtures.waiting import until
 
 EVIL = '<script>alert("x")</script> $x^2$'
 WORDS = ["29", "+", "1", "=", "30", EVIL]
@@ -356,49 +357,59 @@ def computable(tmp_path_factory):
     return rc.study(pair, problems, keep="all", alpha=0.3, n=6, store=str(folder / "runs"))
 
 
-def over(explorer, seconds: float = 240) -> None:
-    """Until nothing is being computed."""
-    deadline = time.monotonic() + seconds
-    while (explorer.worker.waiting or "being computed" in explorer.message.value) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not explorer.worker.waiting
+@pytest.fixture
+def asked(monkeypatch):
+    """Makes a choice while the worker takes nothing, and gives the jobs that the choice asked of it."""
+
+    def choose(explorer, choice) -> list[tuple]:
+        jobs = []
+        with monkeypatch.context() as held:
+            held.setattr(explorer.worker, "submit", lambda *job: jobs.append(job))
+            choice()
+        return jobs
+
+    return choose
 
 
-def test_what_the_store_lacks_is_computed_beside_and_shown(computable):
+def test_what_the_store_lacks_is_computed_beside_and_shown(computable, asked):
     from rlcircuits.attribution.ablation import ablate
     from rlcircuits.models.loading import load_model
 
     explorer = explore(computable).explorer
-    began = time.monotonic()
-    explorer.alpha.value = 0.7
-    assert time.monotonic() - began < 10 and "α 0.7: being computed" in explorer.message.value
+
+    def computed(jobs) -> None:
+        (job,) = jobs
+        explorer.worker.submit(*job)
+        until(lambda: "being computed" not in explorer.message.value, "what is computed")
+
+    jobs = asked(explorer, lambda: setattr(explorer.alpha, "value", 0.7))
+    assert "α 0.7: being computed" in explorer.message.value
     assert explorer.progress.layout.display == "flex" and explorer.graph.svg == ""
-    over(explorer)
+    computed(jobs)
     expected = computable.at(alpha=0.7).pairs["one"]
     np.testing.assert_array_equal(panels(explorer)[1], expected.tuned_scores.mean("sample", dtype=float))
     assert explorer.progress.layout.display == "none" and explorer.message.value == ""
 
-    explorer.choose_edge("a0->m1")
-    over(explorer)
+    computed(asked(explorer, lambda: explorer.choose_edge("a0->m1")))
     cut, traces = expected.selection.t_cut, expected.selection.tuned_traces
     exact = ablate(load_model(expected.pair.tuned), traces, edges=["a0->m1"], cut=cut).sel(
         source="a0", destination="m1"
     )
     said = re.search(r"tuned: score .*? exactly ([-\d.e]+)", explorer.one_edge.value)[1]
     assert float(said) == pytest.approx(float(exact.mean()), rel=0.01)
-    explorer.level.value = "qkv"
-    over(explorer)
+    computed(asked(explorer, lambda: setattr(explorer.level, "value", "qkv")))
     assert panels(explorer)[0].shape == (7, 13) and explorer.edge.value == "a0->m1"  # an edge of this level, too
     assert "exactly" in explorer.one_edge.value
     explorer.worker.stop()
 
 
-def test_a_stopped_job_says_so_and_can_be_asked_for_again(computable):
+def test_a_stopped_job_says_so_and_can_be_asked_for_again(computable, asked):
     explorer = explore(computable).explorer
-    explorer.alpha.value = 0.9
+    ((_, _, told),) = asked(explorer, lambda: setattr(explorer.alpha, "value", 0.9))
+    explorer.worker.submit(signal.pause, {}, told)  # in its place, one that only a stop ends
     explorer.stop.click()
-    over(explorer)
-    assert "stopped" in explorer.message.value and explorer.progress.layout.display == "none"
+    until(lambda: "stopped" in explorer.message.value, "the stop to be told")
+    assert explorer.progress.layout.display == "none"
     explorer.alpha.value = 0.3
     assert explorer.message.value == "" and explorer.graph.svg
 
@@ -411,9 +422,7 @@ def test_a_job_that_fails_is_told_and_the_next_one_runs():
     worker.submit(os.path.getsize, {"filename": __file__}, told.append)
     worker.submit(os._exit, {"status": 3}, told.append)
     worker.submit(os.path.getsize, {"filename": __file__}, told.append)
-    deadline = time.monotonic() + 240
-    while sum(report.over for report in told) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: sum(report.over for report in told) == 4, "four jobs")
     last = [report for report in told if report.over]
     assert [report.state for report in last] == ["failed", "done", "failed", "done"]
     assert "FileNotFoundError" in last[0].text and "has ended" in last[2].text
@@ -484,16 +493,17 @@ def test_paths_and_one_model_only(tmp_path):
     assert "base.nc" in explore(tmp_path).explorer.message.value
 
 
-def test_a_choice_is_answered_at_once():
-    pair = SimpleNamespace(
-        **vars(pair_study())
-        | {s: graph_scores(i, n=100, n_layers=4) for i, s in enumerate(("base_scores", "tuned_scores"))}
-    )
-    explorer = explore(study(ppo=pair)).explorer
-    explorer.problem.value = "p/5"
-    start = time.process_time()
-    explorer.problem.value = "p/6"
-    assert time.process_time() - start < 0.3  # about 0.02 s on an idle core
+def test_a_choice_draws_each_view_once_from_what_is_prepared(monkeypatch):
+    explorer = explore(study()).explorer
+    explorer.problem.value = "p/1"
+    views = {name: getattr(explorer, name) for name in ("answers", "largest", "one_edge", "message")}
+    views |= {"graph": explorer.graph.widget, "heatmap": explorer.heatmap.widget}
+    drawn = []
+    for name, widget in views.items():
+        widget.observe(lambda _change, name=name: drawn.append(name), "value")
+    monkeypatch.setattr(Shown, "of", lambda *_: pytest.fail("prepared again"))
+    explorer.problem.value = "p/2"
+    assert len(drawn) == len(set(drawn)) and {"answers", "largest", "graph", "heatmap"} <= set(drawn)
 
 
 @pytest.mark.parametrize("outlier", [0.03, 40.0, -40.0])
