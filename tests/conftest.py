@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from coverage.exceptions import CoverageException
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -22,10 +25,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The tests of notebooks and book come last and need the family; it is trained in one core's shade of the others.
 LAST = ("test_notebooks.py", "test_book.py")
 FAMILY = [sys.executable, "-m", "rlcircuits", "family"]
+# What a test needs, told by its fixtures; other needs are marked where the test stands.
+NEEDS = {"family": "training", "tiny_family": "training", "trained": "training", "book": "book", "browser": "browser"}
 
 
+@pytest.hookimpl(trylast=True)  # after a random order was made, of which this is a refinement
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that need the family at the end."""
+    """Mark the tests by what they need, and put those that need the family at the end."""
+    for item in items:
+        for fixture in NEEDS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(NEEDS[fixture])
 
     def place(item: pytest.Item) -> int:
         if item.path.name in LAST:
@@ -33,6 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return int("family" in getattr(item, "fixturenames", ()))
 
     items.sort(key=place)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where coverage was measured, one line of it: of each package, the share of its lines and branches that ran."""
+    plugin = config.pluginmanager.getplugin("_cov")
+    if plugin is None or plugin.cov_controller is None:
+        return
+    found = []
+    for package in ("rlcircuits", "paradigms"):
+        with contextlib.suppress(CoverageException):  # nothing of it ran
+            total = plugin.cov_controller.cov.report(include=f"{package}/*", file=io.StringIO())
+            found.append(f"{package} {total:.1f} %")
+    terminalreporter.write_line(f"coverage of lines and branches: {', '.join(found) or 'none'}")
 
 
 class Background:

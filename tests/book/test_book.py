@@ -103,7 +103,6 @@ def parsed(book: Path) -> dict[str, Page]:
 # The files.
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_there(name: str, parsed: dict[str, Page]) -> None:
     page = parsed[name]
@@ -116,12 +115,10 @@ def test_the_page_is_there(name: str, parsed: dict[str, Page]) -> None:
         assert "Traceback (most recent call last)" not in page.text
 
 
-@pytest.mark.book
 def test_the_book_opens_at_its_index(book: Path) -> None:
     assert "intro.html" in (book / "index.html").read_text()
 
 
-@pytest.mark.book
 def test_no_page_loads_from_elsewhere_and_all_it_loads_is_there(book: Path) -> None:
     pages = [path for path in book.rglob("*.html") if "_static" not in path.parts and "vendor" not in path.parts]
     assert len(pages) >= len(PAGES)
@@ -132,7 +129,6 @@ def test_no_page_loads_from_elsewhere_and_all_it_loads_is_there(book: Path) -> N
                 assert (path.parent / target.split("?")[0].split("#")[0]).is_file(), f"{path.name}: no {target}"
 
 
-@pytest.mark.book
 def test_styles_load_nothing_from_elsewhere(book: Path) -> None:
     for path in book.rglob("*.css"):
         found = re.findall(
@@ -141,7 +137,6 @@ def test_styles_load_nothing_from_elsewhere(book: Path) -> None:
         assert not found, f"{path.relative_to(book)}: {found[:3]}"
 
 
-@pytest.mark.book
 def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> None:
     for name, page in parsed.items():
         twice = {i for i in page.ids if page.ids.count(i) > 1}
@@ -151,7 +146,6 @@ def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> 
         assert "plotly.js v" not in (book / f"{name}.html").read_text(), "plotly.js belongs into a file of its own"
 
 
-@pytest.mark.book
 def test_the_comparison_is_shown_as_it_came_out(parsed: dict[str, Page]) -> None:
     """The chapter that compares names every paradigm and draws figures."""
     name = next(n for n in PAGES if "comparing" in n)
@@ -321,7 +315,6 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
     return look
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_works_without_a_network(name: str, visit: Callable[[str], Visit]) -> None:
     """Everything is drawn, nothing is asked of another host, nothing fails."""
@@ -333,26 +326,22 @@ def test_the_page_works_without_a_network(name: str, visit: Callable[[str], Visi
     assert not found.errors, found.errors
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", [*PAGES, "search"])
 def test_no_serious_accessibility_fault(name: str, visit: Callable[[str], Visit]) -> None:
     assert visit(name).faults == []
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", [*PAGES, "search"])
 def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visit]) -> None:
     phone = visit(name).phone
     assert phone["window"] == 375 and phone["width"] <= 375 and not phone["wide"], phone
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", PAGES)
 def test_the_first_paint_is_quick(name: str, visit: Callable[[str], Visit]) -> None:
     assert visit(name).paint <= PAINT_MS
 
 
-@pytest.mark.book
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:
     """An image without a text, a button without a name, a line too wide: all are seen."""
     _sized(browser, 375, 800, mobile=True)
@@ -374,7 +363,6 @@ return { href: e.getAttribute && e.getAttribute('href'), navigation: !!e.closest
 """
 
 
-@pytest.mark.book
 def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
     """By Tab alone to a page of the table of contents, each stop visible, and by Enter to that page."""
     from selenium.webdriver.common.action_chains import ActionChains
@@ -397,7 +385,6 @@ def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
     assert browser.current_url.endswith("paradigms.html")
 
 
-@pytest.mark.book
 def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
     _sized(browser, 1280, 900, mobile=False)
     name = next(n for n in PAGES if "metrics" in n)
@@ -415,7 +402,6 @@ def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
     assert all(link.is_displayed() for link in links)
 
 
-@pytest.mark.book
 def test_the_explorer_is_drawn(book: Path, browser: Any) -> None:
     """Its controls and, beside them, a figure that needs no kernel."""
     name = next(n for n in PAGES if "explore" in n)
@@ -432,7 +418,6 @@ def test_the_explorer_is_drawn(book: Path, browser: Any) -> None:
     assert browser.execute_script("return document.querySelectorAll('.rlc-plot').length") >= 1
 
 
-@pytest.mark.book
 def test_search_finds_on_disk(book: Path, browser: Any) -> None:
     found = _search(book, browser, "kurtosis")
     assert any("method.html" in target for target in found)
@@ -453,7 +438,6 @@ def _search(book: Path, browser: Any, words: str) -> list[str]:
     pytest.fail(f"the search for {words!r} did not end")
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
 def test_launch_buttons_lead_to_the_notebook(name: str, book: Path) -> None:
     text = (book / f"{name}.html").read_text()
@@ -464,7 +448,6 @@ def test_launch_buttons_lead_to_the_notebook(name: str, book: Path) -> None:
     assert (ROOT / f"{name}.ipynb").is_file()
 
 
-@pytest.mark.book
 def test_every_public_name_has_an_anchor_and_a_place_in_the_index(parsed: dict[str, Page]) -> None:
     anchors = [reference.anchor(name) for name in rlcircuits.__all__]
     assert len(set(anchors)) == len(anchors)
@@ -473,7 +456,6 @@ def test_every_public_name_has_an_anchor_and_a_place_in_the_index(parsed: dict[s
         assert name in parsed["genindex"].text
 
 
-@pytest.mark.book
 def test_every_term_of_the_glossary_is_in_the_index(parsed: dict[str, Page]) -> None:
     glossary = (ROOT / "book" / "glossary.md").read_text().partition("```{glossary}\n")[2]
     terms = re.findall(r"^(\S.*)$", glossary.replace("```", ""), re.MULTILINE)
@@ -482,7 +464,6 @@ def test_every_term_of_the_glossary_is_in_the_index(parsed: dict[str, Page]) -> 
         assert term in parsed["genindex"].text, term
 
 
-@pytest.mark.book
 def test_the_argument_is_connected(book: Path) -> None:
     """Every chapter is led to by another one, not by the table of contents alone."""
     led = {page: set() for page in PAGES}

@@ -66,7 +66,6 @@ def validated(family: None) -> Iterator[dict[Path, Future]]:
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_nbval(path: Path, validated: dict[Path, Future]) -> None:
     done = validated[path].result()
@@ -97,7 +96,6 @@ def _otherwise(path: Path, out: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.book
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if _others(p) and p.stem != "welcome"], ids=lambda p: p.stem)
 def test_papermill_with_other_parameters(path: Path, otherwise: dict[Path, Future], book: Path) -> None:
     done = otherwise[path].result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -40,7 +41,7 @@ from tests.fixtures.waiting import PATIENCE, ended, until
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory):
+def tiny_family(tmp_path_factory):
     """All members, by a run that is interrupted as soon as the base is there, and a second one."""
     root = tmp_path_factory.mktemp("runs")
     base = place(root, "sft")
@@ -77,39 +78,43 @@ def interrupt(call: str, held: Path) -> dict[str, object]:
 
 def at_work(pid: int, excluding: str) -> list[psutil.Process]:
     """The processes that train members, but for one."""
-    children = psutil.Process(pid).children()
-    return [child for child in children if f'"member": "{excluding}"' not in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if f'"member": "{excluding}"' not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
-def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(family):
-    *_, base, _, interrupted = family
+def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(tiny_family):
+    *_, base, _, interrupted = tiny_family
     assert "run the same again" in interrupted["output"]
     assert not interrupted["left"]
     assert base.name in interrupted["finished"] and len(interrupted["finished"]) < len(MEMBERS)
 
 
-def test_all_members_are_there_and_the_base_was_not_trained_again(family):
-    _, paths, base, written, _ = family
+def test_all_members_are_there_and_the_base_was_not_trained_again(tiny_family):
+    _, paths, base, written, _ = tiny_family
     assert tuple(paths) == MEMBERS
     assert len(set(paths.values())) == len(MEMBERS)
     assert paths["sft"] == base
     assert (base / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_second_call_trains_nothing(family, monkeypatch):
-    root, paths, *_ = family
+def test_a_second_call_trains_nothing(tiny_family, monkeypatch):
+    root, paths, *_ = tiny_family
     monkeypatch.setattr("subprocess.Popen", None)
     assert make_family(seed=0, members=MEMBERS, recipe=TINY, store=root) == paths
     assert make_family(seed=0, recipe=TINY, store=root) == {member: paths[member] for member in CORE}
 
 
-def test_checkpoints_are_complete_and_loadable(family):
+def test_checkpoints_are_complete_and_loadable(tiny_family):
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from paradigms.family.task import build_tokenizer
 
-    _, paths, *_ = family
+    _, paths, *_ = tiny_family
     for member, path in paths.items():
         names = {file.name for file in path.iterdir()}
         assert {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"} <= names
@@ -121,11 +126,11 @@ def test_checkpoints_are_complete_and_loadable(family):
         assert json.loads((path / "member.json").read_text())["member"] == member
 
 
-def test_checkpoints_along_the_run_are_the_curves_points_and_the_last_is_the_end(family):
+def test_checkpoints_along_the_run_are_the_curves_points_and_the_last_is_the_end(tiny_family):
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _, paths, base, *_ = family
+    _, paths, base, *_ = tiny_family
     start = (base / "model.safetensors").read_bytes()
     for member, path in paths.items():
         found = checkpoints(path)
@@ -151,14 +156,14 @@ def test_no_checkpoints(tmp_path):
         checkpoints(tmp_path)
 
 
-def test_checkpoints_are_measured_as_the_curve_says(family):
+def test_checkpoints_are_measured_as_the_curve_says(tiny_family):
     """A saved checkpoint answers the validation problems as well as its point of the curve."""
     from transformers import AutoModelForCausalLM
 
     from paradigms.family.curves import greedy_accuracy
     from paradigms.family.task import build_tokenizer, word_problems
 
-    _, paths, *_ = family
+    _, paths, *_ = tiny_family
     problems = word_problems("validation", TINY.task.validation, seed=0)
     for member in ("sft", "grpo", "ppo"):
         curve = load_curves({member: paths[member]}).set_index("update")["accuracy"]
@@ -168,18 +173,18 @@ def test_checkpoints_are_measured_as_the_curve_says(family):
             assert accuracy == pytest.approx(curve[update])
 
 
-def test_each_descendant_has_moved_from_the_base(family):
+def test_each_descendant_has_moved_from_the_base(tiny_family):
     from safetensors.numpy import load_file
 
-    _, paths, *_ = family
+    _, paths, *_ = tiny_family
     weights = {member: load_file(path / "model.safetensors") for member, path in paths.items()}
     for member in MEMBERS[1:]:
         moved = max(np.abs(weights[member][name] - base).max() for name, base in weights["sft"].items())
         assert 1e-6 < moved < 1
 
 
-def test_curves(family):
-    _, paths, *_ = family
+def test_curves(tiny_family):
+    _, paths, *_ = tiny_family
     curves = load_curves(paths)
     assert set(curves["member"]) == set(MEMBERS)
     for member, curve in curves.groupby("member"):
@@ -198,14 +203,14 @@ def test_curves(family):
         assert start_or_end == pytest.approx(0, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights(family, tmp_path):
-    _, paths, *_ = family
+def test_the_same_seed_gives_the_same_weights(tiny_family, tmp_path):
+    _, paths, *_ = tiny_family
     again = make_family(seed=0, members=["sft"], recipe=TINY, store=tmp_path)["sft"]
     assert (again / "model.safetensors").read_bytes() == (paths["sft"] / "model.safetensors").read_bytes()
 
 
-def test_pairs(family):
-    _, paths, *_ = family
+def test_pairs(tiny_family):
+    _, paths, *_ = tiny_family
     pairs = family_pairs(paths)
     assert list(pairs) == [f"family/{member}" for member in MEMBERS[1:]]
     assert {name.removeprefix("family/"): pair.method for name, pair in pairs.items()} == {
@@ -228,8 +233,8 @@ def test_a_diverged_training_is_an_error_that_names_member_seed_and_step(tmp_pat
     assert not list(tmp_path.glob("family/[0-9a-f]*"))
 
 
-def test_several_families_interrupted_and_resumed(family):
-    root, paths, *_ = family
+def test_several_families_interrupted_and_resumed(tiny_family):
+    root, paths, *_ = tiny_family
     call = ([0, 1], ["sft", "rft"], TINY, root)
     base = place(root, "sft", seed=1)
     code = f"make_families([0, 1], ['sft', 'rft'], TINY, {str(root)!r}, progress=False)"
@@ -251,8 +256,8 @@ def test_several_families_interrupted_and_resumed(family):
         )
 
 
-def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_again(family, monkeypatch):
-    root, paths, *_ = family
+def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_again(tiny_family, monkeypatch):
+    root, paths, *_ = tiny_family
     wild = replace(TINY, sft_more=SFTMore(batch=8, learning_rate=1e30), rft=replace(TINY.rft, steps=2))
     call = ([0], ["rft", "sft-more", "sft"], wild, root)
     table = make_families(*call, progress=False).set_index("member")
@@ -267,11 +272,11 @@ def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_aga
     assert again.equals(table)
 
 
-def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(family, monkeypatch):
+def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(tiny_family, monkeypatch):
     """A stand-in for the members' process: for seed 5 it says what a diverged base's would, for seed 6 it crashes."""
     from paradigms.family import train
 
-    root, paths, *_ = family
+    root, paths, *_ = tiny_family
     environment = train._environment
     fake = root / "fake"
     (fake / "paradigms" / "family").mkdir(parents=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from rlcircuits.cli.main import main
 from tests.fixtures.sweeps import counted, runs, start
+from tests.fixtures.waiting import PATIENCE, until
 
 # Read when Ray is first imported: no report to anyone, and 127.0.0.1 stays what it is.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
@@ -31,15 +31,6 @@ def cluster() -> Iterator[Any]:
         yield made
     finally:
         made.shutdown()
-
-
-def until(what: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """The first true value of `what`."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.1)
-    return found
 
 
 def tasks(cluster: Any) -> list[psutil.Process]:
@@ -70,35 +61,39 @@ def listening(process: psutil.Process) -> set[str]:
 def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp_path: Path) -> None:
     second = cluster.add_node(**SMALL)
     cluster.wait_for_nodes()
-    file, out = counted(tmp_path, xs=3, groups="ab", pause=1.5), tmp_path / "out"
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    gate.write_text("0")
+    file = counted(tmp_path, xs=3, groups="ab", gate=gate)
     sweep = start(file, out, "--engine", "ray", "--address", cluster.address, "--retries", "4")
-    started = until(lambda: runs(tmp_path) or sweep.poll() is not None)  # a cell computes, and will for a while
-    assert started is not True, (tmp_path / "out.log").read_text()
-    until(lambda: tasks(cluster))[0].kill()
-    before = len(list(out.glob("cells/*/record.json")))
-    until(lambda: len(list(out.glob("cells/*/record.json"))) > before or sweep.poll() is not None)
-    assert sweep.poll() is None, (tmp_path / "out.log").read_text()
+    until(lambda: runs(tmp_path), "a cell that computes", sweep)
+    until(lambda: tasks(cluster), "its worker", sweep)[0].kill()
+    gate.write_text("1")
+    until(lambda: list(out.glob("cells/*/record.json")), "a finished cell", sweep)
     cluster.remove_node(second, allow_graceful=False)
-    assert sweep.wait(240) == 0, (tmp_path / "out.log").read_text()
+    gate.write_text("3")
+    assert sweep.wait(PATIENCE) == 0, (tmp_path / "out.log").read_text()
     table = pd.read_parquet(out / "summary.parquet")
     assert list(table["status"]) == ["done"] * 6
     assert list(table["square"]) == [0, 1, 4] * 2
     assert 1 <= (table["attempts"] > 1).sum() <= 2
     assert runs(tmp_path) <= 6 + 2
     again = start(file, out, "--engine", "ray", "--address", cluster.address)
-    assert again.wait(120) == 0 and runs(tmp_path) <= 6 + 2
+    assert again.wait(PATIENCE) == 0 and runs(tmp_path) <= 6 + 2
 
 
 @pytest.mark.slow
 def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
     """What `--engine ray` starts without an address, while its cells run."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
-    sweep = start(counted(tmp_path, xs=1, groups="a"), tmp_path / "out", "--engine", "ray", "--processes", "1")
-    until(lambda: runs(tmp_path) or sweep.poll() is not None)
-    assert sweep.poll() is None, (tmp_path / "out.log").read_text()
+    gate = tmp_path / "gate"
+    gate.write_text("0")
+    file = counted(tmp_path, xs=1, groups="a", gate=gate)
+    sweep = start(file, tmp_path / "out", "--engine", "ray", "--processes", "1")
+    until(lambda: runs(tmp_path), "a cell that computes", sweep)
     heard = listening(psutil.Process(sweep.pid))
     assert heard and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert sweep.wait(120) == 0
+    gate.write_text("1")
+    assert sweep.wait(PATIENCE) == 0
     assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["status"]) == ["done"]
 
 
@@ -114,7 +109,7 @@ def test_what_the_cluster_has_not_is_said(cluster: Any, tmp_path: Path) -> None:
         "--gpus-per-cell",
         "2",
     )
-    assert sweep.wait(120) == 2
+    assert sweep.wait(PATIENCE) == 2
     assert "this cluster has 0 GPUs in all" in (tmp_path / "out.log").read_text()
 
 
