@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -44,6 +45,19 @@ def build(folder: Path) -> None:
     (folder / "first.txt").write_text("one")
     (folder / "deeper").mkdir()
     (folder / "deeper" / "second.bin").write_bytes(bytes(range(256)) * 40)
+
+
+@pytest.fixture
+def when_it_waits():
+    """Calls a function whenever this process, or one forked from it, says that it waits for another."""
+    handler = logging.Handler()
+    logging.getLogger("rlcircuits").addHandler(handler)
+
+    def call(action) -> None:
+        handler.emit = lambda record: action() if "waiting for it" in record.getMessage() else None
+
+    yield call
+    logging.getLogger("rlcircuits").removeHandler(handler)
 
 
 def never(folder: Path) -> None:
@@ -421,9 +435,9 @@ def test_left_over_folders_of_dead_builders_are_cleared_and_of_living_ones_kept(
 # Two processes at once
 
 
-def test_of_three_processes_one_builds_and_the_others_wait(tmp_path, expected, monkeypatch):
+def test_of_three_processes_one_builds_and_the_others_wait(tmp_path, expected, when_it_waits):
     log, waiting = tmp_path / "log", FORK.Semaphore(0)
-    monkeypatch.setattr(module._LOG, "warning", lambda *_: waiting.release())  # what it says when it begins to wait
+    when_it_waits(waiting.release)
 
     def build_before_others(folder):
         with log.open("a") as stream:
@@ -445,7 +459,7 @@ def test_of_three_processes_one_builds_and_the_others_wait(tmp_path, expected, m
     assert content(Store(tmp_path / "runs").make("thing", INPUTS, never)) == expected
 
 
-def test_who_waits_builds_when_the_other_dies(tmp_path, expected, monkeypatch):
+def test_who_waits_builds_when_the_other_dies(tmp_path, expected, when_it_waits):
     store, started = Store(tmp_path), FORK.Event()
 
     def hangs(folder):
@@ -457,7 +471,7 @@ def test_who_waits_builds_when_the_other_dies(tmp_path, expected, monkeypatch):
     other.start()
     assert started.wait(PATIENCE)
     assert not store.has("thing", INPUTS)
-    monkeypatch.setattr(module._LOG, "warning", lambda *_: other.kill())  # as soon as this process waits
+    when_it_waits(other.kill)
     assert content(store.make("thing", INPUTS, build)) == expected
     other.join()
     assert other.exitcode == -signal.SIGKILL and temporary(tmp_path) == []
