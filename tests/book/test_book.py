@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -27,6 +24,8 @@ import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
 from rlcircuits.lab.display import figure_html
+from tests.fixtures.browser import chromium
+from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
@@ -34,7 +33,7 @@ import build as machinery  # noqa: E402  (found by the line above)
 import reference  # noqa: E402
 
 PAGES = machinery.pages(ROOT / "book" / "_toc.yml")
-PAINT_MS = 2000  # until something of a page is seen, at most
+BEFORE_PAINT = 1_000_000  # bytes that a browser must have read before it shows anything, at most
 SAYS = {
     "intro": ["RL fine-tuning", "PPO", "GRPO", "DPO", "control"],
     "method": ["activation intensity", "information complexity", "kurtosis", "effective number of edges"],
@@ -61,6 +60,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.waits_for: list[str] = []  # before anything of it is seen
         self.words: list[str] = []
         self.ids: list[str] = []
         self.figures = 0
@@ -82,6 +82,10 @@ class Page(HTMLParser):
             "preconnect",
         ):
             self.loads.append(found.get("href") or "")
+        if (tag == "script" and "src" in found and not {"async", "defer"} & set(found)) or (
+            tag == "link" and found.get("rel") == "stylesheet"
+        ):
+            self.waits_for.append(self.loads[-1])
         if found.get("id"):
             self.ids.append(found["id"] or "")
         self.figures += "rlc-plot" in (found.get("class") or "").split()
@@ -146,6 +150,13 @@ def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> 
         assert "plotly.js v" not in (book / f"{name}.html").read_text(), "plotly.js belongs into a file of its own"
 
 
+def test_little_is_read_before_something_is_seen(book: Path, parsed: dict[str, Page]) -> None:
+    """What is large (plotly.js, MathJax, the widgets' classes) is loaded beside the page."""
+    for name, page in parsed.items():
+        files = [(book / name).parent / target.split("?")[0] for target in page.waits_for if target[:5] != "data:"]
+        assert len(files) > 5 and sum(file.stat().st_size for file in files) <= BEFORE_PAINT, name
+
+
 def test_the_comparison_is_shown_as_it_came_out(parsed: dict[str, Page]) -> None:
     """The chapter that compares names every paradigm and draws figures."""
     name = next(n for n in PAGES if "comparing" in n)
@@ -159,33 +170,10 @@ def test_the_comparison_is_shown_as_it_came_out(parsed: dict[str, Page]) -> None
 
 
 @pytest.fixture(scope="module")
-def browser(book: Path) -> Iterator[Any]:
+def browser(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium, headless, for which no host name has an address."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no Chromium with chromedriver here (on Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-        switches += " disable-component-update disable-sync disable-dev-shm-usage window-size=1400,2000"
-        for switch in switches.split():
-            options.add_argument(f"--{switch}")
-        options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-        options.add_argument(f"--user-data-dir={profile}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=Service(driver))
-        chrome.get("about:blank")
-        (
-            chrome.get_log("performance"),
-            chrome.get_log("browser"),
-        )  # what the browser itself asked for at its start
+    with chromium(tmp_path_factory.mktemp("profile")) as chrome:
         yield chrome
-        chrome.quit()
 
 
 DRAWN = """
@@ -210,7 +198,6 @@ class Visit:
     failed: list[Any]
     errors: list[str]
     faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths
-    paint: float  # first contentful paint, ms
     phone: dict[str, Any]
 
 
@@ -247,31 +234,20 @@ def _sized(browser: Any, width: int, height: int, mobile: bool) -> None:
 
 
 def _open(browser: Any, path: Path) -> dict[str, Any]:
-    """Open a page and wait until all of it is drawn, or 120 s."""
+    """Open a page and wait until all of it is drawn."""
     browser.get(path.as_uri())
-    deadline = time.monotonic() + 120
-    while True:
+
+    def whole() -> dict[str, Any] | None:
         drawn = browser.execute_script(DRAWN)
-        drawn["whole"] = all(
-            [*drawn["plots"], *drawn["formulas"], *drawn["widgets"], len(drawn["widgets"]) == drawn["views"]]
-        )
-        if drawn["whole"] or time.monotonic() > deadline:
-            return drawn
-        time.sleep(0.1)
+        there = [*drawn["plots"], *drawn["formulas"], *drawn["widgets"], len(drawn["widgets"]) == drawn["views"]]
+        return drawn if all(there) else None
+
+    return until(whole, f"{path.name} to be drawn")
 
 
 def _faults(browser: Any, axe: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
     browser.execute_script(axe)
     return browser.execute_async_script(FAULTS, only)
-
-
-def _first_paint(browser: Any) -> float:
-    """Milliseconds from the page's start to the first thing seen of it; infinite where nothing is within half a minute."""
-    paint = "return (performance.getEntriesByName('first-contentful-paint')[0] || {}).startTime"
-    deadline = time.monotonic() + 30
-    while (painted := browser.execute_script(paint)) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return float("inf") if painted is None else painted
 
 
 @pytest.fixture(scope="module")
@@ -287,12 +263,6 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
         drawn = _open(browser, path)
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-        painted = _first_paint(browser)
-        for _ in range(4):  # a machine busy with other things is not the page's fault
-            if painted <= PAINT_MS:
-                break
-            _open(browser, path)
-            painted = min(painted, _first_paint(browser))
         faults = _faults(browser, axe)
         _sized(browser, 375, 800, mobile=True)
         _open(browser, path)
@@ -307,7 +277,6 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
             failed=[event["params"] for event in events if event["method"] == "Network.loadingFailed"],
             errors=errors,
             faults=faults,
-            paint=painted,
             phone=phone,
         )
         return seen[name]
@@ -319,7 +288,6 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
 def test_the_page_works_without_a_network(name: str, visit: Callable[[str], Visit]) -> None:
     """Everything is drawn, nothing is asked of another host, nothing fails."""
     found = visit(name)
-    assert found.drawn["whole"], found.drawn
     assert not found.drawn["merror"], "a formula that MathJax does not understand"
     assert found.asked and not found.failed, found.failed
     assert [url for url in found.asked if not url.startswith(("file:", "data:", "blob:"))] == []
@@ -335,11 +303,6 @@ def test_no_serious_accessibility_fault(name: str, visit: Callable[[str], Visit]
 def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visit]) -> None:
     phone = visit(name).phone
     assert phone["window"] == 375 and phone["width"] <= 375 and not phone["wide"], phone
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_the_first_paint_is_quick(name: str, visit: Callable[[str], Visit]) -> None:
-    assert visit(name).paint <= PAINT_MS
 
 
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:
@@ -379,10 +342,7 @@ def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
             assert stop["seen"], stop
     assert stop["navigation"] and stop["seen"], stop
     ActionChains(browser).send_keys(Keys.ENTER).perform()
-    deadline = time.monotonic() + 60
-    while "paradigms" not in browser.current_url and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert browser.current_url.endswith("paradigms.html")
+    until(lambda: browser.current_url.endswith("paradigms.html"), "the page chosen")
 
 
 def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
@@ -406,15 +366,8 @@ def test_the_explorer_is_drawn(book: Path, browser: Any) -> None:
     """Its controls and, beside them, a figure that needs no kernel."""
     name = next(n for n in PAGES if "explore" in n)
     browser.get((book / f"{name}.html").as_uri())
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        count = browser.execute_script(
-            "return document.querySelectorAll('.rlc-widget select, .rlc-widget input').length"
-        )
-        if count:
-            break
-        time.sleep(0.2)
-    assert count >= 2
+    controls = "return document.querySelectorAll('.rlc-widget select, .rlc-widget input').length >= 2"
+    until(lambda: browser.execute_script(controls), "the explorer's controls")
     assert browser.execute_script("return document.querySelectorAll('.rlc-plot').length") >= 1
 
 
@@ -428,14 +381,11 @@ def test_search_finds_on_disk(book: Path, browser: Any) -> None:
 def _search(book: Path, browser: Any, words: str) -> list[str]:
     """The pages that the search page lists, once it says that it is done."""
     browser.get((book / "search.html").as_uri() + f"?q={words}")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        said = browser.execute_script("return (document.querySelector('#search-results p') || {}).textContent || ''")
-        links = "return [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
-        if re.search(r"found|did not match|finished", said, re.IGNORECASE):
-            return browser.execute_script(links)
-        time.sleep(0.2)
-    pytest.fail(f"the search for {words!r} did not end")
+    said = "return (document.querySelector('#search-results p') || {}).textContent || ''"
+    links = "return [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
+    over = re.compile(r"found|did not match|finished", re.IGNORECASE)
+    until(lambda: over.search(browser.execute_script(said)), f"the search for {words!r} to end")
+    return browser.execute_script(links)
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
