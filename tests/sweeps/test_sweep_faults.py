@@ -22,7 +22,7 @@ import pytest
 from rlcircuits.cli.main import main
 from rlcircuits.storage.store import Store
 from rlcircuits.storage.store import _damage as damage
-from tests.fixtures.sweeps import COUNTED, counted, runs, start, write_notebook, write_sweep
+from tests.fixtures.sweeps import COUNTED, counted, let_through, runs, start, write_notebook, write_sweep
 from tests.fixtures.waiting import PATIENCE, until
 
 KILLS = int(os.environ.get("RLCIRCUITS_KILLS", "3"))
@@ -128,14 +128,13 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
 
 def test_a_second_sweep_in_the_same_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     gate = tmp_path / "gate"
-    gate.write_text("0")
     file = counted(tmp_path, xs=2, groups="a", gate=gate)
     first = start(file, tmp_path / "out")
     until((tmp_path / "out" / ".sweep.json").is_file, "the first sweep at work", first)
     assert main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert "another sweep is at work" in told and f"process {first.pid}" in told and told.count("\n") == 1
-    gate.write_text("2")
+    let_through(gate, 0, 1)
     assert first.wait(PATIENCE) == 0
     assert runs(tmp_path) == 2
 
@@ -145,10 +144,10 @@ def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
     gate, out = tmp_path / "gate", tmp_path / "out"
     file = counted(tmp_path, xs=4, groups="a", gate=gate)
     for done, sign in enumerate((signal.SIGINT, signal.SIGTERM), 1):
-        gate.write_text(str(done))
+        let_through(gate, done - 1)
         sweep = start(file, out, "--processes", "1", **{MARK: str(tmp_path)})
-        until(lambda done=done: len(list(out.glob("cells/*/record.json"))) == done, "a finished cell", sweep)
-        # A terminal sends Ctrl-C to all its processes; the next cell's is just being started.
+        until(lambda done=done: runs(tmp_path) == 2 * done, "a cell at work after a finished one", sweep)
+        # A terminal sends Ctrl-C to all its processes.
         os.killpg(sweep.pid, sign) if sign == signal.SIGINT else sweep.send_signal(sign)
         assert sweep.wait(PATIENCE) == 130
         assert not left_over(str(tmp_path))
@@ -156,11 +155,9 @@ def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
         assert sorted(table["status"]) == ["done"] * done + ["not run"] * (4 - done)
     log = (tmp_path / "out.log").read_text()
     assert log.count("interrupted; all that was finished is kept") == 2 and "Traceback" not in log
-    before = runs(tmp_path)
-    assert before <= 2 + 2  # the finished, and those at work
-    gate.write_text("4")
+    let_through(gate, 2, 3)
     assert start(file, out).wait(PATIENCE) == 0
-    assert runs(tmp_path) == before + 2  # nothing that finished runs again
+    assert runs(tmp_path) == 2 * 2 + 2  # nothing that finished runs again
     assert set(pd.read_parquet(out / "summary.parquet")["status"]) == {"done"}
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rlcircuits.cli.main import main
-from tests.fixtures.sweeps import counted, runs, start
+from tests.fixtures.sweeps import counted, let_through, runs, start
 from tests.fixtures.waiting import PATIENCE, until
 
 # Read when Ray is first imported: no report to anyone, and 127.0.0.1 stays what it is.
@@ -62,15 +62,14 @@ def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp
     second = cluster.add_node(**SMALL)
     cluster.wait_for_nodes()
     gate, out = tmp_path / "gate", tmp_path / "out"
-    gate.write_text("0")
     file = counted(tmp_path, xs=3, groups="ab", gate=gate)
     sweep = start(file, out, "--engine", "ray", "--address", cluster.address, "--retries", "4")
     until(lambda: runs(tmp_path), "a cell that computes", sweep)
     until(lambda: tasks(cluster), "its worker", sweep)[0].kill()
-    gate.write_text("1")
+    let_through(gate, 0)
     until(lambda: list(out.glob("cells/*/record.json")), "a finished cell", sweep)
     cluster.remove_node(second, allow_graceful=False)
-    gate.write_text("3")
+    let_through(gate, 1, 2)
     assert sweep.wait(PATIENCE) == 0, (tmp_path / "out.log").read_text()
     table = pd.read_parquet(out / "summary.parquet")
     assert list(table["status"]) == ["done"] * 6
@@ -86,13 +85,12 @@ def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> N
     """What `--engine ray` starts without an address, while its cells run."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
     gate = tmp_path / "gate"
-    gate.write_text("0")
     file = counted(tmp_path, xs=1, groups="a", gate=gate)
     sweep = start(file, tmp_path / "out", "--engine", "ray", "--processes", "1")
     until(lambda: runs(tmp_path), "a cell that computes", sweep)
     heard = listening(psutil.Process(sweep.pid))
     assert heard and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    gate.write_text("1")
+    let_through(gate, 0)
     assert sweep.wait(PATIENCE) == 0
     assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["status"]) == ["done"]
 
