@@ -29,12 +29,14 @@ FAMILY = [sys.executable, "-m", "rlcircuits", "family"]
 NEEDS = {"family": "training", "tiny_family": "training", "trained": "training", "book": "book", "browser": "browser"}
 
 
-@pytest.hookimpl(trylast=True)  # after a random order was made, of which this is a refinement
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by what it needs."""
+    for fixture in NEEDS.keys() & set(getattr(item, "fixturenames", ())):
+        item.add_marker(NEEDS[fixture])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests by what they need, and put those that need the family at the end."""
-    for item in items:
-        for fixture in NEEDS.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(NEEDS[fixture])
+    """Put the tests that need the family at the end, in whatever order they are."""
 
     def place(item: pytest.Item) -> int:
         if item.path.name in LAST:
