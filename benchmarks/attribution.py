@@ -280,19 +280,19 @@ def growth(where: Where) -> list[Row]:
 
 
 def groups(where: Where, shape: Shape = SMALL, tokens: int = 256) -> list[Row]:
-    """Scores by eight groups of tokens against scores without groups, one trace and eight of unlike labels in one batch."""
+    """Scores by eight groups of tokens against scores without groups, one trace and four of unlike labels in one batch."""
     import numpy as np
 
     import rlcircuits as rc
 
     hf, found = build(shape, where), []
     generator = np.random.default_rng(0)
-    shares = generator.dirichlet(np.ones(GROUPS), 8)
-    some = [trace(tokens, shape.vocabulary, f"t{i}", i) for i in range(8)]
+    shares = generator.dirichlet(np.ones(GROUPS), 4)
+    some = [trace(tokens, shape.vocabulary, f"t{i}", i) for i in range(4)]
     labels = [generator.choice([f"g{g}" for g in range(GROUPS)], tokens + 1, p=share).tolist() for share in shares]
     for case in CASES[1:]:
         level, _, lean = case.partition(" ")
-        for n in (1, 8):
+        for n in (1, 4):
             call = functools.partial(
                 rc.attribute, hf, some[:n], level, batch_size=n, memory=lean or "fast", progress=False
             )

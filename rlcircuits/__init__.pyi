@@ -18,7 +18,9 @@ from .attribution import ablate as ablate
 from .attribution import attribute as attribute
 from .attribution import circuit as circuit
 from .attribution import faithfulness as faithfulness
+from .attribution import read_graph as read_graph
 from .attribution import token_losses as token_losses
+from .attribution import write_graph as write_graph
 from .errors import InputError as InputError
 from .lab import explore as explore
 from .metrics import METRICS as METRICS

@@ -10,6 +10,9 @@ from .eap import MEMORY as MEMORY
 from .eap import SCORES as SCORES
 from .eap import attribute as attribute
 from .eap import token_losses as token_losses
+from .formats import FORMATS as FORMATS
+from .formats import read_graph as read_graph
+from .formats import write_graph as write_graph
 from .graph import LEVELS as LEVELS
 from .graph import Graph as Graph
 from .layers import first as first

@@ -223,6 +223,7 @@ def labelled(
             "method": method,
             "intervention": intervention,
             "loss": loss,
+            "d_model": hf.get_input_embeddings().weight.shape[1],
             "dtype": str(hf.dtype).removeprefix("torch."),
             "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
             "versions": json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
