@@ -17,11 +17,14 @@ from paradigms.family.recipe import DPO
 from paradigms.family.task import WordProblem
 from paradigms.family.trainer import record, settings
 from rlcircuits.errors import InputError
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from paradigms.family.curves import Recorder
+
+DPO_TRAINING = Step("family-dpo", 1)
 
 
 def preference_pairs(

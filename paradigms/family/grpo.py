@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 from paradigms.family.recipe import GRPO
 from paradigms.family.task import WordProblem, is_correct
 from paradigms.family.trainer import record, settings
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from paradigms.family.curves import Recorder
+
+GRPO_TRAINING = Step("family-grpo", 1)
 
 
 def train_grpo(

@@ -25,13 +25,24 @@ from paradigms.family import recipe as recipes
 from paradigms.family.recipe import MEMBERS, Recipe
 from paradigms.family.task import build_tokenizer, demonstrations, word_problems
 from rlcircuits.errors import InputError, choose
-from rlcircuits.storage import Step
+from rlcircuits.storage import Step, versions
 
 if TYPE_CHECKING:
     from paradigms.family.curves import Recorder
 
-MEMBER = Step("family", 1)
-"""Training of every member."""
+FAMILY = Step(
+    "family",
+    1,
+    apart=(
+        "paradigms.family.sft",
+        "paradigms.family.rft",
+        "paradigms.family.grpo",
+        "paradigms.family.ppo",
+        "paradigms.family.dpo",
+        "paradigms.family.online_dpo",
+    ),
+)
+"""What the trainings of all members share; each has a step of its own beside, so that a change of one does not repeat the others."""
 CANNOT_BE_USED, DIVERGED = 2, 3
 """Exit statuses of a member's process: a message for the user; a training that diverged."""
 DIVERGENCES = "family-diverged"
@@ -54,7 +65,7 @@ def member_inputs(member: str, seed: int, recipe: Recipe, base_key: str | None =
         "seed": seed,
         "recipe": recipe.inputs(member),
         "base": base_key,
-        "code": str(MEMBER),
+        "code": versions("family", f"family-{member}"),
     }
 
 

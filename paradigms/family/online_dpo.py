@@ -24,11 +24,14 @@ from paradigms.family.curves import Answers, answer
 from paradigms.family.ppo import answer_log_prob
 from paradigms.family.recipe import OnlineDPO
 from paradigms.family.task import WordProblem
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from paradigms.family.curves import Recorder
+
+ONLINE_DPO_TRAINING = Step("family-online-dpo", 1)
 
 
 def matched_pairs(rewards: Sequence[float], group: int, rng: random.Random) -> list[tuple[int, int]]:

@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from paradigms.family.curves import Answers, answer, positions
 from paradigms.family.recipe import PPO
 from paradigms.family.task import WordProblem
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from paradigms.family.curves import Recorder
+
+PPO_TRAINING = Step("family-ppo", 1)
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Row numbers of the rollout -> (ln π(a_t|s_t), V(s_t)), both (row, position), with gradients."""

@@ -16,11 +16,14 @@ from paradigms.family.recipe import RFT
 from paradigms.family.sft import train_supervised
 from paradigms.family.task import WordProblem
 from rlcircuits.errors import InputError
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from paradigms.family.curves import Recorder
+
+RFT_TRAINING = Step("family-rft", 1)
 
 
 def right_answers(

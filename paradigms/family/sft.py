@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 
 from paradigms.family.recipe import Shape
 from paradigms.family.trainer import record, settings
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from paradigms.family.curves import Recorder
+
+SFT_TRAINING = Step("family-sft", 1)
+SFT_MORE_TRAINING = Step("family-sft-more", 1)
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """The controlled study's tasks, performed: each makes its artefact, or finds it, in one process with one thread.
 
-1. A task is found by the fingerprints of its models, its options and the version of `STUDY` (`inputs_of`).
+1. A task is found by the fingerprints of its models, its options and the versions of `STEPS` (`inputs_of`).
 2. `perform` makes what is not there; what cannot be measured leaves the reason (`paradigms.study.tasks.failure`).
 """
 
@@ -17,20 +17,26 @@ import pandas as pd
 
 from paradigms.study.tasks import FAILED, ModelSpec, Settings, Task, fingerprint_of
 from rlcircuits.errors import InputError
-from rlcircuits.storage import Step
+from rlcircuits.storage import Step, versions
 
 if TYPE_CHECKING:
     from rlcircuits.answers import Answer, ProblemSet
     from rlcircuits.models import Model
     from rlcircuits.storage import Store
 
-STUDY = Step("study", 1)
-"""Every task of the controlled study."""
+STUDY = Step("study", 1, also=("rlcircuits.answers.selection", "rlcircuits.metrics.edges", "paradigms.family.task"))
+STEPS = ("study", "loading", "answers", "scores", "effects", "circuits", "comparison")
+"""On which every task of the controlled study depends: its own, and those of the instrument."""
 
 
 def inputs_of(task: Task) -> dict[str, Any]:
     """What the artefact is found by."""
-    found = {"models": [m.key for m in task.models], "options": task.options, "seed": task.seed, "code": str(STUDY)}
+    found = {
+        "models": [m.key for m in task.models],
+        "options": task.options,
+        "seed": task.seed,
+        "code": versions(*STEPS),
+    }
     if task.kind == "dynamics":  # two runs may end with the same weights, and have come there by other ways
         from paradigms.family import checkpoints
 

@@ -24,7 +24,7 @@ from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
 from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.errors import InputError, choose, expect_whole
-from rlcircuits.models import Model, Outline, end_tokens_of, fingerprint
+from rlcircuits.models import LOADING, Model, Outline, end_tokens_of, fingerprint
 from rlcircuits.storage import Journal, Step, journal
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def generate(
                 "prompt": prompt,
                 "max_new_tokens": max_new_tokens,
                 "engine": engine,
+                "code": str(ANSWERS),
             }
             book = stack.enter_context(journal(resume, "answers", inputs, _ROW))
             said = _finished(book, len(prompts))
@@ -223,7 +224,7 @@ def _identity(model: Model | Outline) -> dict[str, str]:
     if isinstance(model, Outline):
         own = fingerprint(model.source) if model.source is not None else f"{model.name}@{model.revision}"
         return {"model": own, "dtype": "auto"}
-    return {"model": model.fingerprint, "dtype": str(model.hf.dtype)}
+    return {"model": model.fingerprint, "dtype": str(model.hf.dtype), "loading": str(LOADING)}
 
 
 def _rows(said: dict[int, tuple[list[int], bool]]) -> np.ndarray:

@@ -52,8 +52,9 @@ from rlcircuits.attribution.reruns import rerun
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import edge_values
-from rlcircuits.storage import Journal, journal
+from rlcircuits.storage import Journal, Step, journal
 
+CIRCUITS = Step("circuits", 1, also=("rlcircuits.metrics.edges",))
 RANKS = ("absolute", "signed")
 #: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order), loss in nats
 ROW = np.dtype([("sample", "<i4"), ("kept", "<u8"), ("loss", "<f8")])
@@ -156,7 +157,8 @@ def faithfulness(
     sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
     kept = contextlib.nullcontext()
     if resume is not None:
-        kept = journal(resume, "circuits", inputs_of_reruns(hf, traces, graph.level, cut, replacement, objective), ROW)
+        inputs = inputs_of_reruns(hf, traces, graph.level, cut, replacement, objective) | {"code": str(CIRCUITS)}
+        kept = journal(resume, "circuits", inputs, ROW)
     with kept as book:
         losses = _measure(hf, graph, objective, replacement, traces, ranks, sizes, batch_size, progress, book)
     empty, full = losses[0, 0], losses[0, -1]

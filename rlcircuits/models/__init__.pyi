@@ -15,6 +15,7 @@ from .known import known_pairs as known_pairs
 from .known import pair as pair
 from .known import pairs as pairs
 from .known import provider_of as provider_of
+from .loading import LOADING as LOADING
 from .loading import Model as Model
 from .loading import load_model as load_model
 from .outline import Outline as Outline

@@ -19,10 +19,14 @@ from rlcircuits.models.adapters import WEIGHTS, adapter_settings, hub_adapter, i
 from rlcircuits.models.checkpoints import DTYPES, SPREAD, fingerprint, local_checkpoint, resolved_device, together
 from rlcircuits.models.faults import explained
 from rlcircuits.models.tokenizer import load_tokenizer, quiet
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOADING = Step("loading", 1, apart=("rlcircuits.models.gguf",))
+"""What stands between a checkpoint's files and the model; part of the key of everything that is made with a model."""
 
 
 @dataclass(frozen=True, eq=False)

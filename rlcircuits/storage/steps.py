@@ -2,9 +2,11 @@
 
 1. A `Step` stands beside the function whose results it names. Its version is raised by hand when the function's results change,
    and only then: a comment, a new name or a moved file costs nobody what was computed.
-2. A test holds each step's code (its module and what that imports within its room, without comments, docstrings and layout)
-   against what it was when the version was last set, so that no change of code goes by without this decision.
-3. `versions` are all steps of the package and of those that extend it: what a whole notebook's results depend on.
+2. A test holds each step's code (its module and what that imports within its room, without comments, docstrings, layout and type
+   hints) against what it was when that was last recorded, so that no change of code goes by without this decision:
+   ``python -m tests.fixtures.steps`` records it.
+3. `versions` reads them from the sources: some, for the key of what several steps make together, or all of the package's and of
+   those that extend it, which is what a whole notebook's results depend on.
 """
 
 from __future__ import annotations
@@ -28,24 +30,31 @@ class Step:
     Args:
         name: lower-case letters and hyphens.
         version: raised whenever the same inputs would give other results than before.
-        also: modules of other rooms whose code the results depend on, for the test that notices changes.
+        also: further modules whose code the results depend on, such as those of other rooms; for the test that notices changes.
+        apart: modules that it imports, but that are another step's, which stands in the same keys; for that test, too.
 
-    >>> str(Step('attribution', 2))
-    'attribution 2'
+    >>> str(Step('scores', 2))
+    'scores 2'
     """
 
     name: str
     version: int
     also: Sequence[str] = ()
+    apart: Sequence[str] = ()
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
+def versions(*names: str) -> dict[str, int]:
+    """The versions of the steps of these names, or of all steps, by name; no module is imported for it."""
+    known = _all()
+    return {name: known[name] for name in names or known}
+
+
 @functools.cache
-def versions() -> dict[str, int]:
-    """Every step's version by name, read from the sources without importing them."""
-    found = {}
+def _all() -> dict[str, int]:
+    found: dict[str, int] = {}
     for package in ("rlcircuits", *packages()):
         for file in _sources(resources.files(package)):
             found |= {match["name"]: int(match["version"]) for match in _WRITTEN.finditer(file.read_text("utf-8"))}

@@ -42,7 +42,7 @@ from rlcircuits.answers import (
 from rlcircuits.attribution import LEVELS, Trace
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import COMPARISON, compare
-from rlcircuits.models import Model, ModelPair, load_tokenizer
+from rlcircuits.models import LOADING, Model, ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.storage import Store, load_scores, load_table, save_scores, save_table
 
@@ -385,7 +385,7 @@ class _Side:
 
     @property
     def key(self) -> dict[str, str]:
-        return {"model": self.fingerprint, "dtype": self.dtype}
+        return {"model": self.fingerprint, "dtype": self.dtype, "loading": str(LOADING)}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ A sweep file is YAML::
    all of them, and a cell's own value goes before it.
 3. **Check** each cell against the notebook's `parameters` cell (names and types), then by the notebook's own call of
    `rlcircuits.lab.parameters.validate` (bounds, names of levels, pairs and problem sets). No other code of the notebook runs.
-4. **Key** of a cell = hash of the notebook's source, the cell's parameters, the files these name and the package's source. A cell
-   that finished under the same key need not run again.
+4. **Key** of a cell = hash of the notebook's source, the cell's parameters, the files these name (`rlcircuits.sweeps.named`) and the
+   steps' versions (`rlcircuits.storage.steps`). A cell that finished under the same key need not run again.
 5. **Group**: cells that agree in the parameters of ``share`` use the same answers of the models. One of each group runs first.
 """
 
@@ -37,6 +37,7 @@ import yaml
 from rlcircuits.errors import InputError, near
 from rlcircuits.lab import check_parameter, default_parameters, read_notebook
 from rlcircuits.storage import canonical_json, key_of, versions
+from rlcircuits.sweeps.named import identified, named_files
 
 KEYS = ("notebook", "grid", "cells", "fixed", "share", "show", "timeout")
 SHARED = ("pair", "pairs", "base", "tuned", "problems")
@@ -388,40 +389,21 @@ def _group(row: Mapping[str, Any], share: Iterable[str]) -> str | None:
 
 
 class _Digest:
-    """Keys of cells: notebook and package are read once."""
+    """Keys of cells: the notebook, and each file that is named, are read once."""
 
     def __init__(self, source: Path) -> None:
         self.folder = source.parent
         cells = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in read_notebook(source).cells]
         self.notebook = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
         self.known = default_parameters(source)
-        self.files = functools.cache(self._file)
+        self.read = functools.cache(identified)
 
     def key(self, row: Mapping[str, Any]) -> str:
-        texts = {name: value for name, value in {**self.known, **row}.items() if isinstance(value, str)}
-        files = {name: found for name, value in texts.items() if (found := self.files(value))}
+        files = named_files({**self.known, **row}, self.folder, self.read)
         return key_of(
             "sweep-cell",
             {"notebook": self.notebook, "steps": versions(), "parameters": row, "files": files},
         )
-
-    def _file(self, value: str) -> str | None:
-        """What identifies the file, or the checkpoint, that a value names; None when it names none."""
-        if not value or "\n" in value or len(value) > 1000:
-            return None
-        path = self.folder / Path(value).expanduser() if not value.startswith("~") else Path(value)
-        try:
-            if path.is_file():
-                with path.open("rb") as stream:
-                    return hashlib.file_digest(stream, "sha256").hexdigest()
-            if (path / "config.json").is_file():  # a checkpoint may be large: sizes and times will do
-                stats = [
-                    (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(path.iterdir()) if p.is_file()
-                ]
-                return hashlib.sha256(repr(stats).encode()).hexdigest()
-        except (OSError, ValueError, RuntimeError):
-            pass
-        return None
 
 
 def _short(value: object) -> str:

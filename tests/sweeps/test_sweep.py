@@ -105,10 +105,6 @@ def test_the_grids_that_come_with_the_package() -> None:
     assert [len(values) for values in content["grid"].values()] == [4, 3, 4]
     published = {"n": 100, "seed": 42, "beta": 0.5, "gamma": 1.5, "delta": 0.5, "level": "block"}
     assert published.items() <= content["fixed"].items() and content["grid"]["alpha"] == [0.03, 0.1, 0.3, 0.5]
-    from rlcircuits.answers import problems
-
-    if not hasattr(problems, "problem_set"):
-        pytest.skip("this version knows no problem sets by name")
     paper = load_plan(ROOT / "sweeps" / "paper.yaml")
     assert len(paper.cells) == 48 and len({c.group for c in paper.cells}) == 12
 
