@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
 
 _LOG = logging.getLogger(__name__)
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_FORBIDDEN = {
+    errno.EACCES,
+    errno.EIO,
+    errno.EISDIR,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 _FULL = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|\bos error (?:27|28|122)\b|\berrno = (?:27|28|122)\b"
 )

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
-import logging
 import os
 import struct
 import time
@@ -26,12 +26,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rlcircuits.storage.files import DamagedArtefact, StoreError
+from rlcircuits.storage.files import DamagedArtefact, StoreError, explained, locked
 from rlcircuits.storage.keys import canonical_json, key_of
 
 FLUSH_SECONDS = 5.0
 _BLOCK = struct.Struct("<II")
-_LOG = logging.getLogger(__name__)
 
 
 class OtherInputs(UserWarning):
@@ -58,7 +57,7 @@ class Journal:
         """
         content = np.ascontiguousarray(rows, self.rows.dtype).tobytes()
         block = _BLOCK.pack(len(rows), zlib.crc32(content)) + content
-        with _explained(self.path):
+        with explained(self.path, self.path.parent):
             if self._stream.write(block) < len(block):  # a full disk takes a part of it without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -88,23 +87,21 @@ def journal(folder: str | os.PathLike[str], kind: str, inputs: Mapping[str, Any]
     path = folder / f"{kind}-{key_of(kind, inputs)}.journal"
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{str(folder)!r} is a file: expected a folder for journals, or a path where one can be made")
-    with _explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    explain = functools.partial(explained, path, folder)
+    with contextlib.ExitStack() as stack:
+        with explain():
+            stack.enter_context(locked(path))
         if not path.exists():
             _warn_of_others(path, kind, inputs)
         header = canonical_json({"kind": kind, "inputs": inputs, "row": np.dtype(dtype).descr}).encode() + b"\n"
-        with _explained(path):
-            stream = path.open("r+b" if path.exists() else "x+b", buffering=0)
-        with stream:
-            with _explained(path):
-                rows = _read(path, stream, header, np.dtype(dtype))
-            opened = Journal(path, stream, rows)
-            try:
-                yield opened
-            finally:
-                with _explained(path):
-                    opened.flush()
+        with explain():
+            stream = stack.enter_context(path.open("r+b" if path.exists() else "x+b", buffering=0))
+            opened = Journal(path, stream, _read(path, stream, header, np.dtype(dtype)))
+        try:
+            yield opened
+        finally:
+            with explain():
+                opened.flush()
 
 
 def _read(path: Path, stream: BinaryIO, header: bytes, dtype: np.dtype) -> np.ndarray:
@@ -153,31 +150,3 @@ def _warn_of_others(path: Path, kind: str, inputs: Mapping[str, Any]) -> None:
             OtherInputs,
             stacklevel=5,
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    with _explained(path):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _LOG.warning("another process is computing %s: waiting for it", path)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {str(path)!r}: {error.strerror or error}. What it holds is kept: make room or choose a folder "
-            "that can be written, then run the same again"
-        ) from error
