@@ -1,9 +1,9 @@
 """The pages that are made from the code: every public name, the command line, the notebooks' parameters, the family's recipe.
 
-1. Names are grouped by the module they live in, in the order of `rlcircuits`' own table; a module is introduced by its
-   docstring, which is the algorithm.
-2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists. Each has an
-   anchor, `api-` and its name, and an entry in the index.
+1. Names stand in the room and the module they live in, as the rooms' ``__init__.pyi`` hand them on; room and module are
+   introduced by their docstrings, a module's being its algorithm.
+2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists. The names of
+   ``rlcircuits`` itself have an anchor each, `api-` and the name, and an entry in the index.
 3. The command line is read from the parser itself, the parameters from the cells that hold and check them, the recipe from its data:
    none of these pages can fall behind.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Iterable
@@ -31,23 +32,36 @@ from rlcircuits.lab import parameters as notebook
 
 HEAD = """# Python reference
 
-Every public name of the package, from its docstring. `import rlcircuits as rc` gives all of them; each is loaded when it
-is first used. The modules at the end are for notebooks.
+What the package gives, from its docstrings, room by room as in its folders. `import rlcircuits as rc` gives the names that
+have an entry in the index; all others are imported from their room (`from rlcircuits.storage import Step`). Each is loaded when
+it is first used. `paradigms` is the experiment that the book reports, made with the rest.
 """
+ROOMS = (
+    *(
+        f"rlcircuits.{room}"
+        for room in ("attribution", "metrics", "models", "answers", "studies", "storage", "figures")
+    ),
+    *(f"rlcircuits.{room}" for room in ("lab", "sweeps", "lessons")),
+    *(f"paradigms.{room}" for room in ("family", "study", "paper")),
+)
 _SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
-_EXTRA = {
-    "display": ("show", "figure_html", "export"),
-    "deformations": ("responses",),
-    "by_hand": ("llama",),
-    "sweep": ("sweep", "preview", "Settings"),
-    "notebook": ("validate", "number", "run", "check_parameters", "defaults", "glue", "glue_table", "glued"),
+#: names that pages and notebooks take from a module itself
+_BESIDE = {
+    "rlcircuits.lab": {
+        "display": ("figure_html", "export"),
+        "parameters": ("run", "check_parameters", "defaults", "glued"),
+    },
+    "rlcircuits.sweeps": {"run": ("sweep", "preview", "Settings")},
+    "rlcircuits.lessons": {"by_hand": ("llama",)},
 }
 
 
 def page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([HEAD, *(module_section(name, names) for name, names in {**homes(), **_EXTRA}.items())])
+    errors = importlib.import_module("rlcircuits.errors")
+    parts = [HEAD, *(room_section(room) for room in ROOMS), module_section(errors, ("InputError",), "## errors")]
+    return "\n".join(parts)
 
 
 def anchor(name: str) -> str:
@@ -56,26 +70,41 @@ def anchor(name: str) -> str:
     return "api-" + name.lower().replace("_", "-") + ending
 
 
-def homes() -> dict[str, tuple[str, ...]]:
-    """Public names by the module they live in."""
-    found: dict[str, tuple[str, ...]] = {}
-    for module, names in rlcircuits._HOME.items():
-        found[module] = tuple(sorted(names))
-    return found
+def homes(room: str) -> dict[str, tuple[str, ...]]:
+    """What a room hands on, by the module it lives in."""
+    found: dict[str, list[str]] = {}
+    stub = Path(importlib.import_module(room).__file__).with_suffix(".pyi")
+    for line in ast.parse(stub.read_text("utf-8")).body:
+        if isinstance(line, ast.ImportFrom):
+            found.setdefault(line.module or "", []).extend(alias.name for alias in line.names)
+    for module, names in _BESIDE.get(room, {}).items():
+        found.setdefault(module, []).extend(names)
+    return {module: tuple(dict.fromkeys(names)) for module, names in found.items()}
 
 
-def module_section(name: str, names: tuple[str, ...]) -> str:
-    """One module: its docstring, then its public names."""
-    module = importlib.import_module(f"rlcircuits.{name}")
-    parts = [f"## {name}\n", prose(inspect.getdoc(module) or ""), ""]
-    parts += [entry(module, public) for public in names]
+def room_section(room: str) -> str:
+    """A room: its docstring, then its modules with what they give to others."""
+    parts = [f"## {room}\n", prose(inspect.getdoc(importlib.import_module(room)) or ""), ""]
+    for name, names in homes(room).items():
+        module = importlib.import_module(f"{room}.{name}")
+        parts.append(module_section(module, names, f"### {room.partition('.')[2]}.{name}"))
     return "\n".join(parts)
+
+
+def module_section(module: ModuleType, names: tuple[str, ...], heading: str) -> str:
+    """One module: its docstring, then its public names."""
+    return "\n".join(
+        [f"{heading}\n", prose(inspect.getdoc(module) or ""), "", *(entry(module, public) for public in names)]
+    )
 
 
 def entry(module: ModuleType, name: str) -> str:
     """One public name: heading, signature, docstring; for a class its public methods, too."""
     value = getattr(module, name)
-    parts = [f"```{{index}} single: {name} (rlcircuits)\n```\n", f"({anchor(name)})=\n### `{name}`\n"]
+    parts = []
+    if getattr(rlcircuits, name, None) is value:
+        parts += [f"```{{index}} single: {name} (rlcircuits)\n```\n", f"({anchor(name)})="]
+    parts.append(f"#### `{name}`\n")
     if not callable(value):
         parts.append(prose(_comment_above(module, name)))
         parts.append(_values(value))
@@ -299,14 +328,20 @@ def _split(arguments: str) -> list[str]:
 
 
 def _comment_above(module: ModuleType, name: str) -> str:
-    """The comment lines right above a constant's definition."""
-    lines = inspect.getsource(module).splitlines()
-    at = next((i for i, line in enumerate(lines) if re.match(rf"{name}\b.*=", line)), 0)
-    found: list[str] = []
-    while at and lines[at - 1].startswith("#"):
-        at -= 1
-        found.insert(0, lines[at].lstrip("# "))
-    return "\n".join(found)
+    """What is said of a constant: the comment lines right above its definition, or the text right below."""
+    source = inspect.getsource(module)
+    for this, after in itertools.pairwise([*ast.parse(source).body, ast.Pass()]):
+        targets = (
+            this.targets if isinstance(this, ast.Assign) else [this.target] if isinstance(this, ast.AnnAssign) else []
+        )
+        if name in [getattr(target, "id", None) for target in targets]:
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                return inspect.cleandoc(str(after.value.value))
+            above = itertools.takewhile(
+                lambda line: line.startswith("#"), reversed(source.splitlines()[: this.lineno - 1])
+            )
+            return "\n".join(line.lstrip("#: ") for line in reversed(list(above)))
+    return ""
 
 
 def _values(value: Any) -> str:

@@ -5,6 +5,7 @@ In the browser each page is opened twice, once as on a desk and once as on a pho
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -482,9 +483,22 @@ def test_show_gives_each_front_end_a_form_it_can_draw(monkeypatch: pytest.Monkey
 
 def test_every_public_name_is_in_the_reference() -> None:
     page = reference.page()
-    headings = re.findall(r"^### `(\w+)`$", page, re.MULTILINE)
+    headings = re.findall(r"^#### `(\w+)`$", page, re.MULTILINE)
     assert set(rlcircuits.__all__) <= set(headings)
-    assert len(headings) == len(set(headings))
+    anchors = re.findall(r"^\((api-[\w-]+)\)=$", page, re.MULTILINE)
+    assert sorted(anchors) == sorted(reference.anchor(name) for name in rlcircuits.__all__)
+
+
+def test_every_room_is_in_the_reference_with_all_that_it_hands_on() -> None:
+    page = reference.page()
+    stubs = [stub.parent for package in ("rlcircuits", "paradigms") for stub in (ROOT / package).glob("*/__init__.pyi")]
+    rooms = {f"{folder.parent.name}.{folder.name}" for folder in stubs}
+    assert rooms == set(reference.ROOMS)
+    for room in rooms:
+        section = re.split(r"^## ", page.partition(f"\n## {room}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        assert set(importlib.import_module(room).__all__) <= set(
+            re.findall(r"^#### `(\w+)`$", section, re.MULTILINE)
+        ), room
 
 
 def test_every_command_and_option_is_on_its_page() -> None:
