@@ -26,7 +26,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LAST = ("test_notebooks.py", "test_book.py")
 FAMILY = [sys.executable, "-m", "rlcircuits", "family"]
 # What a test needs, told by its fixtures; other needs are marked where the test stands.
-NEEDS = {"family": "training", "tiny_family": "training", "trained": "training", "book": "book", "browser": "browser"}
+NEEDS = {
+    "family": "training", "tiny_family": "training", "trained": "training", "book": "book", "browser": "browser",
+    "ran": "kernel", "undisturbed": "kernel", "faulty": "kernel", "cluster": "kernel", "ours": "kernel",
+}  # fmt: skip
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

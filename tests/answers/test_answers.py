@@ -435,6 +435,7 @@ rows = st.lists(
 hundredths = st.integers(0, 200).map(lambda i: i / 100)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     rows,

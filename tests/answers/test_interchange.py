@@ -82,6 +82,7 @@ def test_an_ending_token_ends_the_answer(world, tmp_path):
     assert all(a.finished for a in found["base"])
 
 
+@pytest.mark.slow
 def test_a_study_of_imported_answers_is_that_of_generated_ones(world, monkeypatch):
     settings = {"keep": "all", "alpha": 1.0, "device": "cpu", "store": world.root / "runs"}
     expected = rc.study(world.pair, world.problems, **settings)
@@ -152,6 +153,7 @@ def test_files_that_are_not_there(world, tmp_path):
         rc.write_answers({"bas": []}, tmp_path / "a.jsonl")
 
 
+@pytest.mark.slow
 def test_the_shell_writes_and_reads_them(world, tmp_path, capsys):
     (tmp_path / "own.yaml").write_text(
         json.dumps(

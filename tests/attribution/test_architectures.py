@@ -175,6 +175,7 @@ def test_a_gated_token_of_one_sample_does_not_change_another():
         close(rc.attribute(hf, [crowd, *TRACE], level, batch_size=2)[1:], alone, 3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -220,6 +221,7 @@ def test_scores_are_those_of_transformer_lens(kind, options, tmp_path):
     close(summed, scores[0], 2e-5)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_runs_show():
     assert PAGE.read_text() == page(), "write it anew: python -m tests.fixtures.architectures"
 
@@ -234,6 +236,7 @@ def test_what_does_not_fit_is_refused_by_name(kind):
     assert finest is None or "use level='qkv'" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_scaled_branch_is_noticed_and_rounding_is_not(dtype):
     """bfloat16 keeps three digits: the check must tell a branch that counts 0.9-fold from a sum that was rounded 80 times."""

@@ -94,6 +94,7 @@ def test_scores_do_not_depend_on_batch_padding_or_order(architecture):
         np.testing.assert_allclose(one_by_one.loss, together.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),

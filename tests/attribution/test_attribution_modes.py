@@ -31,6 +31,7 @@ def test_a_lean_pass_gives_the_derivative_of_an_edge_by_edge_model(architecture,
     close(scores[0], exact_scores(hf, PROMPT, ANSWER, level), 2e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), batch=st.integers(1, 6), positions=st.integers(1, 9), level=st.sampled_from(LEVELS))
 def test_lean_and_fast_agree_in_any_batch(seed, batch, positions, level):
@@ -269,6 +270,7 @@ def test_rows_are_batched_with_rows_of_their_length():
     assert _alike([9, 9, 5, 5], 0, 100, at_least=6) == 2
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_transformer_lens(tmp_path):
     """Its own edge attribution takes the gradient on its corrupted run, and scores each position apart."""
     from transformer_lens.model_bridge import TransformerBridge

@@ -384,6 +384,7 @@ rc.ablate(tiny("qwen2", torch.float32, layers=2), traces(), resume=sys.argv[1], 
 """
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_goes_on_bit_for_bit(tmp_path, runs):
     counted, _ = runs
     hf, some = tiny("qwen2", torch.float32, layers=2), traces()

@@ -586,6 +586,7 @@ def _write(path: Path, source: str) -> Path:
     return path
 
 
+@pytest.mark.kernel
 def test_a_failure_is_one_line_and_the_others_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Then the second build runs what failed, and nothing else; a change of a notebook runs that notebook."""
     good, bad = _write(tmp_path / "good.ipynb", "n + 1"), _write(tmp_path / "bad.ipynb", "n / 0")
@@ -624,6 +625,7 @@ def test_an_asset_that_is_not_installed_is_named() -> None:
         machinery.packaged("no-such-package", "a.js")
 
 
+@pytest.mark.kernel
 def test_pages_show_no_progress_bars(tmp_path: Path) -> None:
     """A real bar and a real slider, in a notebook that was really run."""
     path = _write(

@@ -53,6 +53,7 @@ def test_with_its_defaults_it_runs_to_its_end(path: Path, book: Path) -> None:
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
 
 
+@pytest.mark.kernel
 def test_nbval_runs_what_make_lab_opens_on(family: None) -> None:
     """The one notebook that the book does not run; other plugins would take a second to load and have no part in it."""
     command = [sys.executable, "-m", "pytest", "-p", "nbval.plugin", "--nbval-lax", "--nbval-current-env", "-q"]
@@ -121,6 +122,7 @@ def test_defaults_are_read_without_running(small: Path) -> None:
     assert notebook.default_parameters(small) == {"alpha": 0.3, "level": "block", "n": 10, "keep": True, "model": None}
 
 
+@pytest.mark.kernel
 def test_run_hands_the_parameters_over(small: Path, tmp_path: Path) -> None:
     given = {"alpha": 1, "level": "head", "n": 3, "model": "here"}
     done = notebook.run_notebook(small, tmp_path / "out" / "done.ipynb", given)
@@ -148,6 +150,7 @@ def test_run_refuses_before_anything_runs(small: Path, tmp_path: Path, given: di
     assert not (tmp_path / "out.ipynb").exists()
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -166,6 +169,7 @@ def test_plain_papermill_stops_at_the_second_cell(small: Path, tmp_path: Path, g
     assert "validate(" in error.value.source
 
 
+@pytest.mark.kernel
 def test_a_failing_cell_is_named_in_one_line(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         notebook.run_notebook(small, tmp_path / "out.ipynb", {"n": 7})

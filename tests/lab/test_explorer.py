@@ -297,6 +297,7 @@ def test_the_pictures_show_what_the_figures_show():
     assert len(said) == 28 and f"tuned − base: {difference:.3g} nats" in said["a0->m1"]
 
 
+@pytest.mark.slow
 def test_pictures_of_a_large_graph_stay_small():
     graph = Graph.build("head", 32, 32, 8)
     matrix = np.where(graph.mask, np.random.default_rng(0).laplace(size=graph.mask.shape), np.nan)
@@ -371,6 +372,7 @@ def asked(monkeypatch):
     return choose
 
 
+@pytest.mark.slow
 def test_what_the_store_lacks_is_computed_beside_and_shown(computable, asked):
     from rlcircuits.attribution.ablation import ablate
     from rlcircuits.models.loading import load_model
@@ -414,6 +416,7 @@ def test_a_stopped_job_says_so_and_can_be_asked_for_again(computable, asked):
     assert explorer.message.value == "" and explorer.graph.svg
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_and_the_next_one_runs():
     from rlcircuits.lab.jobs import Worker
 

@@ -199,6 +199,7 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
     assert rc.explore(study, view=saved).explorer.view() == saved
 
 
+@pytest.mark.kernel
 def test_interrupting_a_cell_loses_nothing_finished(tmp_path: Path) -> None:
     """A real kernel, interrupted while a study runs: what was finished stays, and the same cell goes on from there."""
     manager = pytest.importorskip("jupyter_client.manager")

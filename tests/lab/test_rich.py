@@ -173,6 +173,7 @@ def figure() -> go.Figure:
     return go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), layout_title_text="A line")
 
 
+@pytest.mark.slow
 def test_export_writes_what_the_ending_says(tmp_path: Path):
     pytest.importorskip("kaleido", reason="no kaleido here: pip install rlcircuits[export]")
     if not (os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")):

@@ -31,6 +31,7 @@ def exact():
     return rc.ablate(llama(), [TRACE])[0]
 
 
+@pytest.mark.slow
 def test_the_streams_are_those_of_the_text() -> None:
     import torch
 

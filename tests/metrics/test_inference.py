@@ -167,6 +167,7 @@ def test_interval_of_a_mean_is_scipys_paired_bca():
 # --- what they promise ---
 
 
+@pytest.mark.slow
 def test_interval_covers_a_known_difference_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     n, true, covered = 40, 0.3, []
@@ -179,6 +180,7 @@ def test_interval_covers_a_known_difference_about_as_often_as_it_says():
     assert 0.90 <= np.mean(covered) <= 0.98
 
 
+@pytest.mark.slow
 def test_p_is_uniform_when_base_and_tuned_are_alike():
     p = {name: [] for name in ("activation_intensity", "distribution_kurtosis", *SET_WIDE)}
     for seed in range(200):

@@ -77,6 +77,7 @@ def test_operations_are_those_that_pytorch_counts(layers):
     assert found.trace_seconds == pytest.approx(found.flops / 1e12)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured on Linux only")
 def test_memory_is_about_what_a_pass_takes():
     """Measured now, in a process of its own; an estimate that is meant to be enough may be above, and not by much."""
@@ -84,8 +85,10 @@ def test_memory_is_about_what_a_pass_takes():
     config = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4,
               "num_key_value_heads": 4, "vocab_size": 512}  # fmt: skip
     found = estimate(config, tokens=1024, dtype="float32", device_flops=1e12)
-    measured = bench.peak("block", shape, 1024, bench.Where())
-    assert 0.7 < found.trace_bytes / measured < 2
+    short, long = (bench.peak("block", shape, tokens, bench.Where()) for tokens in (64, 1024))
+    if not long:
+        pytest.skip("peak memory is read from Linux' /proc")
+    assert 0.7 < found.trace_bytes / long < 2 and short < long / 2
 
 
 @pytest.mark.parametrize("case", ["block", "qkv", "head", "block lean", "qkv lean", "head lean"])

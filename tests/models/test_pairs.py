@@ -217,6 +217,7 @@ def test_an_adapter_is_merged_into_the_pairs_base(folders, adapter, monkeypatch)
     assert set(changed.index.get_level_values("module")) == {"self_attn.q_proj", "mlp.down_proj"}
 
 
+@pytest.mark.slow
 def test_an_adapter_in_a_study(folders, adapter, tmp_path):
     problems = rc.ProblemSet(
         "words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final"
@@ -228,6 +229,7 @@ def test_an_adapter_in_a_study(folders, adapter, tmp_path):
     np.testing.assert_array_equal(one.tuned_scores.values, expected.values)
 
 
+@pytest.mark.slow
 def test_one_adapter_on_two_bases_is_two_models(folders, adapter, tmp_path):
     problems = rc.ProblemSet(
         "words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[i : i + 4]), "x") for i in range(6)), "final"

@@ -75,6 +75,7 @@ def test_prompts_are_the_published_ones(world):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_from_the_shell_to_a_table(world, tmp_path, capsys, name):
     """Random models answer nothing right, so all answers are compared; the accuracy that is reported says so."""
@@ -137,6 +138,7 @@ def taught(folder: Path, problems: rc.ProblemSet, prompt: str, steps: int) -> No
     write_model(model.hf.to(torch.bfloat16), folder)
 
 
+@pytest.mark.slow
 def test_problems_that_both_answer_correctly_are_kept(world, tmp_path):
     """Two models that know some problems by heart: the rules keep those that both solve, by mathematics."""
     pytest.importorskip("math_verify")

@@ -349,6 +349,7 @@ def forked(function) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [None, truncate])
 def test_killed_at_each_file_operation_it_leaves_the_old_or_the_new(start, tmp_path, expected):
     """A process is killed before its 1st, 2nd, 3rd … open, mkdir, rename or removal, until it gets through."""

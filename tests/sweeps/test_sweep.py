@@ -178,6 +178,7 @@ def test_figures_of_the_package_are_drawn_from_the_sweeps_own_plotly(ran: Path) 
     assert (ran / "out" / "static" / "plotly.min.js").stat().st_size > 10**6
 
 
+@pytest.mark.kernel
 def test_resume_fresh_only_failed_and_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """What each choice runs, counted by the notebook itself."""
     file = counted(tmp_path, xs=2, groups="a")
@@ -200,6 +201,7 @@ def test_resume_fresh_only_failed_and_dry_run(tmp_path: Path, capsys: pytest.Cap
     assert list(pd.read_parquet(tmp_path / "out" / "summary.parquet")["size"]) == [5000, 5000]
 
 
+@pytest.mark.kernel
 def test_gpus_are_shared_out_among_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
     assert list(Local(Settings(gpus=1)).devices) == ["3", "5", "7"]
@@ -235,6 +237,7 @@ def test_what_is_worth_another_try(name: str, text: str, again: bool) -> None:
 # --- the notebook of the sweeps
 
 
+@pytest.mark.kernel
 def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     """Notebook 8 on three pairs of tiny checkpoints, one of them with NaN weights and one whose vocabulary differs."""
     import torch
@@ -295,6 +298,7 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     assert "vocabular" in table["error"][2] and "Traceback" not in "".join(table["error"].dropna())
 
 
+@pytest.mark.kernel
 def test_the_benchmark_of_sweeps_runs(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/sweep.py", "--cells", "2", "--work-cells", "0", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -57,14 +57,6 @@ def family(mark: str) -> list[psutil.Process]:
     return found
 
 
-def left_over(mark: str) -> list[list[str]]:
-    """The commands of processes of a marked sweep that do not end by themselves."""
-    deadline = time.monotonic() + PATIENCE
-    while (there := family(mark)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return [_command(process) for process in there]
-
-
 def strike(victim: str, sweep: subprocess.Popen, mark: str, chance: random.Random) -> bool:
     """kill -9 of one process, or of all; returns whether there was one."""
     there = [p for p in family(mark) if p.pid != sweep.pid]
@@ -88,6 +80,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.kernel
 def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
     expected, seconds = undisturbed
     chance, killed, rounds, repeated = random.Random(5), 0, 0, 0
@@ -122,10 +115,11 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path: Path) -> None:
             assert damage(artefact) is None, artefact
         assert len(list((folder / "store").glob("*/[0-9a-f]*"))) == 3 + 6
         assert "DamagedArtefact" not in (folder / "out.log").read_text()
-        assert not left_over(mark)
+        until(lambda: not family(mark), "the processes of the sweep to end")
     print(f"\n{killed} kills ({by_victim}) over {rounds} sweeps of 6 cells; {repeated} runs of cells repeated")
 
 
+@pytest.mark.kernel
 def test_a_second_sweep_in_the_same_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     gate = tmp_path / "gate"
     file = counted(tmp_path, xs=2, groups="a", gate=gate)
@@ -139,6 +133,7 @@ def test_a_second_sweep_in_the_same_folder_is_told(tmp_path: Path, capsys: pytes
     assert runs(tmp_path) == 2
 
 
+@pytest.mark.kernel
 def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
     """A Ctrl-C, then what a batch system sends, each while a cell is at work that would not end; then undisturbed."""
     gate, out = tmp_path / "gate", tmp_path / "out"
@@ -150,7 +145,7 @@ def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
         # A terminal sends Ctrl-C to all its processes.
         os.killpg(sweep.pid, sign) if sign == signal.SIGINT else sweep.send_signal(sign)
         assert sweep.wait(PATIENCE) == 130
-        assert not left_over(str(tmp_path))
+        until(lambda: not family(str(tmp_path)), "the processes of the sweep to end")
         table = pd.read_parquet(out / "summary.parquet")
         assert sorted(table["status"]) == ["done"] * done + ["not run"] * (4 - done)
     log = (tmp_path / "out.log").read_text()
@@ -161,6 +156,7 @@ def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
     assert set(pd.read_parquet(out / "summary.parquet")["status"]) == {"done"}
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_a_process_is_started_is_put_off(
     tmp_path: Path, monkeypatch, capfd, sign: signal.Signals
@@ -185,6 +181,7 @@ def test_an_interruption_while_a_process_is_started_is_put_off(
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.mark.kernel
 def test_damaged_files_are_noticed_and_only_their_cells_run_again(tmp_path: Path) -> None:
     file = counted(tmp_path, xs=4, groups="a")
     out = tmp_path / "out"
@@ -248,6 +245,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame
     return folder / "out", table, (folder / "out.log").read_text()
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("fault", "status", "attempts", "words"),
     [
@@ -269,6 +267,7 @@ def test_a_fault_stays_in_its_cell_and_the_summary_tells(faulty, fault, status, 
     assert (row["value"] == 7) == (status == "done" and fault != "nan")
 
 
+@pytest.mark.kernel
 def test_the_index_links_every_cell_that_ran_and_escapes_what_it_says(faulty) -> None:
     out, table, log = faulty
     page = (out / "index.html").read_text()
@@ -277,6 +276,7 @@ def test_the_index_links_every_cell_that_ran_and_escapes_what_it_says(faulty) ->
     assert "5 done, 3 failed" in log and "no problem is left" in log and "Traceback" not in log
 
 
+@pytest.mark.kernel
 def test_a_cell_beyond_its_timeout_is_stopped(tmp_path: Path) -> None:
     write_notebook(tmp_path / "faulty.ipynb", FAULTY)
     cells = [{"fault": "endless", "once": str(tmp_path / "once")}]
@@ -298,6 +298,7 @@ def tiny_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.kernel
 def test_a_really_full_disk_ends_in_one_message_and_goes_on_when_there_is_room(
     tiny_disk: Path, tmp_path: Path, capsys
 ) -> None:
@@ -320,6 +321,7 @@ def test_a_really_full_disk_ends_in_one_message_and_goes_on_when_there_is_room(
     pd.testing.assert_frame_equal(results(pd.read_parquet(out / "summary.parquet")), results(expected))
 
 
+@pytest.mark.kernel
 def test_an_unreadable_copy_of_the_notebook_fails_its_cells_with_a_reason(tmp_path: Path) -> None:
     """Someone writes over the sweep's copy while it runs: what ran before stays, the rest says why it did not."""
     spoiling = [COUNTED[0], "from pathlib import Path\nPath(store, 'spoils.ipynb').write_text('{')"]

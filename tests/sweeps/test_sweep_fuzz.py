@@ -16,7 +16,7 @@ import yaml
 from rlcircuits.cli.main import main
 from tests.fixtures.sweeps import write_notebook
 
-FILES, OPTIONS = 1000, 200
+FILES, OPTIONS = 300, 100
 NOTEBOOK = [
     'pair = ""\nalpha = 0.3\nlevel = "block"\nn = 100\nkeep = True\nmembers = ["grpo"]\nmodel = None',
     "from rlcircuits.attribution.graph import LEVELS\nfrom rlcircuits.lab.parameters import number, validate\n"
@@ -155,6 +155,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_wrong_sweep_files_end_in_one_message(small: Path) -> None:
     chance, refused = random.Random(1), 0
     for number in range(FILES):
@@ -169,6 +170,7 @@ def test_wrong_sweep_files_end_in_one_message(small: Path) -> None:
     assert not (small / "out").exists()
 
 
+@pytest.mark.slow
 def test_wrong_options_end_in_one_message(small: Path) -> None:
     (small / "right.yaml").write_text("notebook: small.ipynb\ngrid: {alpha: [0.1, 0.2]}\n")
     options = [
