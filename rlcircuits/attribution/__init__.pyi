@@ -1,5 +1,6 @@
 from .ablation import EFFECTS as EFFECTS
 from .ablation import ablate as ablate
+from .ablation import inputs_of_ablation as inputs_of_ablation
 from .architecture import Architecture as Architecture
 from .batching import bytes_per_token as bytes_per_token
 from .circuits import RANKS as RANKS

@@ -72,7 +72,7 @@ def ablate(
     model: Any,
     traces: Sequence[Trace],
     level: str = "block",
-    edges: Iterable[str] | None = None,
+    edges: Iterable[str] | xr.DataArray | None = None,
     cut: int | None = None,
     batch_size: int | str = "auto",
     scale: float = 1.0,
@@ -87,7 +87,8 @@ def ablate(
 
     Args:
         model, traces, level, cut, batch_size, progress: as for `attribute`; a batch's rows are (trace, edge) runs.
-        edges: names such as ``"a0->m1"``; all edges of the graph when None.
+        edges: names such as ``"a0->m1"``; or True for those to remove, as a DataArray ``(source, destination)``, such as a `circuit`, or
+            ``(sample, source, destination)``, other ones for each trace; all edges of the graph when None.
         scale: share of the source's output that is removed; 1 is ablation, small values approach the derivative.
         resume: a folder in which finished effects are kept while the call runs; an interrupted call, made again, goes on
             from there, and a finished one runs nothing. Calls that differ in model weights, traces, level, cut, scale,
@@ -99,7 +100,7 @@ def ablate(
 
     Returns:
         DataArray ``(sample, source, destination)``, as from `attribute`: the increase of the loss, in nats (logits for a
-        difference of logits); NaN where there is no edge or the edge was not asked for.
+        difference of logits); NaN where there is no edge or the edge was not asked for, and for the loss of a trace of which none was.
 
     Raises:
         InputError: as for `attribute`, or an edge that the graph does not have.
@@ -110,15 +111,13 @@ def ablate(
     objective = Objective.of(loss, hf, traces, cut)
     replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut, batch_size, progress)
     graph = Graph.of(hf, level)
-    if isinstance(edges, str):
-        edges = [edges]
-    pairs = list(zip(*graph.mask.nonzero())) if edges is None else [graph.edge(name) for name in edges]
-    if not pairs:
-        raise InputError("no edges given: name at least one, e.g. edges=['input->logits'], or leave edges out for all")
+    cells = _cells(graph, len(traces), edges)
     # Rows of one destination run together: only that destination's input has to be rebuilt.
-    pairs = sorted(dict.fromkeys((int(s), int(d)) for s, d in pairs), key=lambda pair: pair[::-1])
-    untouched = [_Run(i, t) for i, t in enumerate(traces)]
-    runs = [_Run(i, t, s, d) for i, t in enumerate(traces) for s, d in pairs]
+    chosen = [
+        tuple(int(i) for i in cell) for cell in np.argwhere(cells.transpose(0, 2, 1))
+    ]  # sample, destination, source
+    untouched = [_Run(i, t) for i, t in enumerate(traces) if cells[i].any()]
+    runs = [_Run(i, traces[i], s, d) for i, d, s in chosen]
     runs.sort(key=lambda run: (len(run.prompt) + len(run.answer), run.destination), reverse=True)
     losses = _Losses(np.full(len(traces), np.nan), np.full((len(traces), *graph.mask.shape), np.nan))
 
@@ -129,7 +128,7 @@ def ablate(
         book = None
         if resume is not None:
             inputs = inputs_of_reruns(hf, traces, level, cut, replacement, objective)
-            inputs |= {"scale": float(scale), "edges": digest(pairs)}
+            inputs |= {"scale": float(scale), "edges": digest([[i, s, d] for i, d, s in chosen])}
             book = stack.enter_context(journal(resume, "ablation", inputs, ROW))
             losses.put(book.rows)
         for rows, title in ((untouched, "running untouched"), (runs, "ablating edges")):
@@ -146,6 +145,35 @@ def ablate(
     )
     result.attrs["scale"] = float(scale)
     return result
+
+
+def _cells(graph: Graph, n: int, edges: Iterable[str] | xr.DataArray | None) -> np.ndarray:
+    """Which edges of which traces to remove, bool ``(sample, source, destination)``.
+
+    Raises:
+        InputError: none at all, an edge that the graph does not have, or an array of other nodes or samples.
+    """
+    shape = (n, *graph.mask.shape)
+    if isinstance(edges, xr.DataArray):
+        dims = ("sample", "source", "destination")[-edges.ndim :]
+        if set(edges.dims) != set(dims) or edges.dtype != bool or edges.transpose(*dims).shape != shape[-edges.ndim :]:
+            raise InputError(
+                f"edges: expected True or False over (source, destination) or (sample, source, destination), {shape}, "
+                f"not {edges.dtype} over {dict(edges.sizes)}"
+            )
+        cells = np.broadcast_to(edges.transpose(*dims).values, shape)
+        if (cells & ~graph.mask).any():
+            _, s, d = np.argwhere(cells & ~graph.mask)[0]
+            raise InputError(f"edges: {graph.sources[s]}->{graph.destinations[d]} is no edge of the model's graph")
+    else:
+        cells = np.zeros(shape, bool)
+        for name in [edges] if isinstance(edges, str) else edges or ():
+            cells[:, *graph.edge(name)] = True
+        if edges is None:
+            cells[:] = graph.mask
+    if not cells.any():
+        raise InputError("no edges given: name at least one, e.g. edges=['input->logits'], or leave edges out for all")
+    return cells
 
 
 @dataclass
@@ -208,6 +236,23 @@ def inputs_of_reruns(
         "loss": objective.inputs(),
         "code": str(EFFECTS),
     }
+
+
+def inputs_of_ablation(
+    model: Any,
+    traces: Sequence[Trace],
+    level: str,
+    cut: int | None,
+    intervention: str = "zero",
+    corrupted: Sequence[Trace] | None = None,
+    other: Any = None,
+    loss: str | Loss | Sequence[Sequence[float]] = "nll",
+) -> dict[str, Any]:
+    """What the effects that `ablate` measures depend on, as JSON values; arguments and errors as there."""
+    hf = plain(model)
+    traces = checked(hf, traces, cut)
+    replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut)
+    return inputs_of_reruns(hf, traces, level, cut, replacement, Objective.of(loss, hf, traces, cut))
 
 
 def _losses(

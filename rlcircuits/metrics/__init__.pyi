@@ -23,5 +23,6 @@ from .edges import Edges as Edges
 from .inference import COMPARISON as COMPARISON
 from .inference import WHOLE_SET as WHOLE_SET
 from .inference import compare as compare
+from .inference import compare_values as compare_values
 from .inference import holm as holm
 from .inference import paired as paired

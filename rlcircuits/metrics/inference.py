@@ -84,15 +84,65 @@ def compare(
     base, tuned = paired(base_scores, tuned_scores)
     n = base.sizes["sample"]
     base_values, tuned_values = (np.array([METRICS[m].value(s) for m in names]) for s in (base, tuned))
+
+    def statistics(usable: np.ndarray) -> list[Statistic]:
+        stacked = np.concatenate([edge_values(base), edge_values(tuned)])
+        return [_statistic(names[k], base, tuned, stacked) for k in usable]
+
+    return _compared(names, base_values, tuned_values, n, statistics, confidence, n_resamples, seed)
+
+
+def compare_values(
+    base: pd.DataFrame,
+    tuned: pd.DataFrame,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`compare` for what is known as one value per problem: the metrics are the values' means.
+
+    Args:
+        base, tuned: ``(problem, metric)``, the same problems, in any order, and the same metrics.
+        confidence, n_resamples, seed: as for `compare`.
+
+    Raises:
+        InputError: other problems or metrics, or a parameter out of range.
+    """
+    _check_parameters(confidence, n_resamples, seed)
+    for what, one, other in (("problem", base.index, tuned.index), ("metric", base.columns, tuned.columns)):
+        alone = sorted(map(str, set(one) ^ set(other)))
+        if alone:
+            raise InputError(
+                f"base and tuned must hold the same {what}s: {len(alone)} in one only, such as {alone[0]!r}"
+            )
+    tuned = tuned.loc[base.index, base.columns]
+    both = np.concatenate([base.to_numpy(float), tuned.to_numpy(float)])
+
+    def statistics(usable: np.ndarray) -> list[Statistic]:
+        return [_mean_statistic(both[:, k]) for k in usable]
+
+    means = base.to_numpy(float).mean(0), tuned.to_numpy(float).mean(0)
+    return _compared(list(base.columns), *means, len(base), statistics, confidence, n_resamples, seed)
+
+
+def _compared(
+    names: list[str],
+    base_values: np.ndarray,
+    tuned_values: np.ndarray,
+    n: int,
+    statistics: Callable[[np.ndarray], list[Statistic]],
+    confidence: float,
+    n_resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The table of `compare`; `statistics` gives those of the metrics whose numbers are asked for."""
     observed = tuned_values - base_values
     usable = np.flatnonzero(np.isfinite(observed)) if n > 1 else np.array([], dtype=int)
 
     low, high, p = (np.full(len(names), np.nan) for _ in range(3))
     interval = np.full(len(names), "none", dtype=object)
     if usable.size:
-        stacked = np.concatenate([edge_values(base), edge_values(tuned)])
-        statistics = [_statistic(names[k], base, tuned, stacked) for k in usable]
-        difference = _differences(statistics, n, np.abs(base_values) + np.abs(tuned_values), usable)
+        difference = _differences(statistics(usable), n, np.abs(base_values) + np.abs(tuned_values), usable)
         low[usable], high[usable], interval[usable] = _bootstrap(difference, n, confidence, n_resamples, seed)
         p[usable] = _permutation(difference, n, n_resamples, seed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -303,3 +304,19 @@ def test_scores_are_those_of_transformer_lens(tmp_path):
         theirs.loc[source, destination] += value  # NaN where ours has no edge: the comparison would say so
     assert len(found.edge_scores) == int(np.isfinite(scores[0]).sum()) * (len(PROMPT) + len(ANSWER) - 1)
     close(theirs, scores[0], 1e-5)
+
+
+def test_edges_to_remove_may_differ_by_trace():
+    hf, some = _shared(), traces(3, 3)
+    every = rc.ablate(hf, some, progress=False)
+    asked = every.notnull() & (np.random.default_rng(0).random(every.shape) < 0.3)
+    asked[1] = False
+    found = rc.ablate(hf, some, edges=asked, progress=False)
+    assert (found.notnull() == asked).all() and np.isnan(found.loss[1])
+    close(found.where(asked, 0), every.where(asked, 0), 1e-9)
+    circuit = rc.circuit(every, 5)
+    assert (rc.ablate(hf, some, edges=circuit, progress=False).notnull() == circuit).all()
+    with pytest.raises(rc.InputError, match="is no edge of the model's graph"):
+        rc.ablate(hf, some, edges=xr.ones_like(every, dtype=bool), progress=False)
+    with pytest.raises(rc.InputError, match="edges: expected True or False"):
+        rc.ablate(hf, some[:2], edges=asked, progress=False)
