@@ -126,7 +126,8 @@ def _head_weights(record: Recorder, stop: int, dtype: torch.dtype) -> list[tuple
 def formed(record: Recorder, dtype: torch.dtype) -> Tensor:
     """Every source's output as one tensor ``(batch, source, position, d_model)``, of what was recorded."""
     outputs = _head_weights(record, len(record.architecture.layers), dtype)
-    whole = slice(0, record.sources[0].shape[1])
+    length = record.sources[0].shape[1]
+    (whole,) = slices(length, length)
     return _sources(record, record.sources, whole, outputs, dtype).transpose(0, 1)
 
 
