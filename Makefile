@@ -1,4 +1,4 @@
-# make book | test | check | lab | bench | bench-gpu | lock | clean; each builds the virtual environment first if it is not there.
+# make book | test | check | lint | lab | bench | bench-gpu | lock | clean; each builds the virtual environment first if it is not there.
 
 SHELL       := /bin/bash
 VENV        := .venv
@@ -21,6 +21,7 @@ help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
 	@echo "make test    all tests, on the same artefacts, with the coverage of branches (8 min; 11 at first)"
 	@echo "make check   the tests for daily work: no kernel, no training, no browser (90 s)"
+	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
