@@ -9,6 +9,7 @@ from .circuits import faithfulness as faithfulness
 from .eap import LOSSES as LOSSES
 from .eap import MEMORY as MEMORY
 from .eap import SCORES as SCORES
+from .eap import NotConverged as NotConverged
 from .eap import attribute as attribute
 from .eap import token_losses as token_losses
 from .formats import FORMATS as FORMATS

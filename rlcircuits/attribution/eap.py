@@ -20,6 +20,7 @@ Sources: arXiv 2509.21044, eq. for the edge weight; Syed et al. 2023 (EAP).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
-from rlcircuits.attribution.layers import wide
+from rlcircuits.attribution.layers import hooked, wide
 from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.passes import fast_pass, lean_pass
@@ -43,9 +44,15 @@ from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step
 
 MEMORY = ("auto", "fast", "lean")
+#: the completeness gap of integrated gradients above which `attribute` warns
+GAP = 0.1
 #: modules that a score depends on: part of the keys under which scores are kept
 SCORES = Step("scores", 1)
 LOSSES = Step("losses", 1)
+
+
+class NotConverged(UserWarning):
+    """Integrated gradients whose scores do not add up to the change of the loss along their path."""
 
 
 def attribute(
@@ -84,7 +91,10 @@ def attribute(
             and answer tokens.
         ig_steps: with m > 1 steps, EAP with integrated gradients (EAP-IG, Hanna et al. 2024): the gradient is averaged
             over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight path
-            from the replaced to the clean input I. 1 is EAP itself: the gradient at I.
+            from the replaced to the clean input I. 1 is EAP itself: the gradient at I. The scores out of ``input`` should add up to
+            L(I′) − L(I). On language models they often do not, whatever m: with I′ = 0 the inputs half-way are nonsense to the model and
+            the loss is rough there. The attribute ``completeness_gap`` is Σ |gap| / Σ |L(I′) − L(I)| over traces, the coordinate ``gap`` what
+            is too much for each; above 0.1 there is a warning (`NotConverged`).
         groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the `cut`), such as
             `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group apart.
         progress: show a bar for work that takes longer than a few seconds.
@@ -149,7 +159,9 @@ def attribute(
     if names:
         counts = np.array([np.bincount(codes[trace.problem], minlength=len(names)) for trace in traces])
         result = result.assign_coords(group_tokens=(("sample", "group"), counts))
-    return result
+    if ig_steps == 1:
+        return result
+    return _with_gap(result, hf, architecture, graph, traces, replacement, objective, batch_size, progress)
 
 
 def _coded(
@@ -261,18 +273,58 @@ def score_batch(
     total: Tensor | float = 0.0
     for step in range(ig_steps):
         share = (step + 0.5) / ig_steps
-        replaced = None if instead is None else instead.sources[0]
 
-        def start(stream: Tensor, share: float = share, replaced: Tensor | None = replaced) -> Tensor:
-            return (
-                share * stream if replaced is None else torch.lerp(replaced.to(stream).expand_as(stream), stream, share)
-            )
-
-        scores, _ = run(
-            Recorder(architecture, graph, start, segments), hf, batch, lambda _record: clean.sources, instead
-        )
+        record = Recorder(architecture, graph, _on_path(share, instead), segments)
+        scores, _ = run(record, hf, batch, lambda _record: clean.sources, instead)
         total = total + scores / ig_steps
     return total, losses
+
+
+def _on_path(share: float, instead: Recorder | None) -> Callable[[Tensor], Tensor]:
+    """The input of the first layer I ↦ I′ + share · (I − I′)."""
+
+    def start(stream: Tensor) -> Tensor:
+        if instead is None:
+            return share * stream
+        return torch.lerp(instead.sources[0].to(stream).expand_as(stream), stream, share)
+
+    return start
+
+
+def _with_gap(
+    result: xr.DataArray,
+    hf: nn.Module,
+    architecture: Architecture,
+    graph: Graph,
+    traces: Sequence[Trace],
+    replacement: Replacement,
+    objective: Objective,
+    batch_size: int | str,
+    progress: bool,
+) -> xr.DataArray:
+    """Integrated gradients with what their scores out of `input` lack of the change of the loss along the path; warns above `GAP`."""
+    ends = np.empty(len(traces))
+
+    def end(rows: list[Trace]) -> Tensor:
+        record = Recorder(architecture, graph, _on_path(0.0, replacement.outputs(rows)))
+        with hooked(record.attach_start()), torch.no_grad():
+            return objective.batch(hf, rows).losses(hf)
+
+    for indices, found in in_batches(hf, traces, batch_size, end, "ends of the paths", progress):
+        ends[indices] = found.cpu().numpy()
+    change = ends - result["loss"].values
+    gaps = result.isel(source=0).sum([d for d in result.dims if d not in ("sample", "source")]).values - change
+    gap = float(np.abs(gaps).sum() / np.abs(change).sum()) if change.any() else float(bool(gaps.any()))
+    result = result.assign_coords(gap=("sample", gaps.astype(result.dtype)))
+    result.attrs["completeness_gap"] = gap
+    if not gap <= GAP:
+        warnings.warn(
+            f"integrated gradients have not converged: the scores out of 'input' miss L(I′) − L(I) by {gap:.0%} of it on average over the traces "
+            "(coordinate 'gap'), so they depend on ig_steps, and more steps need not help; rlcircuits.trust says what the scores are good for",
+            NotConverged,
+            stacklevel=3,
+        )
+    return result
 
 
 def token_losses(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
+from rlcircuits.attribution import NotConverged
 from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
 from tests.fixtures.checkpoints import save
 from tests.fixtures.models import in_float64, tiny
@@ -117,7 +118,7 @@ def test_integrated_gradients_average_the_gradient_at_midpoints(level, memory):
 
 
 def test_integrated_gradients_of_the_input_add_up_to_the_change_of_the_loss():
-    """Completeness (Sundararajan et al. 2017): Σ_d W[input, d] → L(I′) − L(I), with an error that falls as 1/m²."""
+    """Completeness (Sundararajan et al. 2017): Σ_d W[input, d] → L(I′) − L(I), fast where the loss is smooth along the path."""
     hf = in_float64(tiny("llama", rms_norm_eps=0.5))
     partner = [rc.Trace("c", OTHER, ANSWER)]
     other, clean = outputs_of(hf, OTHER, ANSWER, "block")[0], loss(hf, PROMPT, ANSWER, "block")
@@ -126,8 +127,20 @@ def test_integrated_gradients_of_the_input_add_up_to_the_change_of_the_loss():
     for steps in (8, 32):
         scores = rc.attribute(hf, one(), intervention="corrupted", corrupted=partner, ig_steps=steps)
         errors.append(abs(float(scores.sel(source="input").sum()) - change))
+        assert abs(float(scores.gap[0])) == pytest.approx(errors[-1], rel=1e-4)
+        assert scores.attrs["completeness_gap"] == pytest.approx(errors[-1] / abs(change), rel=1e-4)
     assert errors[1] < 1e-3 * abs(change)
     assert errors[1] < errors[0] / 8
+
+
+@pytest.mark.parametrize("options", [{}, {"intervention": "mean"}, {"level": "head"}, {"memory": "lean"}])
+def test_integrated_gradients_say_when_they_do_not_add_up(options):
+    hf = tiny("llama")
+    some = [rc.Trace(name, PROMPT, ANSWER) for name in "pq"]
+    with pytest.warns(NotConverged, match="have not converged"):
+        scores = rc.attribute(hf, some, ig_steps=2, **options)
+    assert scores.attrs["completeness_gap"] > 0.1 and scores.gap.shape == (2,)
+    assert "gap" not in rc.attribute(hf, some, **options).coords
 
 
 def test_on_a_linear_loss_integrated_gradients_are_plain_scores():
