@@ -20,21 +20,22 @@ def pairs(
     if weights is not None:
         _show_weights(weights, pairs, store)
         return
-    from rlcircuits.models import pair_table
+    from rlcircuits.models import pair_rows
 
-    table = pair_table(pairs, store)
-    shown = table.drop(columns="note").assign(parameters=[_billions(n) for n in table["parameters"]])
-    print(shown.to_string(index=False))
-    for row in table[table["note"] != ""].itertuples():
-        print(f"\n{row.pair}: {row.note}")
-    for provider in provided("rlcircuits.pairs").values():
-        print(f"\n{provider.note}")
+    rows = pair_rows(pairs, store)
+    columns = ("pair", "method", "base", "tuned", "parameters", "here")
+    shown = [dict(zip(columns, columns, strict=True))]
+    shown += [{**row, "parameters": _billions(row["parameters"])} for row in rows]
+    widths = [max(len(row[column]) for row in shown) for column in columns]
+    for row in shown:
+        print("  ".join(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)).rstrip())
+    notes = [f"{row['pair']}: {row['note']}" for row in rows if row["note"]]
+    for note in notes + [provider.note for provider in provided("rlcircuits.pairs").values()]:
+        print(f"\n{note}")
 
 
-def _billions(number: object) -> str:
-    import pandas as pd
-
-    if number is None or pd.isna(number):
+def _billions(number: int | None) -> str:
+    if number is None:
         return "?"
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 

@@ -7,6 +7,7 @@ from .gguf import converted as converted
 from .gguf import get as get
 from .gguf import packaged as packaged
 from .gguf import packaged_folder as packaged_folder
+from .inventory import pair_rows as pair_rows
 from .inventory import pair_table as pair_table
 from .inventory import which_are_here as which_are_here
 from .known import PairProvider as PairProvider

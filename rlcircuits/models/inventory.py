@@ -2,8 +2,8 @@
 
 1. A model is here when its folder, or the hub's cache, holds its configuration and every weight file; an adapter, when its own files
    and its base are.
-2. Its size is counted from the headers of its weight files where they are here, else from its configuration, else from what the
-   registry says of its shape, else unknown.
+2. Its size is counted from the headers of its weight files where they are here; else it is what the registry says; else it is counted from
+   its configuration, here or in the registry; else unknown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
 from rlcircuits.extensions import provided
@@ -48,20 +48,29 @@ def pair_table(
     """
     import pandas as pd
 
+    return pd.DataFrame(pair_rows(file, store), columns=COLUMNS).astype({"parameters": "Int64"})
+
+
+def pair_rows(
+    file: str | os.PathLike[str] | None = None, store: Store | str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of `pair_table`, arguments and errors as there, without the seconds that importing pandas takes."""
     rows = [_row(one) for one in pairs(file).values()]
-    rows += [row for provider in provided(GROUP).values() for row in provider.rows(store)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"parameters": "Int64"})
+    return rows + [row for provider in provided(GROUP).values() for row in provider.rows(store)]
 
 
 def folder_of(name: str, revision: str | None = None) -> Path | None:
     """The folder where a checkpoint's files are complete on this machine, the hub's cache included; None when they are not."""
+    folder = _configured(name, revision)
+    return folder if folder is not None and _complete(folder) else None
+
+
+def _configured(name: str, revision: str | None) -> Path | None:
+    """The folder on this machine that has at least a checkpoint's configuration."""
     try:
-        folder = local_checkpoint(name)
+        return local_checkpoint(name) or _cached(name, revision)
     except InputError:
         return None
-    if folder is None:
-        folder = _cached(name, revision)
-    return folder if folder is not None and _complete(folder) else None
 
 
 def _row(pair: ModelPair) -> dict[str, object]:
@@ -83,6 +92,10 @@ def which_are_here(base: bool, tuned: bool) -> str:
 
 
 def _size(pair: ModelPair, base: Path | None) -> int | None:
+    if base is None and pair.parameters is not None:
+        return pair.parameters
+    if base is None and pair.config is None and _configured(pair.base, pair.base_revision) is None:
+        return None
     try:
         return stored_parameters(base) if base is not None else parameters(config_of(pair, fetch=False))
     except InputError:

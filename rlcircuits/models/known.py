@@ -32,6 +32,7 @@ _KEYS = {
     "trust_remote_code": bool,
     "note": str,
     "config": dict,
+    "parameters": int,
 }
 
 ENVIRONMENT = "RLCIRCUITS_PAIRS"

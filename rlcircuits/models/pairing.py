@@ -36,6 +36,7 @@ class ModelPair:
         note: what a reader should know about it.
         base_revision, tuned_revision: hub branches, tags or commits.
         config: the shape of both models, as in ``config.json``, for estimates where neither is on this machine.
+        parameters: how many numbers each model has, which is shown where neither is on this machine.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelPair:
     base_revision: str | None = field(default=None, compare=False)
     tuned_revision: str | None = field(default=None, compare=False)
     config: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    parameters: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("name", "base", "tuned"):

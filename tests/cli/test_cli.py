@@ -300,6 +300,8 @@ LIGHT = {
     "family --members gpro": 2,
     "study --members gpro": 2,
     "sweep nowhere.yaml": 2,
+    "pairs --pairs nowhere.yaml": 2,
+    "pairs": 0,
 }
 _EACH = """
 import json, sys

@@ -40,6 +40,7 @@ def test_sizes_that_were_published(name):
 
 def test_the_registered_pairs_have_these_sizes_without_any_file():
     sizes = {name: estimate(name, tokens=10, device_flops=1e12).parameters for name in rc.pairs()}
+    assert {name: pair.parameters for name, pair in rc.pairs().items()} == sizes
     assert sizes["mistral"] == PUBLISHED["Mistral-7B"][0]
     assert sizes["qwen2.5"] == sizes["distilled-qwen"] == PUBLISHED["Qwen2.5-7B"][0]
     # deepseek-math by hand: two embeddings, 30 layers of four square matrices, three of the MLP and two norms, one norm more
