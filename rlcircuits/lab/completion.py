@@ -1,18 +1,14 @@
 """The Tab key within a string: levels, pairs, metrics and whatever else is a choice among names.
 
-1. Find the call that the unfinished string stands in, by the tokens before the cursor: ``rc.attribute(model, traces, level="b``.
-2. Look the called name up among what the session has; nothing is run for it. Only functions of this package are completed.
-3. Which parameter the string is for: the keyword before it, or its place among the arguments.
-4. `CHOICES` says where the names of a parameter are.
+1. jedi, which IPython brings, says of which function's which parameter the unfinished string is a value; it looks names up among what
+   the session has, and runs nothing. Only functions of this package are completed.
+2. `CHOICES` says where the names of a parameter are. (IPython itself completes no strings of arguments, with ``Literal`` hints or without.)
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,7 +34,7 @@ CHOICES = {
     "problem_set.name": "answers:known_sets",
 }
 _STRING = re.compile(r"""(?<!\w)(["'])([^"'\n]*)\Z""")
-_CLOSES, _OPENS = ")]}", "([{"
+_KEY = re.compile(r"""[\w)\]"']\s*\[\s*\Z""")  # a key of something is IPython's own matter
 
 
 def register(ipython: Any) -> None:
@@ -75,19 +71,17 @@ def offered(text: str, namespace: Mapping[str, Any]) -> tuple[list[str], str]:
     (['head'], 'h')
     """
     string = _STRING.search(text)
-    if string is None:
+    if string is None or _KEY.search(text[: string.start()]):
         return [], ""
-    begun = string[2]
-    call = _call(text[: string.start()])
-    if call is None:
-        return [], begun
-    path, keyword, place = call
-    function = _found(path, namespace)
-    if function is None or not (getattr(function, "__module__", None) or "").startswith("rlcircuits"):
-        return [], begun
-    parameter = _parameter(function, keyword, place)
-    where = CHOICES.get(f"{function.__name__}.{parameter}", CHOICES.get(parameter or ""))
-    return ([] if where is None else [name for name in _choices(where) if name.startswith(begun)]), begun
+    import jedi
+
+    before = re.sub(r"(?m)^\s*[%!].*$", "", text[: string.start()])  # magics and commands are no Python
+    for call in jedi.Interpreter(before, [dict(namespace)]).get_signatures():
+        if call.index is not None and (call.module_name or "").startswith("rlcircuits"):
+            parameter = call.params[call.index].name
+            where = CHOICES.get(f"{call.name}.{parameter}", CHOICES.get(parameter))
+            return [name for name in _choices(where) if name.startswith(string[2])] if where else [], string[2]
+    return [], string[2]
 
 
 def _choices(where: str) -> Iterable[str]:
@@ -100,66 +94,3 @@ def _offset(context: Any) -> int:
     """Where the cursor is in the whole text; a context counts lines and columns."""
     lines = context.full_text.split("\n")
     return sum(len(line) + 1 for line in lines[: context.cursor_line]) + context.cursor_position
-
-
-def _call(text: str) -> tuple[list[str], str | None, int] | None:
-    """The innermost call that `text` leaves open: the dotted name called, the keyword of the argument at its end, and its place."""
-    tokens = []
-    plain = re.sub(r"(?m)^\s*[%!].*$", "", text)  # magics and commands are no Python
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(plain).readline):
-            if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING):
-                tokens.append(token)
-    except (tokenize.TokenError, IndentationError, SyntaxError):
-        pass  # it ends in the middle of things, as it must
-    depth, place, keyword = 0, 0, None
-    for i in range(len(tokens) - 1, -1, -1):
-        said = tokens[i].string
-        if tokens[i].type != tokenize.OP:
-            continue
-        if said in _CLOSES:
-            depth += 1
-        elif said in _OPENS and depth:
-            depth -= 1
-        elif said in "[{":  # a list of names within a call; a key of something else is IPython's own matter
-            if i and (tokens[i - 1].type in (tokenize.NAME, tokenize.STRING) or tokens[i - 1].string in _CLOSES):
-                return None
-            place, keyword = 0, None
-        elif said == "(":
-            return (path, keyword, place) if (path := _path(tokens[:i])) else None
-        elif said == "," and not depth:
-            place += 1
-        elif said == "=" and not depth and not place and i and tokens[i - 1].type == tokenize.NAME:
-            keyword = keyword or tokens[i - 1].string
-    return None
-
-
-def _path(tokens: list[tokenize.TokenInfo]) -> list[str]:
-    """The dotted name at the end: ``["rc", "attribute"]``; empty where there is none."""
-    path: list[str] = []
-    for token in reversed(tokens):
-        if len(path) % 2 == 0 and token.type == tokenize.NAME:
-            path.append(token.string)
-        elif len(path) % 2 == 1 and token.string == ".":
-            path.append(".")
-        else:
-            break
-    return [name for name in reversed(path) if name != "."] if len(path) % 2 else []
-
-
-def _found(path: list[str], namespace: Mapping[str, Any]) -> Any:
-    """What a dotted name of modules and instances means, without running properties; None where it means nothing."""
-    found = namespace.get(path[0])
-    for name in path[1:]:
-        if found is None:
-            return None
-        found = getattr(found if inspect.ismodule(found) or inspect.isclass(found) else type(found), name, None)
-    return found
-
-
-def _parameter(function: Any, keyword: str | None, place: int) -> str | None:
-    """The name of the parameter that an argument is for."""
-    if keyword is not None:
-        return keyword
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
-    return names[place] if place < len(names) else None

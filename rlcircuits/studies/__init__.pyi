@@ -1,5 +1,5 @@
 from .pipeline import PairStudy as PairStudy
 from .pipeline import Study as Study
 from .pipeline import generate_pair as generate_pair
-from .pipeline import keep_models as keep_models
 from .pipeline import study as study
+from .steps import keep_models as keep_models

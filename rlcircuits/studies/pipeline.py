@@ -15,43 +15,23 @@ afterwards; a warm study loads no model. Source: arXiv 2509.21044, sections 3 an
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import (
-    ANSWERS,
-    ENGINES,
-    SIDES,
-    Answer,
-    Problem,
-    ProblemSet,
-    Selection,
-    generate,
-    load_answers,
-    read_answers,
-    save_answers,
-    select,
-)
-from rlcircuits.attribution import LEVELS, Trace
+from rlcircuits.answers import ENGINES, SIDES, Answer, Problem, ProblemSet, Selection, select
 from rlcircuits.errors import InputError, choose
-from rlcircuits.metrics import COMPARISON, compare
-from rlcircuits.models import LOADING, Model, ModelPair, load_tokenizer
+from rlcircuits.models import ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
-from rlcircuits.storage import Store, load_scores, load_table, save_scores, save_table
+from rlcircuits.storage import Store
+from rlcircuits.studies.steps import Run, Scoring
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from transformers import PreTrainedTokenizerBase
-
-    from rlcircuits.models import Outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +159,7 @@ class Study:
         for kind, name in zip(("source", "destination"), edge.partition("->")[::2]):
             choose(kind, name, [str(n) for n in scores[kind].values])
         settings = self.settings
-        run = _Run(
+        run = Run(
             settings["store"], settings["problems"], Scoring(self.level), settings["batch_size"], settings["engine"]
         )
         found = {}
@@ -247,7 +227,6 @@ def study(
         InputError: a pair that cannot be loaded or compared, answers that are not as expected, settings out of range, or no
             problem left by the rules.
     """
-    choose("level", level, LEVELS)
     choose("engine", engine, ENGINES)
     scoring = Scoring(level, memory, intervention, ig_steps)
     store = store if isinstance(store, Store) else Store(store)
@@ -262,7 +241,7 @@ def study(
             f"two pairs are called {next(x for x in names if names.count(x) > 1)!r}: give each its own name"
         )
     files = _files(answers, names)
-    run = _Run(store, problems, scoring, batch_size, engine)
+    run = Run(store, problems, scoring, batch_size, engine)
     done = {}
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in SIDES]
@@ -323,7 +302,7 @@ def generate_pair(
     """
     choose("engine", engine, ENGINES)
     one = registered_pair(pair) if isinstance(pair, str) else pair
-    run = _Run(store if isinstance(store, Store) else Store(store), problems, Scoring("block"), batch_size, engine)
+    run = Run(store if isinstance(store, Store) else Store(store), problems, Scoring("block"), batch_size, engine)
     found = run.answers(one, [run.side(one, name, device, dtype) for name in SIDES])
     return dict(zip(SIDES, found))
 
@@ -339,205 +318,3 @@ def _files(given: Any, names: Sequence[str]) -> dict[str, Any]:
     if len(names) > 1:
         raise InputError(f"answers of {len(names)} pairs: expected a mapping of pair name to file, {{{names[0]!r}: …}}")
     return {names[0]: given}
-
-
-def _digest(traces: Iterable[Trace]) -> str:
-    content = json.dumps([[trace.problem, trace.prompt, trace.answer] for trace in traces])
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-_kept: dict[tuple, Model] | None = None
-
-
-def keep_models() -> None:
-    """From now on this process keeps the two models it used last, for work that comes in many small parts."""
-    global _kept
-    _kept = {} if _kept is None else _kept
-
-
-class _Side:
-    """One model of a pair, loaded only when a step needs it."""
-
-    def __init__(self, pair: ModelPair, side: str, device: str, dtype: str) -> None:
-        self.pair, self.side, self.device, self.dtype = pair, side, device, dtype
-        self.name = getattr(pair, side)
-        self.label = f"{pair.name} ({side})"
-
-    @cached_property
-    def model(self) -> Model:
-        if _kept is None:
-            return self.pair.load(self.side, self.device, self.dtype)
-        key = (self.pair.fingerprint(self.side) or self.name, self.device, self.dtype)
-        if key not in _kept:
-            while len(_kept) > 1:  # a base and one model tuned from it
-                _kept.pop(next(iter(_kept)))
-            _kept[key] = self.pair.load(self.side, self.device, self.dtype)
-        _kept[key] = _kept.pop(key)
-        return _kept[key]
-
-    @property
-    def outline(self) -> Outline:
-        return dict(zip(SIDES, self.pair.outlines()))[self.side]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.pair.fingerprint(self.side) or self.model.fingerprint
-
-    @property
-    def key(self) -> dict[str, str]:
-        return {"model": self.fingerprint, "dtype": self.dtype, "loading": str(LOADING)}
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How `rlcircuits.attribute` is asked; see there.
-
-    Raises:
-        InputError: a value that is none of those known.
-    """
-
-    level: str
-    memory: str = "auto"
-    intervention: str = "zero"
-    ig_steps: int = 1
-
-    def __post_init__(self) -> None:
-        from rlcircuits.attribution import MEMORY
-
-        choose("level", self.level, LEVELS)
-        choose("memory", self.memory, MEMORY)
-        choose("intervention", self.intervention, ("zero", "mean"))
-        if isinstance(self.ig_steps, bool) or not isinstance(self.ig_steps, int) or self.ig_steps < 1:
-            raise InputError(f"ig_steps is {self.ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What the scores depend on; the memory mode changes them by rounding alone."""
-        return {"level": self.level, "intervention": self.intervention, "ig_steps": self.ig_steps}
-
-
-class _Run:
-    def __init__(
-        self, store: Store, problems: ProblemSet, scoring: Scoring, batch_size: int | str, engine: str
-    ) -> None:
-        self.store, self.problems, self.scoring, self.batch_size, self.engine = (
-            store,
-            problems,
-            scoring,
-            batch_size,
-            engine,
-        )
-        self.sides: dict[tuple, _Side] = {}
-
-    def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
-        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its base."""
-        key = (getattr(pair, side), getattr(pair, f"{side}_revision"), pair.trust_remote_code)
-        key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
-        return self.sides.setdefault(key, _Side(pair, side, device, dtype))
-
-    def answers(self, pair: ModelPair, sides: list[_Side]) -> list[list[Answer]]:
-        inputs = [
-            {
-                **side.key,
-                "problems": self.problems.fingerprint,
-                "prompt": pair.prompt,
-                "max_new_tokens": pair.max_new_tokens,
-                "engine": self.engine,
-                "code": str(ANSWERS),
-            }
-            for side in sides
-        ]
-        if not all(self.store.has("answers", one) for one in inputs):
-            pair.check()
-        found = []
-        for side, one in zip(sides, inputs):
-            # Answers are kept as they come, so that an interrupted generation goes on.
-            unfinished = self.store.root / "unfinished" / self.store.path("answers", one).name
-
-            def build(folder: Path, side: _Side = side, unfinished: Path = unfinished) -> None:
-                model = side.outline if self.engine == "vllm" else side.model
-                settings = (self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label, self.engine)
-                save_answers(generate(model, *settings, resume=unfinished), folder / "answers.parquet")
-
-            folder = self.store.make("answers", one, build, note=f"{side.name} on {self.problems.name}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            found.append(load_answers(folder / "answers.parquet"))
-        return found
-
-    def imported(self, pair: ModelPair, file: Any) -> list[list[Answer]]:
-        """Answers that another engine made, checked against the pair and the problems; no model is loaded."""
-        found = read_answers(file, self.problems, pair.check(), pair.prompt)
-        return [found[side] for side in SIDES]
-
-    def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
-        from rlcircuits.attribution import SCORES, attribute
-
-        inputs = {
-            **side.key,
-            "traces": _digest([trace.cut(cut) for trace in traces]),
-            **self.scoring.key,
-            "cut": cut,
-            "code": str(SCORES),
-        }
-
-        def build(folder: Path) -> None:
-            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asdict(self.scoring))
-            save_scores(scores, folder / "scores.nc")
-
-        return load_scores(
-            self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc"
-        )
-
-    def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
-        import pandas as pd
-
-        from rlcircuits.attribution import LOSSES, token_losses
-
-        inputs = {**side.key, "traces": _digest(traces), "code": str(LOSSES)}
-
-        def build(folder: Path) -> None:
-            losses = token_losses(side.model, traces, batch_size=self.batch_size)
-            save_table(
-                pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet"
-            )
-
-        table = load_table(self.store.make("losses", inputs, build, note=side.name) / "losses.parquet")
-        return dict(zip(table["problem"], table["losses"]))
-
-    def effects(self, side: _Side, traces: list[Trace], cut: int, edge: str) -> pd.Series:
-        """The exact effect of one edge on each trace, in nats, by problem."""
-        import pandas as pd
-
-        from rlcircuits.attribution import EFFECTS, ablate
-
-        digest = _digest([trace.cut(cut) for trace in traces])
-        inputs = {
-            **side.key,
-            "traces": digest,
-            "level": self.scoring.level,
-            "cut": cut,
-            "edge": edge,
-            "code": str(EFFECTS),
-        }
-
-        def build(folder: Path) -> None:
-            exact = ablate(side.model, traces, self.scoring.level, [edge], cut=cut, batch_size=self.batch_size)
-            source, _, destination = edge.partition("->")
-            effect = exact.sel(source=source, destination=destination)
-            table = pd.DataFrame({"problem": effect["sample"].values.astype(str), "effect": effect.values})
-            save_table(table, folder / "effects.parquet")
-
-        folder = self.store.make("edge-effects", inputs, build, note=f"{side.name} without {edge}")
-        return load_table(folder / "effects.parquet").set_index("problem")["effect"]
-
-    def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
-        digest = [
-            hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest()
-            for one in (base, tuned)
-        ]
-        inputs = {"base": digest[0], "tuned": digest[1], "code": str(COMPARISON)}
-
-        def build(folder: Path) -> None:
-            save_table(compare(base, tuned).reset_index(), folder / "comparison.parquet")
-
-        return load_table(self.store.make("comparison", inputs, build) / "comparison.parquet").set_index("metric")

@@ -86,7 +86,7 @@ def test_an_ending_token_ends_the_answer(world, tmp_path):
 def test_a_study_of_imported_answers_is_that_of_generated_ones(world, monkeypatch):
     settings = {"keep": "all", "alpha": 1.0, "device": "cpu", "store": world.root / "runs"}
     expected = rc.study(world.pair, world.problems, **settings)
-    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     found = rc.study(world.pair, world.problems, answers=world.file, **settings)
     assert found.table().equals(expected.table())
     assert (

@@ -177,7 +177,7 @@ def test_one_model_alone(world, capsys):
 def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, changes, says):
     import re
 
-    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     changes = {k: v.format(root=world) if isinstance(v, str) else v for k, v in changes.items()}
     assert main(options(world, **{"out": world / "bad", **changes})) == 2
     said = capsys.readouterr()
@@ -263,7 +263,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
     assert process.returncode == 130
     assert "interrupted; all that was finished is kept" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("answered again"))
+    monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("answered again"))
     assert main(arguments) == 0
     assert (tmp_path / "out" / "tuned.nc").is_file()
 

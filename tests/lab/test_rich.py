@@ -98,7 +98,7 @@ def test_edges_by_name_and_the_tab_key(shell):
 TAB = [
     ('rc.attribute(model, traces, level="', {"block", "qkv", "head"}),
     ("rc.attribute(model, traces, 'h", {"head"}),
-    ('rc.attribute(model, [rc.Trace("p", [1], [2])],\n    batch_size=4, intervention="m', {"mean"}),
+    ('rc.attribute(model, [rc.Trace("p", [1], [2])],\n    batch_size=4, intervention="me', {"mean"}),
     ('%matplotlib inline\nx = {"a": 1}\nattribute(model, traces, level="q', {"qkv"}),
     ('rc.pair("family/g', {"family/grpo"}),
     ('rc.study("deepseek-', {"deepseek-math"}),

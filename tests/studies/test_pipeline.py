@@ -108,7 +108,7 @@ def test_bad_settings(folders, problems, tmp_path, settings, says):
 
 def test_models_that_cannot_be_compared_are_refused_before_they_answer(folders, problems, tmp_path, monkeypatch):
     other = save(tmp_path / "other", layers=2, words=tuple(WORDS[::-1]))
-    monkeypatch.setattr("rlcircuits.studies.pipeline.generate", lambda *_a, **_k: pytest.fail("a model answered"))
+    monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     with pytest.raises(rc.InputError, match="different vocabularies"):
         rc.study(rc.ModelPair("own", folders["base"], other), problems, store=tmp_path / "runs", **SETTINGS)
 
