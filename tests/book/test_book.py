@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
-import plotly.graph_objects as go
 import pytest
 import yaml
 
 import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
-from rlcircuits.lab.display import figure_html
 from tests.fixtures.browser import chromium
 from tests.fixtures.waiting import until
 
@@ -431,54 +428,6 @@ def test_the_argument_is_connected(book: Path) -> None:
 
 
 # The machinery by itself.
-
-
-def test_figure_html_is_the_same_each_time_and_cannot_be_broken_out_of() -> None:
-    title = "a </script><script>alert(1)</script> & \u00e9"
-    fig = go.Figure(go.Scatter(x=np.arange(3), y=[1.5, np.nan, 2]), layout_title_text=title)
-    once, again = (figure_html(fig, "a-name", caption='1 < 2 & "so"') for _ in range(2))
-    assert once == again
-    assert once.count("<script") == 1 and once.count("</script>") == 1
-    assert 'id="a-name"' in once and "1 &lt; 2 &amp;" in once
-    data = json.loads(re.search(r'id="a-name-data">(.*?)</script>', once)[1])
-    assert data["layout"]["title"]["text"] == title
-    assert json.dumps(data, sort_keys=True) == json.dumps(json.loads(fig.to_json()), sort_keys=True)
-    assert len(once) < 30_000, "no plotly.js inside"
-
-
-def test_alt_text_is_there_for_every_figure() -> None:
-    fig = go.Figure(layout_title_text="<b>Finding</b>")
-    assert re.search(r'role="img" aria-label=" ?Finding ?"', figure_html(fig, "one"))
-    assert 'aria-label="seen"' in figure_html(fig, "one", caption="under", alt="seen")
-    assert 'aria-label="under"' in figure_html(fig, "one", caption="under")
-    assert 'aria-label="Figure one."' in figure_html(go.Figure(), "one")
-
-
-@pytest.mark.parametrize("name", ["Two Words", "", "a_b", "9", "a--b", '"><script>', None])
-def test_figure_names_are_ids(name: Any) -> None:
-    with pytest.raises(InputError, match="cannot name a figure"):
-        figure_html(go.Figure(), name)
-
-
-def test_only_figures_are_shown() -> None:
-    with pytest.raises(InputError, match="expected a plotly figure, got dict"):
-        figure_html({}, "a")  # type: ignore[arg-type]
-
-
-def test_show_gives_each_front_end_a_form_it_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    import IPython.display
-
-    from rlcircuits.lab.display import show
-
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, **more: shown.append((data, more)))
-    fig = go.Figure(go.Bar(y=[1, 2]), layout_title_text="Two bars")
-    show(fig, "bars", caption="c")
-    ((bundle, more),) = shown
-    assert more == {"raw": True}
-    assert bundle["text/html"] == figure_html(fig, "bars", "c")
-    assert bundle["application/vnd.plotly.v1+json"]["data"][0]["type"] == "bar"
-    assert bundle["text/plain"]
 
 
 def test_every_public_name_is_in_the_reference() -> None:

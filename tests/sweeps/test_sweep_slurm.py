@@ -17,8 +17,9 @@ from rlcircuits.sweeps import Settings
 from rlcircuits.sweeps.engines import slurm
 from rlcircuits.sweeps.engines.slurm import Slurm
 from rlcircuits.sweeps.records import record_of, write_record
-from tests.fixtures.slurm import Cluster, missing, until
+from tests.fixtures.slurm import Cluster, missing
 from tests.fixtures.sweeps import counted, runs, start, write_notebook, write_sweep
+from tests.fixtures.waiting import PATIENCE, until
 
 WAITING = [
     'x = 1\ngroup = "a"\nstore = "."',
@@ -71,18 +72,17 @@ def test_jobs_of_a_killed_sweep_are_found_again(ours: Cluster, tmp_path: Path) -
     file, out, before = waiting(tmp_path, xs=2, share=["store"]), tmp_path / "out", len(ours.jobs())
     options = ["--engine", "slurm", "--cpus-per-cell", "1", "--memory-per-cell", "100M", "--time-per-cell", "7"]
     first = start(file, out, *options, "--sbatch=--comment=ours --nice=3")
-    until(lambda: runs(tmp_path) or first.poll() is not None)
-    assert first.poll() is None, out.with_suffix(".log").read_text()
+    until(lambda: runs(tmp_path), "a cell at work", first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert [state for state, _, _ in ours.jobs()[before:]] == ["RUNNING"]
     told = ours.tell("scontrol", "show", "job", "--oneliner").splitlines()[-1]
     assert all(word in told for word in ("TimeLimit=00:07:00", "MinMemoryNode=100M", "Comment=ours", "NumCPUs=1"))
     second = start(file, out, *options)
-    until(lambda: f'"process": {second.pid}' in (out / ".sweep.json").read_text() or second.poll() is not None)
+    until(lambda: f'"process": {second.pid}' in (out / ".sweep.json").read_text(), "the second sweep at work", second)
     opened(tmp_path)
-    assert second.wait(180) == 0, out.with_suffix(".log").read_text()
-    until(lambda: [state for state, _, _ in ours.jobs()[before:]] == ["COMPLETED", "COMPLETED"])
+    assert second.wait(PATIENCE) == 0, out.with_suffix(".log").read_text()
+    until(lambda: [state for state, _, _ in ours.jobs()[before:]] == ["COMPLETED", "COMPLETED"], "both jobs to end")
     assert runs(tmp_path) == 2
     table = pd.read_parquet(out / "summary.parquet")
     assert list(table["status"]) == ["done"] * 2 and list(table["square"]) == [0, 1]
@@ -92,34 +92,36 @@ def test_jobs_of_a_killed_sweep_are_found_again(ours: Cluster, tmp_path: Path) -
 def test_a_drained_node_gets_no_more_cells_and_a_lost_one_gives_its_own_back(ours: Cluster, tmp_path: Path) -> None:
     file, out, before = waiting(tmp_path, xs=3), tmp_path / "out", len(ours.jobs())
     sweep = start(file, out, "--engine", "slurm")
-    until(lambda: runs(tmp_path) == 2 or sweep.poll() is not None)
+    until(lambda: runs(tmp_path) == 2 and len(ours.jobs()) == before + 3, "two cells at work and one waiting", sweep)
     ours.tell("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
-    assert ours.nodes()["n1"] == "draining"
+    until(lambda: ours.nodes().get("n1") == "draining", "the node to drain")
     assert sorted(state for state, _, _ in ours.jobs()[before:]) == ["PENDING", "RUNNING", "RUNNING"]
     lost = next(name for _, node, name in ours.jobs()[before:] if node == "n1")
     ours.tell("scontrol", "update", "nodename=n1", "state=down", "reason=test")
-    until(lambda: len(ours.jobs()) == before + 4 or sweep.poll() is not None)
+    until(lambda: len(ours.jobs()) == before + 4, "another job for the cell of the lost node", sweep)
     opened(tmp_path)
-    assert sweep.wait(180) == 0, out.with_suffix(".log").read_text()
-    until(lambda: "RUNNING" not in {state for state, _, _ in ours.jobs()})  # what has left its record still ends
+    assert sweep.wait(PATIENCE) == 0, out.with_suffix(".log").read_text()
+    until(
+        lambda: "RUNNING" not in {state for state, _, _ in ours.jobs()}, "the jobs to end"
+    )  # what has left its record still ends
     ended = {name: (state, node) for state, node, name in ours.jobs()[before:]}
     assert ended.pop(lost)[0] == "NODE_FAIL" and set(ended.values()) == {("COMPLETED", "n2")}
     table = pd.read_parquet(out / "summary.parquet")
     assert list(table["status"]) == ["done"] * 3 and list(table["node"]) == ["n2"] * 3
     assert sorted(table["attempts"]) == [1, 1, 2] and runs(tmp_path) == 4
     ours.tell("scontrol", "update", "nodename=n1", "state=resume")
-    until(lambda: ours.nodes()["n1"] == "idle")
+    until(lambda: ours.nodes().get("n1") == "idle", "the node to be idle")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_cancels_all_jobs(ours: Cluster, tmp_path: Path, sign: signal.Signals) -> None:
     file, out, before = waiting(tmp_path, xs=3), tmp_path / "out", len(ours.jobs())
     sweep = start(file, out, "--engine", "slurm")
-    until(lambda: (runs(tmp_path) == 2 and len(ours.jobs()) == before + 3) or sweep.poll() is not None)
+    until(lambda: runs(tmp_path) == 2 and len(ours.jobs()) == before + 3, "two cells at work and one waiting", sweep)
     os.killpg(sweep.pid, sign) if sign == signal.SIGINT else sweep.send_signal(sign)
-    assert sweep.wait(60) == 130, out.with_suffix(".log").read_text()
-    assert [state for state, _, _ in ours.jobs()[before:]] == ["CANCELLED"] * 3
-    until(lambda: not kernels(tmp_path))
+    assert sweep.wait(PATIENCE) == 130, out.with_suffix(".log").read_text()
+    until(lambda: [state for state, _, _ in ours.jobs()[before:]] == ["CANCELLED"] * 3, "the jobs to be cancelled")
+    until(lambda: not kernels(tmp_path), "the kernels to end")
     log = out.with_suffix(".log").read_text()
     assert "interrupted; all that was finished is kept" in log and "Traceback" not in log
     assert list(pd.read_parquet(out / "summary.parquet")["status"]) == ["not run"] * 3
@@ -190,7 +192,7 @@ def test_how_a_job_without_a_record_ended(pretended: Path, state: str | None, sa
     queue = (pretended / "queue").read_text()
     assert queue.startswith("9|RUNNING|one.")
     (pretended / "queue").write_text(queue.replace("RUNNING", state) if state else "")
-    (_, end), *rest = until(lambda: made.ended(0.0))
+    (_, end), *rest = until(lambda: made.ended(0.0), "the job to end")
     assert says in end.words and end.passing is passing and not rest and not made.running
 
 

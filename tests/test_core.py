@@ -20,8 +20,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.book.test_setup import PROJECT, ROOT
 from tests.fixtures.checkpoints import save
+from tests.test_setup import PROJECT, ROOT
 
 
 def closure(requirements: list[str]) -> dict[str, metadata.Distribution]:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import attribution as bench
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_case_is_timed_and_weighed_against_the_floor(monkeypatch):
