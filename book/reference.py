@@ -39,9 +39,9 @@ it is first used. `paradigms` is the experiment that the book reports, made with
 ROOMS = (
     *(
         f"rlcircuits.{room}"
-        for room in ("attribution", "metrics", "models", "answers", "studies", "storage", "figures")
+        for room in ("attribution", "metrics", "exactness", "models", "answers", "studies", "storage", "figures")
     ),
-    *(f"rlcircuits.{room}" for room in ("lab", "sweeps", "lessons")),
+    *(f"rlcircuits.{room}" for room in ("lab", "sweeps", "lessons", "cli")),
     *(f"paradigms.{room}" for room in ("family", "study", "paper")),
 )
 _SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")
@@ -50,9 +50,8 @@ _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 _BESIDE = {
     "rlcircuits.lab": {
         "display": ("figure_html", "export"),
-        "parameters": ("run", "check_parameters", "defaults", "glued"),
+        "parameters": ("check_parameters",),
     },
-    "rlcircuits.sweeps": {"run": ("sweep", "preview", "Settings")},
     "rlcircuits.lessons": {"by_hand": ("llama",)},
 }
 
