@@ -57,3 +57,5 @@ from .studies import PairStudy as PairStudy
 from .studies import Study as Study
 from .studies import generate_pair as generate_pair
 from .studies import study as study
+
+__version__: str

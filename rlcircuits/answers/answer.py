@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.problems import ProblemSet, grade
 from rlcircuits.attribution import Trace
@@ -80,9 +80,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
                 "prompt is 'chat', but the tokenizer has no chat template: give a template with '{question}'"
             )
         messages = [{"role": "user", "content": question}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+        made: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        ids = made["input_ids"]
     elif not isinstance(prompt, str) or prompt.count("{question}") != 1:
         raise InputError(f"prompt is {prompt!r}: expected a template with one '{{question}}', or 'chat'")
     else:
@@ -108,7 +107,7 @@ def answer_of(
     finished: bool,
 ) -> Answer:
     """An answer from its token ids: decoded and graded. `index` is that of the problem."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     problem = problems[index]
     return Answer(problem.id, prompt, tuple(ids), text, grade(problems, problem, text), finished)
 

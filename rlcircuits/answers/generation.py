@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def generate(
         if engine == "vllm":
             batches = vllm(model, prompts, rooms, order, ends)
         else:
-            batches = _transformers(model, prompts, rooms, order, ends, batch_size)
+            batches = _transformers(cast("Model", model), prompts, rooms, order, ends, batch_size)
         for batch, generated in batches:
             new = {i: _until_end(ids, ends) for i, ids in zip(batch, generated, strict=True)}
             if book is not None:
@@ -207,7 +207,7 @@ def _answer_batch(model: Model, prompts: list[tuple[int, ...]], room: int) -> li
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     try:
-        out = model.hf.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)
+        out = cast(Any, model.hf).generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)
     except torch.OutOfMemoryError:
         return None
     return out[:, width:].tolist()

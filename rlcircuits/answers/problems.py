@@ -164,4 +164,8 @@ def encodable(text: str) -> bool:
 
 def _first_double(names: Iterable[str]) -> str | None:
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

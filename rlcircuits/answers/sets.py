@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "RLCIRCUITS_PROBLEM_SETS"
 GROUP = "rlcircuits.problems"
-_KEYS = {
+_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "hub": str,
     "path": str,
     "config": (str, list),
@@ -98,8 +98,8 @@ def problem_set(
     Raises:
         InputError: no such set or file, rows that are not as expected, or a hub that cannot be reached.
     """
-    given = {"question": question, "answer": answer, "id": id, "grader": grader, "extractor": extractor}
-    given = {key: value for key, value in given.items() if value is not None}
+    told = {"question": question, "answer": answer, "id": id, "grader": grader, "extractor": extractor}
+    given: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     name = os.fspath(name)
     label, mark, path = name.partition("=")
     known = problem_sets(file)
@@ -209,13 +209,12 @@ def _load(name: str, entry: dict[str, Any], limit: int | None) -> ProblemSet:
     if "path" in entry:
         fields = {key: entry[key] for key in ("question", "answer", "id") if key in entry}
         return load_problems(entry["path"], **fields, grader=grader, limit=limit, name=name, extractor=extractor)
-    fields = {"question": entry["question"], "reference": entry["answer"]} | (
-        {"id": entry["id"]} if "id" in entry else {}
-    )
+    named: dict[str, str] = {"question": entry["question"], "reference": entry["answer"]}
+    named |= {"id": entry["id"]} if "id" in entry else {}
     choose("grader", grader, GRADERS)
     choose("extractor", extractor, EXTRACTORS)
-    rows = _hub_rows(name, entry, tuple(fields.values()))
-    return ProblemSet(name, collected(rows, fields, name, f"{entry['hub']!r} on the hub", limit), grader, extractor)
+    rows = _hub_rows(name, entry, tuple(named.values()))
+    return ProblemSet(name, collected(rows, named, name, f"{entry['hub']!r} on the hub", limit), grader, extractor)
 
 
 def _hub_rows(name: str, entry: dict[str, Any], fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -46,7 +46,7 @@ def token_groups(tokenizer: PreTrainedTokenizerBase | Any, traces: Sequence[Trac
 
 def _of_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     def text(end: int) -> str:
-        return tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        return str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
 
     spelt = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
     labels = ["numbers" if any(c.isdigit() for c in piece) else "working" for piece in spelt]

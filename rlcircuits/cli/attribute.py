@@ -104,9 +104,9 @@ def attribute(
             problems, sets, limit, question=question, answer=answer, id=id, grader=grader, extractor=extractor
         )
     alone = pair is None and tuned is None
-    two = _checkpoints(base, tuned or base) if pair is None else models.pair(pair, pairs, kept)
+    two = _checkpoints(str(base), str(tuned or base)) if pair is None else models.pair(pair, pairs, kept)
     two = replace(two, prompt=prompt or two.prompt, max_new_tokens=max_new_tokens or two.max_new_tokens)
-    how = dict(
+    how: dict[str, Any] = dict(
         level=level, alpha=alpha, seed=seed, keep=keep, dtype=dtype, intervention=intervention, ig_steps=ig_steps
     )
     settings = {
@@ -127,10 +127,10 @@ def attribute(
     from rlcircuits.studies import study
 
     print(f"{two.name}: {len(asked)} problems of {asked.name}, level {level}, α {alpha:g}", file=sys.stderr)
-    where = dict(store=kept, device=device, batch_size=batch_size, engine=engine, memory=memory)
+    where: dict[str, Any] = dict(store=kept, device=device, batch_size=batch_size, engine=engine, memory=memory)
     done = study(two, asked, n=samples, answers=answers, **how, **where)
     one = done.pairs[two.name]
-    table = summary(one.base_scores).to_frame() if alone else done.table().loc[two.name]
+    table = summary(one.base_scores).to_frame() if alone else done.table().loc[[two.name]].droplevel(0)
     files = _write(folder, one, table, settings, alone)
     _show(one, table, alone)
     print("\nwritten: " + "\n         ".join(str(file) for file in files))

@@ -36,7 +36,7 @@ def estimate(
     if problems is not None and pair is None:
         raise InputError("--problems is the cost of a pair: expected --pair NAME with it")
     found = models.estimate(
-        base if pair is None else models.pair(pair, pairs),
+        str(base) if pair is None else models.pair(pair, pairs),
         problems=problems,
         tokens=tokens,
         level=level,

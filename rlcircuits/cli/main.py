@@ -25,7 +25,8 @@ class Command(TyperCommand):
     def headings(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         """What it takes and what that means, by heading."""
         found: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
+        params: Any = self.get_params(ctx)
+        for param in params:
             heading = "arguments" if param.param_type_name == "argument" else param.rich_help_panel or "options"
             found.setdefault(heading, []).append(param.get_help_record(ctx))
         return found

@@ -69,7 +69,7 @@ seed = value(int, lambda n: n >= 0, "a whole number of at least 0")
 _share = value(float, lambda share: 0 < share <= 1, "a number above 0 and at most 1")
 _auto_or_whole = value(
     lambda text: text if text == "auto" else int(text),
-    lambda n: n == "auto" or n >= 1,
+    lambda n: n == "auto" or int(n) >= 1,
     "auto or a whole number above 0",
 )
 

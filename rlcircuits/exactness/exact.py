@@ -200,7 +200,7 @@ def exact_metrics(
 
 
 def _within(value: object, low: float, high: float) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float, np.number)) and low < value < high
+    return not isinstance(value, bool) and isinstance(value, (int, float, np.number)) and bool(low < value < high)
 
 
 def aligned(

@@ -89,7 +89,8 @@ def _without_heads(
     panels: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """The panels with heads summed within their layer, `a3.h5<q>` into `a3<q>`: what a page can hold of a large graph."""
-    kept, places = [], []
+    kept: list[list[str]] = []
+    places = []
     for names in (sources, destinations):
         parts = [re.sub(r"\.(h|kv)\d+", "", name) for name in names]
         kept.append(list(dict.fromkeys(parts)))
@@ -101,7 +102,7 @@ def _without_heads(
         np.add.at(sums, np.ix_(*places), np.where(real, matrix, 0.0))
         np.add.at(counts, np.ix_(*places), real)
         found[name] = np.where(counts > 0, sums, np.nan)
-    return found, *kept
+    return found, kept[0], kept[1]
 
 
 def residual_graph(
@@ -255,8 +256,8 @@ def node_places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], l
     another.
     """
     nodes = list(dict.fromkeys(node_of(name) for name in names))
-    found = {node: NODE.fullmatch(node) for node in nodes}
-    if not all(found.values()):
+    found = {node: match for node in nodes if (match := NODE.fullmatch(node))}
+    if len(found) < len(nodes):
         return {node: (0.0, float(i)) for i, node in enumerate(nodes)}, []
     layers = [int(m["layer"]) for m in found.values() if m["layer"]]
     top = 2 * (max(layers, default=-1) + 1) + 1
@@ -297,11 +298,12 @@ def _edge_traces(
     order = np.argsort(-np.abs(matrix[rows, columns]), kind="stable")[:k]
     rows, columns = rows[order], columns[order]
     values = matrix[rows, columns]
-    start = np.array([places[node_of(sources[i])] for i in rows]).reshape(-1, 2)
-    end = np.array([places[node_of(destinations[j])] for j in columns]).reshape(-1, 2)
+    ends = [(sources[int(i)], destinations[int(j)]) for i, j in zip(rows, columns, strict=True)]
+    start = np.array([places[node_of(source)] for source, _ in ends]).reshape(-1, 2)
+    end = np.array([places[node_of(destination)] for _, destination in ends]).reshape(-1, 2)
     curves = edge_curves(start, end)
     size = 4 + 12 * np.sqrt(np.abs(values) / max(np.abs(values).max(initial=0), np.finfo(float).tiny))
-    edge = [f"{as_text(sources[i])} → {as_text(destinations[j])}" for i, j in zip(rows, columns, strict=True)]
+    edge = [f"{as_text(source)} → {as_text(destination)}" for source, destination in ends]
     scores = [[m[i, j] for m in panels.values()] for i, j in zip(rows, columns, strict=True)]
     hover = "%{text}" + "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}} nats" for i, n in enumerate(panels))
     traces = []
@@ -365,6 +367,6 @@ def _strongest(panels: Mapping[str, np.ndarray], sources: Sequence[str], destina
     said = []
     for name, matrix in panels.items():
         if np.isfinite(matrix).any():
-            i, j = np.unravel_index(np.nanargmax(np.abs(matrix)), matrix.shape)
+            i, j = map(int, np.unravel_index(np.nanargmax(np.abs(matrix)), matrix.shape))
             said.append(f"largest in {name} is {sources[i]}->{destinations[j]} at {matrix[i, j]:.3g} nats")
     return "; ".join(said) + "." if said else "no edge."

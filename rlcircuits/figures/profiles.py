@@ -119,8 +119,8 @@ def _strengths_from_zero(figure: go.Figure, traces: Sequence[go.Scatter], row: i
 def _by_layer(scores: xr.DataArray, dim: str, kind: str) -> pd.Series:
     """Mean |W| per layer over the edges whose source (destination) is attention ("a") or MLP ("m")."""
     sizes = np.abs(scores.transpose("sample", dim, ...).values.astype(np.float64)).mean(axis=0)  # NaN: no edge
-    found = [NODE.fullmatch(node_of(str(n))) for n in scores[dim].values]
-    if not all(found):
+    found = [match for n in scores[dim].values if (match := NODE.fullmatch(node_of(str(n))))]
+    if len(found) < scores.sizes[dim]:
         raise InputError(f"scores have {dim}s that are no nodes of a residual graph; expected input, a0, m0, …, logits")
     table = pd.DataFrame(
         {
@@ -199,9 +199,11 @@ def sample_scatter(
         InputError: an unknown metric or one of the whole set of problems, or two models that cannot be
             paired.
     """
-    known = METRICS[choose("metric", metric, [m for m in METRICS if METRICS[m].per_sample])]
+    each = {name: function for name, one in METRICS.items() if (function := one.per_sample)}
+    measure = each[choose("metric", metric, each)]
+    known = METRICS[metric]
     base, tuned = paired(base, tuned)
-    x, y = (known.per_sample(s).values for s in (base, tuned))
+    x, y = (measure(s).values for s in (base, tuned))
     finite = np.concatenate([x, y])[np.isfinite(np.concatenate([x, y]))]
     log = finite.size > 0 and finite.min() > 0 and finite.max() > 20 * finite.min()
     row = compare(base, tuned, [metric]).loc[metric]

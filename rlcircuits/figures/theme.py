@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class SignedLog:
         self.unit = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.1))) if len(sizes) else 1.0
         self.reach = 1.2 * float(np.abs(values).max()) or 1.0
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: np.ndarray | Sequence[float]) -> np.ndarray:
         return np.arcsinh(np.asarray(values) / self.unit)
 
     def line(self) -> np.ndarray:

@@ -143,7 +143,7 @@ def digits(table: pd.DataFrame, n: int = 3) -> pd.DataFrame:
             return value
         if value != value:
             return ""
-        return _number(value, n)
+        return _number(float(value), n)
 
     return table.apply(lambda column: column.map(text).astype(object))
 

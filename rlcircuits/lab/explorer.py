@@ -104,9 +104,11 @@ class Shown:
         arrays = [scores.transpose("sample", "source", "destination") for scores in given.values()]
         if len(arrays) == 2:
             arrays = list(figures.paired_shown(*arrays))
-        names = ([str(n) for n in arrays[0][dim].values] for dim in ("sample", "source", "destination"))
+        samples, sources, destinations = (
+            tuple(str(n) for n in arrays[0][dim].values) for dim in ("sample", "source", "destination")
+        )
         means = tuple(a.values.sum(axis=0, dtype=np.float64) / max(1, a.sizes["sample"]) for a in arrays)
-        return cls(tuple(given), tuple(arrays), *map(tuple, names), means)
+        return cls(tuple(given), tuple(arrays), samples, sources, destinations, means)
 
     def panels(self, sample: str | None) -> dict[str, np.ndarray]:
         """Matrices by name, float64 ``(source, destination)``: each model, and with two their difference."""
@@ -386,7 +388,7 @@ class Explorer:
         table = _largest(panels, shown.sources, shown.destinations)
         self._fill_edges(table, shown)
         chosen = self.edge.value
-        names = {"sample": sample, "names": shown.names}
+        names: dict[str, Any] = {"sample": sample, "names": shown.names}
         nodes = shown.sources, shown.destinations
         k = self.k.value
         self.graph.show(
@@ -399,8 +401,9 @@ class Explorer:
             heatmap_svg(panels, *nodes, chosen), lambda: figures.adjacency(*self._filtered(shown, keep), **names)
         )
 
-    def _filtered(self, shown: Shown, keep: np.ndarray) -> list[xr.DataArray]:
-        return [array.where(xr.DataArray(keep, dims=("source", "destination"))) for array in shown.arrays]
+    def _filtered(self, shown: Shown, keep: np.ndarray) -> tuple[xr.DataArray, xr.DataArray | None]:
+        first, *second = (array.where(xr.DataArray(keep, dims=("source", "destination"))) for array in shown.arrays)
+        return first, second[0] if second else None
 
     def _kept(self, shown: Shown) -> np.ndarray:
         """Which edges the layers and kinds chosen leave, bool ``(source, destination)``."""
@@ -441,7 +444,7 @@ class Explorer:
         effects = self._exact_effects(pair, shown, edge, notes) if self.exact.value else None
         pictures = []
         if len(scores) == 2:
-            dots = [Dots("problems", *scores, shown.samples)]
+            dots = [Dots("problems", scores[0], scores[1], shown.samples)]
             pictures.append(
                 scatter_svg(dots, f"{edge}: score on each problem", "base (nats)", "tuned (nats)", "no change", sample)
             )
@@ -694,7 +697,9 @@ def _largest(
     rows, columns = np.nonzero(np.isfinite(values[-1]))
     order = np.argsort(-np.abs(values[-1][rows, columns]), kind="stable")[:n]
     rows, columns = rows[order], columns[order]
-    table = {"edge": [f"{sources[i]}->{destinations[j]}" for i, j in zip(rows, columns, strict=True)]}
+    table: dict[str, Any] = {
+        "edge": [f"{sources[int(i)]}->{destinations[int(j)]}" for i, j in zip(rows, columns, strict=True)]
+    }
     for name, matrix in zip([*list(matrices)[:2], "difference"], values, strict=False):
         table[name] = matrix[rows, columns]
     return pd.DataFrame(table)
@@ -942,7 +947,7 @@ def _checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str,
         raise InputError(f'{where} is none: expected a file that the explorer saved, with "rlcircuits view": {FORMAT}')
     for name in view:
         choose(f"choice in {where}:", name, ("rlcircuits view", *_VIEW))
-    kinds = {"alpha": (int, float), "k": int, "layers": list, "exact": bool}
+    kinds: dict[str, Any] = {"alpha": (int, float), "k": int, "layers": list, "exact": bool}
     for name in _VIEW:
         kind = kinds.get(name, str)
         if not isinstance(view.get(name), kind):

@@ -194,7 +194,7 @@ def _report_bars(connection: Any) -> None:
             super().__init__(*args, **{**options, "file": open(os.devnull, "w"), "disable": False})
             self._tell()
 
-        def update(self, n: float = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> bool | None:
             found = super().update(n)
             self._tell()
             return found
@@ -205,7 +205,7 @@ def _report_bars(connection: Any) -> None:
                 share = self.n / self.total if self.total else None
                 connection.send(Report("running", self.desc.removesuffix(": "), share))
 
-    tqdm.auto.tqdm = Bar
+    tqdm.auto.tqdm = Bar  # type: ignore[assignment]
 
 
 # --- the jobs -------------------------------------------------------------------------------------

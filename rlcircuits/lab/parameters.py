@@ -66,7 +66,7 @@ class Number:
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} {bounds}".rstrip()
 
-    def accepts(self, value: object) -> bool:
+    def accepts(self, value: Any) -> bool:
         """Whether `value` is of the kind and within the bounds (NaN never is)."""
         return (
             _is(value, self.kind)
@@ -203,7 +203,7 @@ def default_parameters(path: str | Path) -> dict[str, Any]:
     for node in ast.parse(cells[0].source).body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        target: Any = node.targets[0] if isinstance(node, ast.Assign) else node.target
         try:
             found[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):

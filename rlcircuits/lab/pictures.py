@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -291,7 +292,7 @@ def scatter_svg(
     ticks = _ticks(low, high) if scale is None else [t for t in scale.ticks() if low <= scale([t])[0] <= high]
     left, above = 70, 48
 
-    def place(values: np.ndarray) -> np.ndarray:
+    def place(values: np.ndarray | float) -> Any:
         return (on_axis(np.asarray(values, float)) - low) / (high - low) * size
 
     parts = [f'<text class="rlc-name" x="4" y="18">{escaped(title)}</text>']

@@ -35,7 +35,7 @@ def one_score(scores: xr.DataArray, factor: float) -> xr.DataArray:
 
 def strongest_edge(scores: xr.DataArray, factor: float) -> xr.DataArray:
     """The edge with the largest mean |W| times `factor`, in every sample."""
-    mean = np.abs(scores).mean("sample")
+    mean = abs(scores).mean("sample")
     best = mean.where(mean.notnull(), -1).argmax(("source", "destination"))
     changed = scores.copy(deep=True)
     changed[{name: int(at) for name, at in best.items()}] *= factor

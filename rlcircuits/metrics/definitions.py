@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -245,7 +246,7 @@ def edge_entropy(scores: xr.DataArray) -> xr.DataArray:
 
 def effective_edges(scores: xr.DataArray) -> xr.DataArray:
     """exp H, the number of equally strong edges with the same `edge_entropy`, in edges, `(sample,)`."""
-    return np.exp(edge_entropy(scores)).rename("effective_edges")
+    return cast(xr.DataArray, np.exp(edge_entropy(scores))).rename("effective_edges")
 
 
 def log_histogram_entropy(scores: xr.DataArray, width: float = 0.25) -> xr.DataArray:

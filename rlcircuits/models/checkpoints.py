@@ -117,8 +117,8 @@ def local_checkpoint(name: str) -> Path | None:
         ) from error
     if not any(folder.glob("*.safetensors")):
         other = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
-        found = f" but {other[0]}, which is pickled and never loaded" if other else ""
+        instead = f" but {other[0]}, which is pickled and never loaded" if other else ""
         raise InputError(
-            f"the folder {name!r} holds no *.safetensors{found}; save the model with save_pretrained(safe_serialization=True)"
+            f"the folder {name!r} holds no *.safetensors{instead}; save the model with save_pretrained(safe_serialization=True)"
         )
     return folder

@@ -193,12 +193,13 @@ class _Shape:
 
         config = hf.config.get_text_config()
         self.hf, self.level = hf, level
-        self.width = hf.get_input_embeddings().weight.shape[1]
+        embedding: Any = hf.get_input_embeddings().weight
+        self.width = embedding.shape[1]
         self.layers, heads = config.num_hidden_layers, config.num_attention_heads
         self.mixed = heads * (getattr(config, "head_dim", None) or self.width // heads)
-        unembedding = hf.get_output_embeddings()
-        matrices = sum(p.numel() for p in hf.parameters() if p.ndim == 2) - hf.get_input_embeddings().weight.numel()
-        tied = unembedding is not None and unembedding.weight is hf.get_input_embeddings().weight
+        unembedding: Any = hf.get_output_embeddings()
+        matrices = sum(p.numel() for p in hf.parameters() if p.ndim == 2) - embedding.numel()
+        tied = unembedding is not None and unembedding.weight is embedding
         self.matrices = matrices + (unembedding.weight.numel() if tied else 0)
         parallel = bool(getattr(config, "use_parallel_residual", False))
         graph = Graph.build(level, self.layers, heads, getattr(config, "num_key_value_heads", None) or heads, parallel)

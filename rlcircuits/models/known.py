@@ -21,7 +21,7 @@ from rlcircuits.storage import entries
 if TYPE_CHECKING:
     from rlcircuits.storage import Store
 
-_KEYS = {
+_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "base": str,
     "tuned": str,
     "method": str,

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models.adapters import WEIGHTS, adapter_settings, hub_adapter, is_adapter
@@ -52,12 +52,13 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Device of the input embedding."""
-        return self.hf.get_input_embeddings().weight.device
+        weight: Any = self.hf.get_input_embeddings().weight
+        return weight.device
 
     @cached_property
     def fingerprint(self) -> str:
         """What identifies weights and tokenizer: the hub commit, or SHA-256 over the files; an adapter's with its base's."""
-        own = self.commit or fingerprint(self.source)
+        own = self.commit or fingerprint(cast(Path, self.source))  # which is there where no commit is
         return own if self.base_fingerprint is None else together(self.base_fingerprint, own)
 
     def __repr__(self) -> str:
@@ -110,7 +111,7 @@ def load_model(
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with explained(name, local), quiet(local is not None):
         tokenizer = load_tokenizer(local or name, **kwargs)
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             local or name,
             use_safetensors=True,
             dtype="auto" if dtype == "auto" else getattr(torch, dtype),
@@ -118,6 +119,7 @@ def load_model(
             **({"device_map": "auto"} if where is None else {}),
             **kwargs,
         )
+    hf, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", []))
     if missing:
         raise InputError(

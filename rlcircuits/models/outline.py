@@ -104,7 +104,7 @@ def _ends(where: str | Path, revision: str | None, config: Any, tokenizer: Any) 
     from transformers import GenerationConfig
 
     try:
-        settings = GenerationConfig.from_pretrained(where, revision=revision)
+        settings = GenerationConfig.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError):
         settings = None
     return end_tokens_of(settings, config.get_text_config(), tokenizer)

@@ -89,7 +89,7 @@ def stored_parameters(folder: str | os.PathLike[str]) -> int:
     return total
 
 
-def _name(side: Side) -> str:
+def _name(side: Side | None) -> str:
     if side is None:
         raise InputError("no tuned model is given: expected rlcircuits.weight_change(base, tuned), or a pair alone")
     return side.name if isinstance(side, Model) else os.fspath(side)
@@ -190,9 +190,9 @@ def _table(base: Weights, tuned: Mapping[str, Weights], pd: Any) -> pd.DataFrame
                 raise InputError(
                     f"{key!r} has the shape {base.shape(key)} in {base.name!r} and {side.shape(there)} in {side.name!r}"
                 )
-            layer, module = re.fullmatch(r"(?:.*?\.(\d+)\.)?(.*)", key).groups()
+            ((layer, module),) = re.findall(r"^(?:.*?\.(\d+)\.)?(.*)$", key)
             rows.append(
-                {"model": model, "layer": -1 if layer is None else int(layer), "module": module.removesuffix(".weight")}
+                {"model": model, "layer": int(layer or -1), "module": module.removesuffix(".weight")}
                 | _difference(base, key, side, there)
             )
     return pd.DataFrame(rows)

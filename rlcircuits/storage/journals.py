@@ -106,7 +106,7 @@ def journal(folder: str | os.PathLike[str], kind: str, inputs: Mapping[str, Any]
 
 def _read(path: Path, stream: BinaryIO, header: bytes, dtype: np.dtype) -> np.ndarray:
     """The rows of all sound blocks; leaves the file ending after them, ready to be appended to."""
-    content = stream.readall()
+    content = stream.read()
     if not content.startswith(header):
         if content:
             warnings.warn(f"{path} does not begin as it should: starting it anew", DamagedArtefact, stacklevel=5)

@@ -92,7 +92,8 @@ def _check(where: str, name: object, entry: object, kinds: Kinds) -> None:
             raise InputError(
                 f"{where}: {name!r} has the unknown key {_short(key)}: expected some of {', '.join(kinds)}{near(key, kinds)}"
             )
-        expected = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
+        kind = kinds[key]
+        expected = kind if isinstance(kind, tuple) else (kind,)
         if not any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in expected):
             words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in expected)
             raise InputError(f"{where}: {name!r}: {key} is {_short(value)}: expected {words}")

@@ -67,10 +67,11 @@ class PairStudy:
     @property
     def accuracy(self) -> tuple[float, float]:
         """Share of all problems answered correctly, base and tuned."""
-        return tuple(
+        base, tuned = (
             sum(a.correct for a in answers.values()) / len(answers)
             for answers in (self.base_answers, self.tuned_answers)
         )
+        return base, tuned
 
     def __repr__(self) -> str:
         before, after = self.accuracy
@@ -246,7 +247,7 @@ def study(
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in SIDES]
         said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
-        selection = select(*said, alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
+        selection = select(said[0], said[1], alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
         scores = [
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
@@ -318,3 +319,208 @@ def _files(given: Any, names: Sequence[str]) -> dict[str, Any]:
     if len(names) > 1:
         raise InputError(f"answers of {len(names)} pairs: expected a mapping of pair name to file, {{{names[0]!r}: …}}")
     return {names[0]: given}
+<<<<<<< HEAD
+=======
+
+
+def _digest(traces: Iterable[Trace]) -> str:
+    content = json.dumps([[trace.problem, trace.prompt, trace.answer] for trace in traces])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+_kept: dict[tuple, Model] | None = None
+
+
+def keep_models() -> None:
+    """From now on this process keeps the two models it used last, for work that comes in many small parts."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
+class _Side:
+    """One model of a pair, loaded only when a step needs it."""
+
+    def __init__(self, pair: ModelPair, side: str, device: str, dtype: str) -> None:
+        self.pair, self.side, self.device, self.dtype = pair, side, device, dtype
+        self.name = getattr(pair, side)
+        self.label = f"{pair.name} ({side})"
+
+    @cached_property
+    def model(self) -> Model:
+        if _kept is None:
+            return self.pair.load(self.side, self.device, self.dtype)
+        key = (self.pair.fingerprint(self.side) or self.name, self.device, self.dtype)
+        if key not in _kept:
+            while len(_kept) > 1:  # a base and one model tuned from it
+                _kept.pop(next(iter(_kept)))
+            _kept[key] = self.pair.load(self.side, self.device, self.dtype)
+        _kept[key] = _kept.pop(key)
+        return _kept[key]
+
+    @property
+    def outline(self) -> Outline:
+        return dict(zip(SIDES, self.pair.outlines()))[self.side]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.pair.fingerprint(self.side) or self.model.fingerprint
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"model": self.fingerprint, "dtype": self.dtype, "loading": str(LOADING)}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How `rlcircuits.attribute` is asked; see there.
+
+    Raises:
+        InputError: a value that is none of those known.
+    """
+
+    level: str
+    memory: str = "auto"
+    intervention: str = "zero"
+    ig_steps: int = 1
+
+    def __post_init__(self) -> None:
+        from rlcircuits.attribution import MEMORY
+
+        choose("level", self.level, LEVELS)
+        choose("memory", self.memory, MEMORY)
+        choose("intervention", self.intervention, ("zero", "mean"))
+        if isinstance(self.ig_steps, bool) or not isinstance(self.ig_steps, int) or self.ig_steps < 1:
+            raise InputError(f"ig_steps is {self.ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the scores depend on; the memory mode changes them by rounding alone."""
+        return {"level": self.level, "intervention": self.intervention, "ig_steps": self.ig_steps}
+
+
+class _Run:
+    def __init__(
+        self, store: Store, problems: ProblemSet, scoring: Scoring, batch_size: int | str, engine: str
+    ) -> None:
+        self.store, self.problems, self.scoring, self.batch_size, self.engine = (
+            store,
+            problems,
+            scoring,
+            batch_size,
+            engine,
+        )
+        self.sides: dict[tuple, _Side] = {}
+
+    def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> _Side:
+        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its base."""
+        key: tuple[Any, ...] = (getattr(pair, side), getattr(pair, f"{side}_revision"), pair.trust_remote_code)
+        key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
+        return self.sides.setdefault(key, _Side(pair, side, device, dtype))
+
+    def answers(self, pair: ModelPair, sides: list[_Side]) -> list[list[Answer]]:
+        inputs = [
+            {
+                **side.key,
+                "problems": self.problems.fingerprint,
+                "prompt": pair.prompt,
+                "max_new_tokens": pair.max_new_tokens,
+                "engine": self.engine,
+                "code": str(ANSWERS),
+            }
+            for side in sides
+        ]
+        if not all(self.store.has("answers", one) for one in inputs):
+            pair.check()
+        found = []
+        for side, one in zip(sides, inputs):
+            # Answers are kept as they come, so that an interrupted generation goes on.
+            unfinished = self.store.root / "unfinished" / self.store.path("answers", one).name
+
+            def build(folder: Path, side: _Side = side, unfinished: Path = unfinished) -> None:
+                model = side.outline if self.engine == "vllm" else side.model
+                settings = (self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label, self.engine)
+                save_answers(generate(model, *settings, resume=unfinished), folder / "answers.parquet")
+
+            folder = self.store.make("answers", one, build, note=f"{side.name} on {self.problems.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            found.append(load_answers(folder / "answers.parquet"))
+        return found
+
+    def imported(self, pair: ModelPair, file: Any) -> list[list[Answer]]:
+        """Answers that another engine made, checked against the pair and the problems; no model is loaded."""
+        found = read_answers(file, self.problems, pair.check(), pair.prompt)
+        return [found[side] for side in SIDES]
+
+    def scores(self, side: _Side, traces: list[Trace], cut: int) -> xr.DataArray:
+        from rlcircuits.attribution import SCORES, attribute
+
+        inputs = {
+            **side.key,
+            "traces": _digest([trace.cut(cut) for trace in traces]),
+            **self.scoring.key,
+            "cut": cut,
+            "code": str(SCORES),
+        }
+
+        def build(folder: Path) -> None:
+            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asdict(self.scoring))
+            save_scores(scores, folder / "scores.nc")
+
+        return load_scores(
+            self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc"
+        )
+
+    def losses(self, side: _Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
+        import pandas as pd
+
+        from rlcircuits.attribution import LOSSES, token_losses
+
+        inputs = {**side.key, "traces": _digest(traces), "code": str(LOSSES)}
+
+        def build(folder: Path) -> None:
+            losses = token_losses(side.model, traces, batch_size=self.batch_size)
+            save_table(
+                pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet"
+            )
+
+        table = load_table(self.store.make("losses", inputs, build, note=side.name) / "losses.parquet")
+        return dict(zip(table["problem"], table["losses"]))
+
+    def effects(self, side: _Side, traces: list[Trace], cut: int, edge: str) -> pd.Series:
+        """The exact effect of one edge on each trace, in nats, by problem."""
+        import pandas as pd
+
+        from rlcircuits.attribution import EFFECTS, ablate
+
+        digest = _digest([trace.cut(cut) for trace in traces])
+        inputs = {
+            **side.key,
+            "traces": digest,
+            "level": self.scoring.level,
+            "cut": cut,
+            "edge": edge,
+            "code": str(EFFECTS),
+        }
+
+        def build(folder: Path) -> None:
+            exact = ablate(side.model, traces, self.scoring.level, [edge], cut=cut, batch_size=self.batch_size)
+            source, _, destination = edge.partition("->")
+            effect = exact.sel(source=source, destination=destination)
+            table = pd.DataFrame({"problem": effect["sample"].values.astype(str), "effect": effect.values})
+            save_table(table, folder / "effects.parquet")
+
+        folder = self.store.make("edge-effects", inputs, build, note=f"{side.name} without {edge}")
+        return load_table(folder / "effects.parquet").set_index("problem")["effect"]
+
+    def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
+        digest = [
+            hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest()
+            for one in (base, tuned)
+        ]
+        inputs = {"base": digest[0], "tuned": digest[1], "code": str(COMPARISON)}
+
+        def build(folder: Path) -> None:
+            save_table(compare(base, tuned).reset_index(), folder / "comparison.parquet")
+
+        return load_table(self.store.make("comparison", inputs, build) / "comparison.parquet").set_index("metric")
+>>>>>>> 121a76b (Types hold outside of the attribution room)

@@ -323,9 +323,10 @@ class _Checks:
             try:
                 check_parameter(name, value, self.known, self.name)
             except InputError as error:
+                hint = ""
                 if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
-                    error = f"{error}; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
-                raise InputError(f"{self.path}: {where}: {name}: {error}") from None
+                    hint = "; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
+                raise InputError(f"{self.path}: {where}: {name}: {error}{hint}") from None
         values = {**self.known, **row}
         text = canonical_json(values)
         if self.validation is None or text in self.done:
@@ -341,7 +342,7 @@ class _Checks:
 
 def _validation(source: Path) -> Any:
     """The notebook's top-level call of ``validate`` with the imports of names that it uses, compiled; None without one."""
-    imports: list[ast.stmt] = []
+    imports: list[ast.Import | ast.ImportFrom] = []
     for cell in read_notebook(source).cells:
         if cell.cell_type != "code":
             continue

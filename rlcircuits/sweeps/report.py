@@ -157,7 +157,9 @@ def _metrics(plan: Plan, table: pd.DataFrame) -> list[str]:
     import pandas as pd
 
     given = {name for cell in plan.cells for name in cell.parameters}
-    names = [name for name in table if name not in OWN and name not in given and not name.startswith("parameter.")]
+    names = [
+        name for name in map(str, table) if name not in OWN and name not in given and not name.startswith("parameter.")
+    ]
     asked = [name for name in plan.show if name in names]
     return asked or [name for name in names if pd.api.types.is_numeric_dtype(table[name])][:12]
 

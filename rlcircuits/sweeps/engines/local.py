@@ -25,7 +25,7 @@ class Local(Engine):
         if self.devices is not None:
             self.processes = min(self.processes, len(self.devices))
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        self.context = get_context(method)
+        self.context: Any = get_context(method)
         if method == "forkserver":
             from multiprocessing import forkserver
 
@@ -57,7 +57,7 @@ class Local(Engine):
         for sentinel in wait(list(self.running), timeout=seconds):
             order, process, device = self.running.pop(sentinel)
             process.join()
-            if device is not None:
+            if device is not None and self.devices is not None:
                 self.devices.append(device)
             done.append((order, End.with_code(process.exitcode)))
         return done

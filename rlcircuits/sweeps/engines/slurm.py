@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlcircuits.errors import InputError
 from rlcircuits.storage import written
@@ -161,7 +161,8 @@ class Slurm(Engine):
                 print(f"Slurm does not answer ({found}); waiting for it", file=sys.stderr)
             self.silent = True
             return {}
-        self.silent, ends, now = False, {}, time.monotonic()
+        self.silent, now = False, time.monotonic()
+        ends: dict[str, Any] = {}
         for name in names:
             job = found.get(name)
             if job is not None and not job.over:
