@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from rlcircuits.cli import options
 from rlcircuits.cli.options import option
@@ -34,15 +34,8 @@ def pairs(
         print(f"\n{note}")
 
 
-<<<<<<< HEAD
 def _billions(number: int | None) -> str:
     if number is None:
-=======
-def _billions(number: Any) -> str:
-    import pandas as pd
-
-    if number is None or pd.isna(number):
->>>>>>> 121a76b (Types hold outside of the attribution room)
         return "?"
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
