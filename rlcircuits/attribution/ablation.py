@@ -260,7 +260,7 @@ def _losses(
 ) -> Tensor:
     """Loss ``(batch,)`` of every row with its edge scaled by 1 − `scale`."""
     batch = objective.batch(hf, rows)
-    removed = torch.zeros(len(rows), *graph.mask.shape, dtype=hf.dtype, device=batch.ids.device)
+    removed = torch.zeros(len(rows), *graph.mask.shape, dtype=hf.dtype)
     for row, run in enumerate(rows):
         if run.source is not None:
             removed[row, run.source, run.destination] = scale

@@ -217,7 +217,7 @@ def _measure(
         for row, run in zip(removed, batch):
             row[graph.mask] = ranks[run.ranking] >= run.size
         inputs = objective.batch(hf, batch)
-        gone = torch.from_numpy(removed).to(inputs.ids.device, hf.dtype)
+        gone = torch.from_numpy(removed).to(hf.dtype)
         return rerun(Architecture.of(hf), graph, hf, inputs, gone, replacement.outputs(batch))
 
     circuits = sorted({name(ranking, size) for ranking, row in enumerate(sizes) for size in row})

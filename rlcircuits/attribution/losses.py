@@ -162,7 +162,8 @@ class Objective:
         ids, positions, targets = padded(rows, hf.get_input_embeddings().weight.device)
         scored = targets != -100
         weights = scored.to(wide(hf.dtype))
-        begins = [len(row.prompt) - 1 - int(positions[0]) for row in rows] if self._by_row else []
+        starts = [len(row.prompt) - 1 for row in rows]
+        begins = [start - min(starts) for start in starts] if self._by_row else []
         others = None
         for index, (row, begin) in enumerate(zip(rows, begins)):
             part = slice(begin, begin + len(row.answer))

@@ -38,7 +38,8 @@ def rerun(
 
     Args:
         batch: from `Objective.batch`.
-        removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed.
+        removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed; on the CPU, since hooks and
+            sums depend on it, and nothing must wait for a device to know it.
         instead: the sources O′, from `Replacement.outputs`; 0 when None.
     """
     with torch.no_grad():
@@ -114,26 +115,26 @@ class _Edit:
     def _without(self, stream: Tensor, column: int) -> Tensor:
         """The stream as destination `column` reads it; exactly 0 for a row that keeps none of its edges."""
         rebuilt, weights = self._weights([column], stream)
-        result = stream.masked_fill(rebuilt[:, 0, None, None], 0)
+        result = stream.masked_fill(rebuilt[:, 0, None, None].to(stream.device), 0)
         used = weights[:, 0].nonzero().tolist()
         gone = [] if self.instead is None else self.removed[:, :, column].nonzero().tolist()
         if max(len(used), len(gone)) <= 2 * len(stream):
             for row, source in used:
-                result[row] += weights[row, 0, source] * self.written[source][row].to(stream.device)
+                result[row] += float(weights[row, 0, source]) * self.written[source][row].to(stream.device)
             for row, source in gone:
                 one = self.instead[row % len(self.instead), source].to(stream)
-                result[row] += self.removed[row, source, column] * one
+                result[row] += float(self.removed[row, source, column]) * one
             return result
         return result + self._change(column).to(stream.device)
 
     def _weights(self, columns: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """What of each source to add, ``(batch, column, source)``, and whether to the stream or, rebuilt, to 0.
+        """What of each source to add, ``(batch, column, source)``, and whether to the stream or, rebuilt, to 0; both on the CPU.
 
         A row that loses less than half is the stream minus that; any other is the sum of what it keeps. So no small
         rest is ever the difference of two large numbers, which a norm would blow up.
         """
         count = int(self.graph.mask[:, columns[0]].sum())  # edges come from the sources written first
-        removed = self.removed[:, :count, columns].transpose(1, 2).to(like)
+        removed = self.removed[:, :count, columns].transpose(1, 2).to(like.dtype)
         rebuilt = removed.sum(2) > count / 2
         return rebuilt, torch.where(rebuilt[..., None], 1 - removed, -removed)
 
@@ -148,7 +149,7 @@ class _Edit:
             columns = same[:room]
             written = self._together(int(mask[:, column].sum()))
             _, weights = self._weights(columns, written)
-            changes = torch.bmm(weights, written.flatten(2)).unflatten(-1, first.shape[1:])
+            changes = torch.bmm(weights.to(written.device), written.flatten(2)).unflatten(-1, first.shape[1:])
             if self.instead is not None:
                 replaced = self.instead[:, : written.shape[1]].to(written).expand_as(written)
                 gone = self.removed[:, : written.shape[1], columns].transpose(1, 2).to(written)
