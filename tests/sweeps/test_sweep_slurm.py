@@ -101,16 +101,15 @@ def test_a_drained_node_gets_no_more_cells_and_a_lost_one_gives_its_own_back(our
     until(lambda: len(ours.jobs()) == before + 4, "another job for the cell of the lost node", sweep)
     opened(tmp_path)
     assert sweep.wait(PATIENCE) == 0, out.with_suffix(".log").read_text()
-    until(
-        lambda: "RUNNING" not in {state for state, _, _ in ours.jobs()}, "the jobs to end"
-    )  # what has left its record still ends
+    # What has left its record still ends.
+    until(lambda: not {state for state, _, _ in ours.jobs()} & {"RUNNING", "COMPLETING"}, "the jobs to end")
+    ours.tell("scontrol", "update", "nodename=n1", "state=resume")
+    until(lambda: ours.nodes().get("n1") == "idle", "the node to be idle")
     ended = {name: (state, node) for state, node, name in ours.jobs()[before:]}
     assert ended.pop(lost)[0] == "NODE_FAIL" and set(ended.values()) == {("COMPLETED", "n2")}
     table = pd.read_parquet(out / "summary.parquet")
     assert list(table["status"]) == ["done"] * 3 and list(table["node"]) == ["n2"] * 3
     assert sorted(table["attempts"]) == [1, 1, 2] and runs(tmp_path) == 4
-    ours.tell("scontrol", "update", "nodename=n1", "state=resume")
-    until(lambda: ours.nodes().get("n1") == "idle", "the node to be idle")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
