@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.errors import InputError, near
-from rlcircuits.storage import written
+from rlcircuits.storage import check_keys, written
 
 if TYPE_CHECKING:
     from rlcircuits.models import Outline
@@ -36,7 +36,7 @@ _FIELDS = {
     "correct": bool,
     "note": str,
 }
-_WORDS = {str: "a text", list: "a list of token ids", bool: "true or false"}
+_NEEDED = {"problem": "the id of one", "answer": "token ids"}
 
 
 class OtherPrompts(UserWarning):
@@ -200,23 +200,8 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise InputError(
                     f"{where} holds a {type(row).__name__}: expected an object with 'problem' and 'answer'"
                 )
-            _check(row, where)
+            check_keys(where, row, _FIELDS, _NEEDED)
             empty = False
             yield where, row
     if empty:
         raise InputError(f"{str(file)!r} holds no answers: expected one per line")
-
-
-def _check(row: dict[str, Any], where: str) -> None:
-    for field, value in row.items():
-        if field not in _FIELDS:
-            raise InputError(
-                f"{where} has the unknown field {field[:60]!r}: expected some of {', '.join(_FIELDS)}{near(field, _FIELDS)}"
-            )
-        if not isinstance(value, _FIELDS[field]):
-            raise InputError(f"{where}: {field!r} is {repr(value)[:40]}: expected {_WORDS[_FIELDS[field]]}")
-    for field in ("problem", "answer"):
-        if field not in row:
-            raise InputError(
-                f"{where} has no {field!r}: expected 'side', 'problem' and 'answer' at least{near(field, row)}"
-            )

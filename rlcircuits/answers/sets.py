@@ -39,6 +39,7 @@ _KEYS: Mapping[str, type | tuple[type, ...]] = {
     "size": int,
     "note": str,
 }
+_NEEDED = dict.fromkeys(("question", "answer"), "the name of the field that holds it")
 _SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -61,7 +62,7 @@ def problem_sets(file: str | os.PathLike[str] | None = None) -> dict[str, dict[s
     Raises:
         InputError: a file that cannot be read, or an entry that is not as expected; it names file, set and key.
     """
-    found = entries("rlcircuits.answers:sets.yaml", file, ENVIRONMENT, _KEYS)
+    found = entries("rlcircuits.answers:sets.yaml", file, ENVIRONMENT, _KEYS, _NEEDED)
     for name, entry in found.items():
         where = entry.pop("_file", None)
         _check(repr(where or "sets.yaml"), name, entry)
@@ -174,11 +175,6 @@ def _check(where: str, name: str, entry: dict[str, Any]) -> None:
         raise InputError(
             f"{where}: {name!r} has {both}: expected one of them{near('hub', entry) or near('path', entry)}"
         )
-    for key in ("question", "answer"):
-        if key not in entry:
-            raise InputError(
-                f"{where}: {name!r} has no {key}: expected the name of the field that holds it{near(key, entry)}"
-            )
     if name in provided(GROUP) or "=" in name or os.sep in name:
         but = "".join(f", not {one!r}" for one in provided(GROUP))
         raise InputError(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rlcircuits.errors import InputError, choose, near
+from rlcircuits.errors import InputError, choose
 from rlcircuits.extensions import provided
 from rlcircuits.models.pairing import ModelPair
 from rlcircuits.storage import entries
@@ -34,7 +34,7 @@ _KEYS: Mapping[str, type | tuple[type, ...]] = {
     "config": dict,
     "parameters": int,
 }
-
+_NEEDED = dict.fromkeys(("base", "tuned"), "a path or a hub id")
 ENVIRONMENT = "RLCIRCUITS_PAIRS"
 GROUP = "rlcircuits.pairs"
 
@@ -78,12 +78,10 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
         InputError: a file that cannot be read, or an entry that is no pair; it names file, pair, key and what was expected.
     """
     found = {}
-    for name, fields in entries("rlcircuits.models:pairs.yaml", file, ENVIRONMENT, _KEYS).items():
+    for name, fields in entries("rlcircuits.models:pairs.yaml", file, ENVIRONMENT, _KEYS, _NEEDED).items():
         where = fields.pop("_file", None)
         label = repr(where or "pairs.yaml")
         for key in ("base", "tuned"):
-            if key not in fields:
-                raise InputError(f"{label}: {name!r} has no {key}: expected a path or a hub id{near(key, fields)}")
             if where is not None and fields[key].startswith(("./", "../")):
                 fields[key] = str(Path(where).expanduser().parent / fields[key])
         if provider_of(name) is not None or "@" in name:

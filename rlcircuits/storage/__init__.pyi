@@ -8,6 +8,7 @@ from .journals import Journal as Journal
 from .journals import journal as journal
 from .keys import canonical_json as canonical_json
 from .keys import key_of as key_of
+from .registry import check_keys as check_keys
 from .registry import entries as entries
 from .steps import Step as Step
 from .steps import versions as versions

@@ -1,7 +1,7 @@
 """Tables of named things kept as YAML: what is known by name, and what a user's file adds to it.
 
 1. A file is read by ``yaml.safe_load``; it maps names to mappings. A name or key that is there twice is refused.
-2. Every key must be known and its value of the kind expected; a mistake names file, entry, key and the nearest known key.
+2. Every key must be known and its value of the kind expected (`check_keys`); a mistake names file, entry, key and the nearest key.
 3. A user's file extends the built-in one; an entry of the same name takes its place, which is said (`Overridden`).
 """
 
@@ -25,7 +25,11 @@ class Overridden(UserWarning):
 
 
 def entries(
-    builtin: str, file: str | os.PathLike[str] | None, environment: str, kinds: Kinds
+    builtin: str,
+    file: str | os.PathLike[str] | None,
+    environment: str,
+    kinds: Kinds,
+    needed: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """The entries of a built-in table and of a user's, by name.
 
@@ -33,7 +37,7 @@ def entries(
         builtin: package and name of the package's own file, such as ``"rlcircuits.models:pairs.yaml"``.
         file: the user's file; None stands for what the variable `environment` names, if it is set.
         environment: an environment variable that may name a user's file.
-        kinds: the keys an entry may have, and of which type(s) each is.
+        kinds, needed: as for `check_keys`.
 
     Returns:
         name -> entry. An entry of a user's file also has ``"_file"``, the file it stands in.
@@ -43,12 +47,12 @@ def entries(
     """
     package, _, name = builtin.partition(":")
     own = resources.files(package) / name
-    known = read(own, own.read_text("utf-8"), kinds)
+    known = read(own, own.read_text("utf-8"), kinds, needed)
     given = file if file is not None else os.environ.get(environment) or None
     if given is None:
         return known
     path = Path(given).expanduser()
-    added = read(path, _text(path, name), kinds)
+    added = read(path, _text(path, name), kinds, needed)
     for name in known.keys() & added.keys():
         warnings.warn(
             f"{str(path)!r}: {name!r} takes the place of the built-in entry of that name", Overridden, stacklevel=4
@@ -56,7 +60,7 @@ def entries(
     return known | {name: entry | {"_file": str(path)} for name, entry in added.items()}
 
 
-def read(file: object, text: str, kinds: Kinds) -> dict[str, dict[str, Any]]:
+def read(file: object, text: str, kinds: Kinds, needed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The entries that a YAML text holds, checked; `file` is what messages call it.
 
     Raises:
@@ -76,27 +80,47 @@ def read(file: object, text: str, kinds: Kinds) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise InputError(f"{where} holds a {type(content).__name__}: expected names with a mapping each")
     for name, entry in content.items():
-        _check(where, name, entry, kinds)
+        _expect_entry(where, name, entry, kinds)
+        check_keys(f"{where}: {name!r}", entry, kinds, needed)
     return content
 
 
-def _check(where: str, name: object, entry: object, kinds: Kinds) -> None:
+def _expect_entry(where: str, name: object, entry: object, kinds: Kinds) -> None:
     if not isinstance(name, str) or not name.strip() or name != name.strip() or not name.isprintable():
         raise InputError(
             f"{where}: the name {_short(name)} is no plain text: expected a name, in quotes if it looks like a number"
         )
     if not isinstance(entry, dict):
         raise InputError(f"{where}: {name!r} is {_short(entry)}: expected a mapping with the keys {', '.join(kinds)}")
-    for key, value in entry.items():
+
+
+def check_keys(where: str, entry: Mapping[Any, Any], kinds: Kinds, needed: Mapping[str, str]) -> None:
+    """Make sure that a mapping of a user's has known keys, those that are needed, and values of the kinds expected.
+
+    Args:
+        where: what messages begin with, such as a file and the name of an entry.
+        entry: what was given.
+        kinds: the keys it may have, and of which type(s) each is.
+        needed: the keys it must have, and in words what each is.
+
+    Raises:
+        InputError: it has not; the message names where, the key, what was expected and the nearest known key.
+    """
+    for key in entry:
         if key not in kinds:
+            expected = ", ".join(kinds)
             raise InputError(
-                f"{where}: {name!r} has the unknown key {_short(key)}: expected some of {', '.join(kinds)}{near(key, kinds)}"
+                f"{where} has the unknown key {_short(key)}: expected some of {expected}{near(key, kinds)}"
             )
+    for key, words in needed.items():
+        if key not in entry:
+            raise InputError(f"{where} has no {key}: expected {words}{near(key, entry)}")
+    for key, value in entry.items():
         kind = kinds[key]
         expected = kind if isinstance(kind, tuple) else (kind,)
         if not any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in expected):
             words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in expected)
-            raise InputError(f"{where}: {name!r}: {key} is {_short(value)}: expected {words}")
+            raise InputError(f"{where}: {key} is {_short(value)}: expected {words}")
 
 
 def _short(value: object) -> str:
