@@ -132,12 +132,12 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
 
 
 def key(path: Path) -> str:
-    """The hash of what an executed notebook depends on: its cells, the package's source, committed results, the lock."""
+    """The hash of what an executed notebook depends on: its cells, the packages' source, committed results, the lock."""
     digest = hashlib.sha256()
     for cell in notebook.read_notebook(path).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
-    package = ROOT / "rlcircuits"
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".yaml"))
+    packages = (ROOT / "rlcircuits", ROOT / "paradigms")
+    sources = sorted(p for package in packages for p in package.rglob("*") if p.suffix in (".py", ".yaml"))
     results = sorted(p for p in (ROOT / "results").rglob("*") if p.is_file())
     for source in [*sources, *results, ROOT / "requirements.lock"]:
         digest.update(str(source.relative_to(ROOT)).encode())
