@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import psutil
@@ -16,6 +17,7 @@ from rlcircuits.cli.main import main
 from tests.fixtures.sweeps import counted, let_through, runs, start
 from tests.fixtures.waiting import PATIENCE, until
 
+T = TypeVar("T")
 # Read when Ray is first imported: no report to anyone, and 127.0.0.1 stays what it is.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
@@ -26,11 +28,23 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
+    made = Cluster()
+    patiently(lambda: made.add_node(wait=False, **SMALL, include_dashboard=False))
     try:
         yield made
     finally:
         made.shutdown()
+
+
+def patiently(begin: Callable[[], T]) -> T:
+    """What `begin` gives, tried again where Ray gave up on a node after its 30 s, which a busy machine may need."""
+    for _ in range(10):
+        try:
+            return begin()
+        except (Exception, pytest.fail.Exception) as error:
+            if "timed out during startup" not in str(error):
+                raise
+    pytest.fail("Ray did not start a node in 10 attempts")
 
 
 def tasks(cluster: Any) -> list[psutil.Process]:
@@ -59,8 +73,8 @@ def listening(process: psutil.Process) -> set[str]:
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_lost_node_cost_only_their_cells(cluster: Any, tmp_path: Path) -> None:
-    second = cluster.add_node(**SMALL)
-    cluster.wait_for_nodes()
+    second = patiently(lambda: cluster.add_node(wait=False, **SMALL))
+    cluster.wait_for_nodes(PATIENCE)
     gate, out = tmp_path / "gate", tmp_path / "out"
     file = counted(tmp_path, xs=3, groups="ab", gate=gate)
     sweep = start(file, out, "--engine", "ray", "--address", cluster.address, "--retries", "4")
@@ -86,8 +100,15 @@ def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> N
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlcircuits[cluster]'")
     gate = tmp_path / "gate"
     file = counted(tmp_path, xs=1, groups="a", gate=gate)
-    sweep = start(file, tmp_path / "out", "--engine", "ray", "--processes", "1")
-    until(lambda: runs(tmp_path), "a cell that computes", sweep)
+    log = tmp_path / "out.log"
+
+    def begun() -> subprocess.Popen:
+        log.unlink(missing_ok=True)
+        process = start(file, tmp_path / "out", "--engine", "ray", "--processes", "1")
+        until(lambda: runs(tmp_path) or process.poll() is not None, "a cell that computes")
+        return process if runs(tmp_path) else pytest.fail(log.read_text())
+
+    sweep = patiently(begun)
     heard = listening(psutil.Process(sweep.pid))
     assert heard and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     let_through(gate, 0)
