@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from nbformat import NotebookNode
 
+#: within which a kernel must answer: on a machine that others use, too, its imports may take a minute
+KERNEL_SECONDS = 600
 _INJECTED = "# Parameters"  # the first line of the cell that papermill injects
 _GLUE = "application/papermill.record/"  # what myst-nb looks for
 
@@ -150,6 +152,7 @@ def run_notebook(
             parameters=given,
             cwd=str(cwd or path.parent),
             progress_bar=progress,
+            start_timeout=KERNEL_SECONDS,
             kernel_name="python3",
             language="python",
         )

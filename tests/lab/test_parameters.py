@@ -13,6 +13,7 @@ from papermill.exceptions import PapermillExecutionError
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
 from rlcircuits.lab.parameters import number, validate
+from tests.fixtures.waiting import PATIENCE
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -84,7 +85,9 @@ def test_run_refuses_before_anything_runs(small: Path, tmp_path: Path, given: di
 )
 def test_plain_papermill_stops_at_the_second_cell(small: Path, tmp_path: Path, given: dict, words: list[str]) -> None:
     with pytest.raises(PapermillExecutionError) as error:
-        papermill.execute_notebook(str(small), str(tmp_path / "out.ipynb"), parameters=given, progress_bar=False)
+        papermill.execute_notebook(
+            str(small), str(tmp_path / "out.ipynb"), parameters=given, progress_bar=False, start_timeout=PATIENCE
+        )
     assert error.value.ename == "InputError"
     assert all(word in error.value.evalue for word in words), error.value.evalue
     assert "validate(" in error.value.source
