@@ -19,12 +19,12 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import in_batches
@@ -39,6 +39,9 @@ from rlcircuits.attribution.reruns import rerun
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError
 from rlcircuits.storage import Step, journal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EFFECTS = Step("effects", 1)
 
@@ -185,8 +188,8 @@ class _Losses:
 
     def of(self, run: _Run) -> float:
         if run.source is None:
-            return self.clean[run.sample]
-        return self.ablated[run.sample, run.source, run.destination]
+            return float(self.clean[run.sample])
+        return float(self.ablated[run.sample, run.source, run.destination])
 
     def put(self, record: np.ndarray) -> None:
         """Take in rows as a journal keeps them: source and destination are −1 for an untouched run."""
@@ -219,7 +222,7 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
 
 
 def inputs_of_reruns(
-    hf: nn.Module,
+    hf: PreTrainedModel,
     traces: Sequence[Trace],
     level: str,
     cut: int | None,
@@ -256,7 +259,12 @@ def inputs_of_ablation(
 
 
 def _losses(
-    hf: nn.Module, graph: Graph, objective: Objective, rows: Sequence[_Run], replacement: Replacement, scale: float
+    hf: PreTrainedModel,
+    graph: Graph,
+    objective: Objective,
+    rows: Sequence[_Run],
+    replacement: Replacement,
+    scale: float,
 ) -> Tensor:
     """Loss ``(batch,)`` of every row with its edge scaled by 1 − `scale`."""
     batch = objective.batch(hf, rows)

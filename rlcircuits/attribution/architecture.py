@@ -11,13 +11,16 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from rlcircuits.attribution.checking import check
 from rlcircuits.attribution.layers import Parts
 from rlcircuits.attribution.reading import plain, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, Architecture] = weakref.WeakKeyDictionary()
 
@@ -49,7 +52,7 @@ class Architecture(Parts):
 
 
 @contextlib.contextmanager
-def _evaluating(hf: nn.Module) -> Iterator[None]:
+def _evaluating(hf: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode inside, each module as it was afterwards."""
     training = [module for module in hf.modules() if module.training]
     try:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from rlcircuits.attribution.layers import embedding
 from rlcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: tokens of a pass that keep a processor busy; beyond them rows are batched only with rows of similar length
 FULL = 1024
@@ -30,7 +33,7 @@ class Plan:
 
 
 def in_batches(
-    hf: nn.Module,
+    hf: PreTrainedModel,
     traces: Sequence[Any],
     batch_size: int | str,
     work: Callable[[list[Any]], Any] | Sequence[Plan],
@@ -67,7 +70,7 @@ def in_batches(
             if automatic:
                 at_least = 1 if number == first_plan else budgets[number - 1] + 1  # shorter rows have a better plan
                 size = _alike(ordered, start, budgets[number], at_least)
-            size = max(1, size >> halvings)
+            size = max(1, int(size) >> halvings)
             if longest > turning:
                 size = max(1, sum(length > turning for length in ordered[start : start + size]))
             indices = order[start : start + size]
@@ -111,7 +114,7 @@ def _alike(lengths: Sequence[int], start: int, budget: int, at_least: int = 1) -
     return end - start
 
 
-def _turning_length(hf: nn.Module) -> float:
+def _turning_length(hf: PreTrainedModel) -> float:
     """The length beyond which the model turns queries and keys of the whole batch otherwise (LongRoPE), else infinity."""
     config = hf.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -129,7 +132,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def token_budget(hf: nn.Module, per_token: int = 0) -> int:
+def token_budget(hf: PreTrainedModel, per_token: int = 0) -> int:
     """Tokens per pass that fit into half of the free memory, at most 8,192.
 
     Args:
@@ -146,7 +149,7 @@ def token_budget(hf: nn.Module, per_token: int = 0) -> int:
     return int(min(8192, max(1, free // 2 // per_token)))
 
 
-def bytes_per_token(hf: nn.Module, level: str = "block", lean: bool = False) -> int:
+def bytes_per_token(hf: PreTrainedModel, level: str = "block", lean: bool = False) -> int:
     """Estimated memory of attribution for every token of a batch, above the loaded model, in bytes.
 
     Of a layer, the backward pass keeps about 16 d_model + 4 d_mlp numbers a token; sources, gradients and norm inputs
@@ -154,7 +157,7 @@ def bytes_per_token(hf: nn.Module, level: str = "block", lean: bool = False) -> 
     for each of the others the sources alone, 2 d_model (3 at head level). Attention is taken to be fused, linear in the length.
     A fast pass also holds the logits, in float32 and three times; a lean pass makes them for a few positions at a time.
     """
-    config, weight = hf.config.get_text_config(), hf.get_input_embeddings().weight
+    config, weight = hf.config.get_text_config(), embedding(hf)
     width, layers = weight.shape[1], getattr(config, "num_hidden_layers", 1)
     number = max(2, weight.element_size())
     recorded = {"block": 4, "qkv": 7, "head": 8}[level] * width

@@ -9,14 +9,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from rlcircuits.attribution.layers import Layer, Parts, Projection, first, given, hooked, taken
+from rlcircuits.attribution.layers import Layer, Parts, Projection, embedding, first, given, hooked, taken
 from rlcircuits.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def check(parts: Parts, hf: nn.Module) -> tuple[bool, dict[str, str]]:
+
+def check(parts: Parts, hf: PreTrainedModel) -> tuple[bool, dict[str, str]]:
     """Follow the stream over three tokens, and see which levels can be told apart.
 
     Returns:
@@ -25,12 +31,14 @@ def check(parts: Parts, hf: nn.Module) -> tuple[bool, dict[str, str]]:
     Raises:
         InputError: a stream that does not add up, or a token that sees a later one.
     """
-    name, written, read, call = parts.name, {}, {}, {}
+    name, call = parts.name, {}
+    written: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
 
-    def writes(node: str):
+    def writes(node: str) -> Callable[..., None]:
         return lambda _module, _args, output: written.__setitem__(node, first(output).detach())
 
-    def reads(node: str):
+    def reads(node: str) -> Callable[..., None]:
         return lambda _module, args, kwargs: read.__setitem__(node, taken(args, kwargs).detach())
 
     def starts(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -53,13 +61,12 @@ def check(parts: Parts, hf: nn.Module) -> tuple[bool, dict[str, str]]:
         ):
             handles.append(reader.register_forward_pre_hook(reads(node), with_kwargs=True))
             handles.append(writer.register_forward_hook(writes(node)))
-    ids = torch.arange(3, device=hf.get_input_embeddings().weight.device).remainder(
-        hf.config.get_text_config().vocab_size
-    )[None]
+    ids = torch.arange(3, device=embedding(hf).device).remainder(hf.config.get_text_config().vocab_size)[None]
     with hooked(handles), torch.no_grad():
         hf(input_ids=ids.flip(1), use_cache=False)
         other = read.get("logits")
-        written.clear(), read.clear()
+        written.clear()
+        read.clear()
         hf(input_ids=torch.cat([ids.flip(1)[:, :-1], ids[:, 1:2]], 1), use_cache=False)
     if list(written) != nodes or set(read) != {*nodes[1:], "logits"}:
         raise InputError(
@@ -164,12 +171,12 @@ def _form(layer: Layer) -> tuple:
 def _heads_are(parts: Parts, args: tuple, kwargs: dict) -> bool:
     """Step 2 on the first layer, on one batch: a row for each part of each head, set to 0 there, and one left as it is."""
     layer, heads, groups = parts.layers[0], parts.n_heads, parts.n_kv_heads
-    parts = {"q": (layer.q, heads), "k": (layer.k, groups), "v": (layer.v, groups)}
-    if any(len(torch.arange(part.size)[part.channels]) % count for part, count in parts.values()):
+    split = {"q": (layer.q, heads), "k": (layer.k, groups), "v": (layer.v, groups)}
+    if any(len(torch.arange(part.size)[part.channels]) % count for part, count in split.values()):
         return False
-    cases = [(name, h) for name, (_, count) in parts.items() for h in range(count)]
+    cases = [(name, h) for name, (_, count) in split.items() for h in range(count)]
     own = [list(range(heads))] + [[h] if name == "q" else _group(h, heads, groups) for name, h in cases]
-    z, at = _with_parts_at_zero(layer, parts, cases, own, taken(args, kwargs), args, kwargs)
+    z, at = _with_parts_at_zero(layer, split, cases, own, taken(args, kwargs), args, kwargs)
     if z is None:
         return False
     # Untouched, the last token's output depends on its own query alone, and on all tokens' keys and values.

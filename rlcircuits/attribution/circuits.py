@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import edge_values
 from rlcircuits.storage import Journal, Step, journal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CIRCUITS = Step("circuits", 1, also=("rlcircuits.metrics.edges",))
 RANKS = ("absolute", "signed")
@@ -155,7 +158,7 @@ def faithfulness(
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
     ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
     sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
-    kept = contextlib.nullcontext()
+    kept: contextlib.AbstractContextManager[Journal | None] = contextlib.nullcontext()
     if resume is not None:
         inputs = inputs_of_reruns(hf, traces, graph.level, cut, replacement, objective) | {"code": str(CIRCUITS)}
         kept = journal(resume, "circuits", inputs, ROW)
@@ -189,7 +192,7 @@ class _Row:
 
 
 def _measure(
-    hf: torch.nn.Module,
+    hf: PreTrainedModel,
     graph: Graph,
     objective: Objective,
     replacement: Replacement,
@@ -364,12 +367,12 @@ def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: in
 
 def _cut(scores: xr.DataArray, cut: int | str | None) -> int | None:
     if cut != "auto":
-        return cut
+        return cast("int | None", cut)
     scored = scores.attrs.get("cut", "all")
     return None if scored == "all" else int(scored)
 
 
-def _graph(hf: torch.nn.Module, scores: xr.DataArray) -> Graph:
+def _graph(hf: PreTrainedModel, scores: xr.DataArray) -> Graph:
     """The model's graph at the level of the scores.
 
     Raises:

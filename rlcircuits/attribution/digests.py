@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from rlcircuits.attribution.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NOT_MODEL = {"_name_or_path", "transformers_version", "dtype", "architectures"}
 
 
-def model_digests(hf: nn.Module) -> dict[str, str]:
+def model_digests(hf: PreTrainedModel) -> dict[str, str]:
     """Digests of a model's weights and of its configuration."""
     config = {k: v for k, v in json.loads(hf.config.to_json_string(use_diff=False)).items() if k not in _NOT_MODEL}
     return {"model weights": weights_digest(hf), "model configuration": digest(config)}
 
 
-def weights_digest(hf: nn.Module) -> str:
+def weights_digest(hf: PreTrainedModel) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's weights as they are in memory."""
     whole = hashlib.sha256()
     for name, weight in sorted(hf.state_dict().items()):

@@ -22,17 +22,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
-from rlcircuits.attribution.layers import hooked, wide
+from rlcircuits.attribution.layers import embedding, hooked, wide
 from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.passes import fast_pass, lean_pass
@@ -42,6 +42,9 @@ from rlcircuits.attribution.replacements import Replacement
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MEMORY = ("auto", "fast", "lean")
 #: the completeness gap of integrated gradients above which `attribute` warns
@@ -130,7 +133,7 @@ def attribute(
         def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
             instead, segments = replacement.outputs(rows), None
             if codes:
-                device = hf.get_input_embeddings().weight.device
+                device = embedding(hf).device
                 segments = Segments([codes[row.problem] for row in rows], len(names), device)
             sums, losses = score_batch(architecture, graph, hf, rows, lean, instead, ig_steps, objective, segments)
             return (sums if segments is None else segments.spread(sums)), losses
@@ -235,7 +238,7 @@ def labelled(
             "method": method,
             "intervention": intervention,
             "loss": loss,
-            "d_model": hf.get_input_embeddings().weight.shape[1],
+            "d_model": embedding(hf).shape[1],
             "dtype": str(hf.dtype).removeprefix("torch."),
             "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
             "versions": json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
@@ -246,7 +249,7 @@ def labelled(
 def score_batch(
     architecture: Architecture,
     graph: Graph,
-    hf: nn.Module,
+    hf: PreTrainedModel,
     traces: Sequence[Trace],
     lean: bool = False,
     instead: Recorder | None = None,
@@ -270,7 +273,7 @@ def score_batch(
     with torch.no_grad():
         losses = batch.losses(hf)
     clean = sources_of(architecture, graph, hf, traces)
-    total: Tensor | float = 0.0
+    total: Any = 0.0
     for step in range(ig_steps):
         share = (step + 0.5) / ig_steps
 
@@ -293,7 +296,7 @@ def _on_path(share: float, instead: Recorder | None) -> Callable[[Tensor], Tenso
 
 def _with_gap(
     result: xr.DataArray,
-    hf: nn.Module,
+    hf: PreTrainedModel,
     architecture: Architecture,
     graph: Graph,
     traces: Sequence[Trace],

@@ -110,7 +110,7 @@ def read_graph(file: str | os.PathLike[str], n_kv_heads: int | None = None) -> x
     try:
         found = json.loads(path.read_text("utf-8"))
         config, edges = found["cfg"], found["edges"]
-        sizes = [config[name] for name in ("n_layers", "n_heads")]
+        sizes = config["n_layers"], config["n_heads"]
         parallel = bool(config["parallel_attn_mlp"])
         values = {name: (float(edge["score"]), bool(edge["in_graph"])) for name, edge in edges.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -118,7 +118,7 @@ def read_graph(file: str | os.PathLike[str], n_kv_heads: int | None = None) -> x
             f"{os.fspath(file)!r} is no graph of EAP-IG ({type(error).__name__}: {error}): expected JSON with 'cfg', 'nodes' and 'edges'"
         ) from error
     if not all(type(size) is int for size in sizes):
-        raise InputError(f"{os.fspath(file)!r} has {sizes} layers and heads: expected whole numbers")
+        raise InputError(f"{os.fspath(file)!r} has {list(sizes)} layers and heads: expected whole numbers")
     graph = Graph.build("head", *sizes, n_kv_heads, parallel)
     copies = _copies(graph)
     score, circuit = np.where(graph.mask, 0.0, np.nan), np.zeros(graph.mask.shape, bool)
@@ -236,7 +236,9 @@ def _eap_ig_names(full: Graph) -> list[str]:
 
 def _nodes_in(full: Graph, kept: np.ndarray) -> np.ndarray:
     """Which sources the circuit reaches and leaves, ``(source,)``, as EAP-IG counts them; the input need not be reached."""
-    reached = {re.sub(r"<.>", "", name) for name, any_ in zip(_eap_ig_names(full), kept.any(0)) if any_} | {"input"}
+    reached = {
+        re.sub(r"<.>", "", name) for name, any_ in zip(_eap_ig_names(full), np.any(kept, axis=0).tolist()) if any_
+    } | {"input"}
     return kept.any(1) & np.array([name in reached for name in full.sources])
 
 
@@ -301,7 +303,8 @@ def _attribution_graph(scores: xr.DataArray, graph: Graph, kept: np.ndarray, slu
     columns = [str(name) for name in scores["group"].values] if "group" in scores.dims else ["all tokens"]
     grouped = scores if "group" in scores.dims else scores.expand_dims("group")
     mean = grouped.transpose("group", "sample", "source", "destination").values.astype(np.float64).mean(1)
-    copies, nodes, links = _copies(graph), {}, {}
+    copies, nodes = _copies(graph), {}
+    links: dict[tuple, float] = {}
     for column in range(len(columns)):
         for name in dict.fromkeys((*graph.sources, "logits")):
             nodes[column, name] = _viewer_node(graph, name, column)

@@ -11,15 +11,23 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to accumulate in: float64 stays, everything else becomes float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def embedding(hf: PreTrainedModel) -> Tensor:
+    """The weights of the model's input embedding, ``(vocabulary, d_model)``."""
+    return cast(Tensor, hf.get_input_embeddings().weight)
 
 
 @contextlib.contextmanager
@@ -90,7 +98,7 @@ class Norm:
     @property
     def scale(self) -> Tensor:
         """Effective scale w, ``(d_model,)``, in float32 or better."""
-        weight = self.module.weight.detach()
+        weight = cast(Tensor, self.module.weight).detach()
         return weight.to(wide(weight.dtype)) + self.offset
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +139,7 @@ class Projection:
     @property
     def size(self) -> int:
         """Number of channels of the whole module."""
-        return self.module.weight.shape[1 if self.transposed else 0]
+        return cast(Tensor, self.module.weight).shape[1 if self.transposed else 0]
 
     def of_output(self, x: Tensor) -> Tensor:
         """These channels of something ``(…, out)`` at the module's output."""
@@ -141,7 +149,7 @@ class Projection:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """W of these channels ``(channels, in)``."""
-        held = self.module.weight.detach()
+        held = cast(Tensor, self.module.weight).detach()
         held = held.T if self.transposed else held
         held = held[self.channels] if isinstance(self.channels, slice) else held[self.channels.to(held.device)]
         return held.to(dtype)
@@ -206,7 +214,7 @@ class Layer:
         Returns:
             ``(head, d_head, d_model)`` and ``(d_model,)`` or None.
         """
-        weight, bias, norm = self.o.weight(dtype), self.o.module.bias, self.norm_written
+        weight, bias, norm = self.o.weight(dtype), cast("Tensor | None", self.o.module.bias), self.norm_written
         if norm is not None:
             bias = getattr(norm.module, "bias", None)
             weight = weight - weight.mean(0) if norm.centred else weight

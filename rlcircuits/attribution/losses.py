@@ -17,19 +17,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rlcircuits.attribution.digests import weights_digest
-from rlcircuits.attribution.layers import wide
+from rlcircuits.attribution.layers import embedding, wide
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import logits_at, padded
 from rlcircuits.attribution.traces import Trace
 from rlcircuits.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAMES = ("nll", "kl", "logit-difference")
 #: what each loss needs beside the traces
@@ -93,12 +96,12 @@ class Objective:
     weights: dict[str, tuple[float, ...]]
     tokens: dict[str, tuple[int, ...]]
     probabilities: dict[str, Tensor]
-    reference: nn.Module | None
+    reference: PreTrainedModel | None
     _known: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, loss: str | Loss | Sequence[Sequence[float]], hf: nn.Module, traces: Sequence[Trace], cut: int | None
+        cls, loss: str | Loss | Sequence[Sequence[float]], hf: PreTrainedModel, traces: Sequence[Trace], cut: int | None
     ) -> Objective:
         """Check a loss against the model and the (cut) traces; nothing is run.
 
@@ -157,9 +160,9 @@ class Objective:
             given[f"reference of {problem}"] = hashlib.sha256(row.cpu().double().numpy().tobytes()).hexdigest()
         return {name: value for name, value in given.items() if value}
 
-    def batch(self, hf: nn.Module, rows: Sequence[Any]) -> Batch:
+    def batch(self, hf: PreTrainedModel, rows: Sequence[Any]) -> Batch:
         """Inputs, targets and what the loss needs for rows with ``problem``, ``prompt`` and ``answer``."""
-        ids, positions, targets = padded(rows, hf.get_input_embeddings().weight.device)
+        ids, positions, targets = padded(rows, embedding(hf).device)
         scored = targets != -100
         weights = scored.to(wide(hf.dtype))
         starts = [len(row.prompt) - 1 for row in rows]
@@ -187,7 +190,7 @@ class Objective:
             if self.reference is None:
                 found = self.probabilities[row.problem].log()
             else:
-                ids, positions, _ = padded([row], self.reference.get_input_embeddings().weight.device)
+                ids, positions, _ = padded([row], embedding(self.reference).device)
                 with torch.no_grad():
                     found = torch.log_softmax(logits_at(self.reference, ids, positions)[0], -1)
             if len(self._known) >= 64:
@@ -245,7 +248,7 @@ class Batch:
         each, weights = self.each(logits, chosen), self.weights.to(logits.device)
         return (each * weights[:, chosen]).sum(1) / weights.sum(1)
 
-    def losses(self, hf: nn.Module) -> Tensor:
+    def losses(self, hf: PreTrainedModel) -> Tensor:
         """L of every row ``(batch,)``, from a run of the model."""
         return self.of(logits_at(hf, self.ids, self.positions))
 
@@ -290,7 +293,7 @@ def _distribution(problem: str, row: Any, vocabulary: int) -> Tensor:
     return q
 
 
-def _vocabulary(hf: nn.Module) -> int:
+def _vocabulary(hf: PreTrainedModel) -> int:
     return hf.get_output_embeddings().weight.shape[0]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Part:
         """These tokens ``(n, step, …)`` of something ``(batch, position, …)``."""
         if self.rows is None:
             return x[:, self.tokens]
-        return x[self.rows.to(x.device), self.tokens.to(x.device)]
+        return x[self.rows.to(x.device), cast(Tensor, self.tokens).to(x.device)]
 
 
 def slices(length: int, step: int) -> Iterator[Part]:

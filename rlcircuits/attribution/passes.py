@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,16 @@ from rlcircuits.attribution.layers import first, hooked
 from rlcircuits.attribution.losses import Batch
 from rlcircuits.attribution.recording import Recorder, deterministic, frozen, logits_at
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: positions whose logits a lean pass holds at a time
 LOGIT_POSITIONS = 1024
 
 
 def fast_pass(
     record: Recorder,
-    hf: nn.Module,
+    hf: PreTrainedModel,
     batch: Batch,
     written: Callable[[Recorder], list[Tensor]],
     instead: Recorder | None,
@@ -58,7 +61,7 @@ def fast_pass(
 
 def lean_pass(
     record: Recorder,
-    hf: nn.Module,
+    hf: PreTrainedModel,
     batch: Batch,
     written: Callable[[Recorder], list[Tensor]],
     instead: Recorder | None,
@@ -110,7 +113,7 @@ class _Calls:
         self.final = args[0]
 
 
-def _forward(record: Recorder, hf: nn.Module, ids: Tensor) -> tuple[list[Tensor], _Calls]:
+def _forward(record: Recorder, hf: PreTrainedModel, ids: Tensor) -> tuple[list[Tensor], _Calls]:
     """Step 1: what was added to the stream, ``(batch, position, d_model)`` each, and the calls; `record` gets the sources."""
     architecture, calls = record.architecture, _Calls()
     handles = record.attach_start()
@@ -141,11 +144,12 @@ def _stream(added: Sequence[Tensor], index: int, devices: dict[int, torch.device
     return stream
 
 
-def _loss(hf: nn.Module, blocks: Sequence[nn.Module], batch: Batch, calls: _Calls) -> tuple[Tensor, Tensor]:
+def _loss(hf: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, calls: _Calls) -> tuple[Tensor, Tensor]:
     """Step 2: losses ``(batch,)`` and the gradient at the final stream ``(batch, position, d_model)``."""
     ids, kept, final = batch.ids, len(batch.positions), calls.final
     gradient = torch.zeros_like(final)
-    low, step, total = ids.shape[1] - kept, max(1, LOGIT_POSITIONS // len(ids)), 0.0
+    low, step = ids.shape[1] - kept, max(1, LOGIT_POSITIONS // len(ids))
+    total: Any = 0.0
     for begin in range(0, kept, step):
         chosen = slice(begin, begin + step)
         part = slice(low + chosen.start, min(low + chosen.stop, ids.shape[1]))

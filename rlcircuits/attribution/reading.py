@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import weakref
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,13 @@ from torch import Tensor, nn
 from rlcircuits.attribution.layers import Layer, Norm, Parts, Projection, wide
 from rlcircuits.errors import InputError
 
-_UNWRAPPED: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNWRAPPED: weakref.WeakKeyDictionary[nn.Module, PreTrainedModel] = weakref.WeakKeyDictionary()
 
 
-def plain(model: Any) -> nn.Module:
+def plain(model: Any) -> PreTrainedModel:
     """The Hugging Face model inside `model`.
 
     Raises:
@@ -34,15 +37,15 @@ def plain(model: Any) -> nn.Module:
     """
     hf = getattr(model, "hf", None) or model
     if isinstance(hf, nn.Module) and isinstance(getattr(hf, "original_model", None), nn.Module):
-        hf = _without_bridge(hf)
+        hf = _without_bridge(cast(Any, hf))
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config") or not hasattr(hf, "get_output_embeddings"):
         raise InputError(
             f"expected a model from rlcircuits.load_model or a Hugging Face causal language model, not {type(model).__name__}"
         )
-    return hf
+    return cast("PreTrainedModel", hf)
 
 
-def _without_bridge(bridge: nn.Module) -> nn.Module:
+def _without_bridge(bridge: Any) -> PreTrainedModel:
     """The plain model of a TransformerBridge, on the same weights: the bridge wraps each module of the one it was made from.
 
     Raises:
@@ -71,7 +74,7 @@ def _without_bridge(bridge: nn.Module) -> nn.Module:
     return hf
 
 
-def read(hf: nn.Module) -> Parts:
+def read(hf: PreTrainedModel) -> Parts:
     """The model's parts, as TransformerLens' adapter for its class gives them.
 
     Raises:
@@ -146,7 +149,9 @@ def read(hf: nn.Module) -> Parts:
     groups = getattr(config, "n_key_value_heads", None) or config.n_heads
     return Parts(
         name=name,
-        layers=tuple(layer(index, block) for index, block in enumerate(module("blocks", required=True))),
+        layers=tuple(
+            layer(index, block) for index, block in enumerate(cast(nn.ModuleList, module("blocks", required=True)))
+        ),
         norm_final=Norm.of(module("ln_final", required=True)),
         n_heads=config.n_heads,
         n_kv_heads=config.n_heads if config.n_heads % groups else groups,  # latent attention may state any number
@@ -188,7 +193,7 @@ def _split(adapter: Any, fused: Projection | None) -> tuple[Projection | None, .
     if split is None or fused is None or not fused.affine:
         return None, None, None
     numbers = torch.arange(fused.size, dtype=torch.float32)
-    rows = (numbers[None] if fused.transposed else numbers[:, None]).expand(fused.module.weight.shape)
+    rows = (numbers[None] if fused.transposed else numbers[:, None]).expand(cast(Tensor, fused.module.weight).shape)
     stand_in = SimpleNamespace(weight=rows, bias=numbers)
     for name in reversed(bridge.submodules["qkv"].name.split(".")):
         stand_in = SimpleNamespace(**{name: stand_in})

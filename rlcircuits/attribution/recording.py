@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from torch.nn import functional as F
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
-from rlcircuits.attribution.layers import Layer, Projection, first, given, hooked, taken, wide
+from rlcircuits.attribution.layers import Layer, Projection, embedding, first, given, hooked, taken, wide
 from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Recorder:
@@ -130,9 +133,9 @@ class Recorder:
         return lambda _module, _args, output: output.register_hook(catch) and None
 
 
-def sources_of(architecture: Architecture, graph: Graph, hf: nn.Module, traces: Sequence[Trace]) -> Recorder:
+def sources_of(architecture: Architecture, graph: Graph, hf: PreTrainedModel, traces: Sequence[Trace]) -> Recorder:
     """Every source's output on a batch of traces, from a forward pass alone."""
-    ids, _, _ = padded(traces, hf.get_input_embeddings().weight.device)
+    ids, _, _ = padded(traces, embedding(hf).device)
     record = Recorder(architecture, graph)
     handles = record.attach_start()
     for index in range(len(architecture.layers)):
@@ -143,7 +146,7 @@ def sources_of(architecture: Architecture, graph: Graph, hf: nn.Module, traces: 
 
 
 @contextlib.contextmanager
-def frozen(hf: nn.Module) -> Iterator[None]:
+def frozen(hf: PreTrainedModel) -> Iterator[None]:
     """No parameter requires a gradient inside; each is left as it was found."""
     trainable = [p for p in hf.parameters() if p.requires_grad]
     try:
@@ -165,16 +168,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or enabled:
         yield
         return
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        settings.fill_uninitialized_memory = False
         with warnings.catch_warnings():  # cuBLAS is deterministic on one stream, but PyTorch cannot know
             warnings.filterwarnings("ignore", message="Deterministic behavior was enabled")
             yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,13 +201,13 @@ def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor,
     return torch.from_numpy(ids).to(device), positions, torch.from_numpy(targets).to(device)
 
 
-def logits_at(hf: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+def logits_at(hf: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
     """The model's logits at positions ``(batch, kept, vocabulary)``, in float32 or better."""
     logits = hf(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
     return logits.to(wide(logits.dtype))
 
 
-def mean_nll(hf: nn.Module, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+def mean_nll(hf: PreTrainedModel, ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
     """Mean negative log-likelihood per answer token of every row, ``(batch,)``; arguments from `padded`."""
     logits, counts = logits_at(hf, ids, positions), (targets != -100).sum(1)
     targets = targets.to(logits.device).flatten()

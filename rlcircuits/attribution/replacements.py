@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import in_batches
 from rlcircuits.attribution.digests import model_digests, traces_digest
 from rlcircuits.attribution.graph import Graph
-from rlcircuits.attribution.layers import wide
+from rlcircuits.attribution.layers import embedding, wide
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import Recorder, sources_of
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INTERVENTIONS = ("zero", "mean", "corrupted", "model")
 
@@ -41,7 +44,7 @@ class Replacement:
     """
 
     name: str
-    hf: nn.Module
+    hf: PreTrainedModel
     graph: Graph
     traces: Sequence[Trace]
     partners: dict[str, Trace]
@@ -52,7 +55,7 @@ class Replacement:
     @classmethod
     def of(
         cls,
-        hf: nn.Module,
+        hf: PreTrainedModel,
         level: str,
         traces: Sequence[Trace],
         intervention: str,
@@ -129,7 +132,9 @@ class Replacement:
         return {"model": model_digests(self.hf)} if self.name == "model" else self.name
 
 
-def _partners(hf: nn.Module, traces: Sequence[Trace], corrupted: Sequence[Trace], cut: int | None) -> dict[str, Trace]:
+def _partners(
+    hf: PreTrainedModel, traces: Sequence[Trace], corrupted: Sequence[Trace], cut: int | None
+) -> dict[str, Trace]:
     """The corrupted trace of every trace, by the trace's problem."""
     corrupted = list(corrupted)
     if len(corrupted) != len(traces):
@@ -149,13 +154,13 @@ def _partners(hf: nn.Module, traces: Sequence[Trace], corrupted: Sequence[Trace]
     return partners
 
 
-def _matching(hf: nn.Module, other: nn.Module, level: str) -> nn.Module:
+def _matching(hf: PreTrainedModel, other: PreTrainedModel, level: str) -> PreTrainedModel:
     """The other model, if its sources can take the place of the model's."""
     if other.training:
         raise InputError("the other model is in training mode, where dropout would change it: call model.eval() first")
     ours, theirs = (
         {
-            "vocabulary": one.get_input_embeddings().weight.shape[0],
+            "vocabulary": embedding(one).shape[0],
             "depth": len(Architecture.of(one).layers),
             "width": Architecture.of(one).d_model,
             "number of heads": Architecture.of(one).n_heads if level == "head" else 0,

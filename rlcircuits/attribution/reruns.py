@@ -10,7 +10,8 @@ For one edge at a time `rlcircuits.attribution.suffixes` gives the same for less
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from rlcircuits.attribution.layers import Layer, Norm, Projection, first, given,
 from rlcircuits.attribution.losses import Batch
 from rlcircuits.attribution.recording import Recorder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: bytes of changed streams that are computed at once when many edges are removed
 TOGETHER_BYTES = 64 << 20
 
@@ -29,7 +33,7 @@ TOGETHER_BYTES = 64 << 20
 def rerun(
     architecture: Architecture,
     graph: Graph,
-    hf: nn.Module,
+    hf: PreTrainedModel,
     batch: Batch,
     removed: Tensor,
     instead: Recorder | None = None,
@@ -98,7 +102,7 @@ class _Edit:
     def _wrote(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self.written.append(first(output))
 
-    def _wrote_heads(self, layer: Layer):
+    def _wrote_heads(self, layer: Layer) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
             heads = self.architecture.n_heads
             weight, share = layer.head_outputs(heads, wide(output.dtype))
@@ -171,7 +175,7 @@ class _Edit:
         self._stacked = max(self._stacked, count)
         return self._stack[:, :count]
 
-    def _reads(self, column: int):
+    def _reads(self, column: int) -> Callable[..., Any]:
         if not self.touched[column]:
             return lambda _module, args, kwargs: None
         return lambda _module, args, kwargs: given(self._without(taken(args, kwargs), column), args, kwargs)
@@ -179,7 +183,7 @@ class _Edit:
     def _remember(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.stream = taken(args, kwargs)
 
-    def _projects(self, norm: Norm | None, targets: list[tuple[slice | Tensor, int]]):
+    def _projects(self, norm: Norm | None, targets: list[tuple[slice | Tensor, int]]) -> Callable[..., Tensor | None]:
         """Rebuild the projection's output for the destinations that read a changed stream, each its channels of it."""
         chosen = [(channels, column) for channels, column in targets if self.touched[column]]
 

@@ -5,14 +5,16 @@ Attribution scores a trace; where its answer came from does not matter to it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rlcircuits.attribution.layers import embedding
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def _is_id(value: object) -> bool:
     return not isinstance(value, bool) and hasattr(value, "__index__") and value.__index__() >= 0
 
 
-def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Trace]:
+def checked(hf: PreTrainedModel, traces: Sequence[Trace], cut: int | None) -> list[Trace]:
     """The traces, cut, after every check that needs no computation.
 
     Raises:
@@ -77,7 +79,7 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
     if not traces:
         raise InputError("no traces given: expected at least one rlcircuits.Trace")
     context = getattr(hf.config, "max_position_embeddings", None)
-    vocabulary = hf.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding(hf).shape[0]
     for number, trace in enumerate(traces):
         if not isinstance(trace, Trace):
             raise InputError(
@@ -89,8 +91,7 @@ def checked(hf: nn.Module, traces: Sequence[Trace], cut: int | None) -> list[Tra
                 f"trace {trace.problem!r} holds token id {highest}, but the model's vocabulary has {vocabulary}: "
                 "was it made with another tokenizer?"
             )
-    seen: set[str] = set()
-    repeated = {trace.problem for trace in traces if trace.problem in seen or seen.add(trace.problem)}
+    repeated = [problem for problem, count in Counter(trace.problem for trace in traces).items() if count > 1]
     if repeated:
         raise InputError(f"trace {min(repeated)!r} occurs more than once: samples are named by their problem")
     traces = [trace.cut(cut) for trace in traces]
