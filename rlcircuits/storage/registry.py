@@ -117,10 +117,10 @@ def check_keys(where: str, entry: Mapping[Any, Any], kinds: Kinds, needed: Mappi
             raise InputError(f"{where} has no {key}: expected {words}{near(key, entry)}")
     for key, value in entry.items():
         kind = kinds[key]
-        expected = kind if isinstance(kind, tuple) else (kind,)
-        if not any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in expected):
-            words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in expected)
-            raise InputError(f"{where}: {key} is {_short(value)}: expected {words}")
+        allowed = kind if isinstance(kind, tuple) else (kind,)
+        if not any(isinstance(value, one) and (one is bool or not isinstance(value, bool)) for one in allowed):
+            told = " or ".join(_WORDS.get(one, one.__name__) for one in allowed)
+            raise InputError(f"{where}: {key} is {_short(value)}: expected {told}")
 
 
 def _short(value: object) -> str:
