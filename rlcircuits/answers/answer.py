@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 
 _FIELDS = {"problem": str, "prompt": list, "answer": list, "text": str, "correct": bool, "finished": bool}
+
+
+class SpecialTokens(UserWarning):
+    """A question's text holds what the tokenizer reads as special tokens: the prompt is not what it seems."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
     if not ids:
         raise InputError(f"the prompt {prompt!r} with the question {question[:40]!r} has no tokens: expected some text")
     return tuple(int(i) for i in ids)
+
+
+def expect_plain_text(tokenizer: PreTrainedTokenizerBase, problems: ProblemSet) -> None:
+    """Warn of questions that spell out special tokens, such as the end of a turn: a model takes them for the real ones."""
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 2]
+    found = [(problem.id, token) for problem in problems for token in special if token in problem.question]
+    if found:
+        count = len({name for name, _ in found})
+        warnings.warn(
+            f"{count} question{'s' if count > 1 else ''} of {problems.name} spell{'' if count > 1 else 's'} out special tokens "
+            f"(problem {found[0][0]!r} holds {found[0][1]!r}), which the model takes for real ones",
+            SpecialTokens,
+            stacklevel=4,
+        )
 
 
 def answer_of(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
+from rlcircuits.answers.answer import Answer, answer_of, encode_prompt, expect_plain_text
 from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.errors import InputError, choose, expect_whole
@@ -82,6 +82,7 @@ def generate(
     expect_whole("max_new_tokens", max_new_tokens, 1)
     if batch_size != "auto":
         expect_whole("batch_size", batch_size, 1, "or 'auto'")
+    expect_plain_text(model.tokenizer, problems)
     prompts = [encode_prompt(model.tokenizer, prompt, problem.question) for problem in problems]
     rooms = _rooms(model, problems, prompts, max_new_tokens)
     ends = model.ends if isinstance(model, Outline) else end_tokens(model)

@@ -42,6 +42,11 @@ def load_problems(
         InputError: no such file, a row or field that is not as expected (it names file, line and field), no problems,
             ids that are not unique, or an unknown grader or extractor.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(
+            f"load_problems was given a {type(path).__name__}: expected the path of a .jsonl or .parquet file; problems that "
+            "are in memory already are rlcircuits.ProblemSet(name, (rlcircuits.Problem(id, question, reference), …))"
+        )
     path = Path(path).expanduser()
     choose("grader", grader, GRADERS)
     choose("extractor", extractor, EXTRACTORS)

@@ -1,5 +1,7 @@
+from .adapters import is_adapter as is_adapter
 from .checkpoints import DTYPES as DTYPES
 from .checkpoints import fingerprint as fingerprint
+from .checkpoints import local_checkpoint as local_checkpoint
 from .cost import Estimate as Estimate
 from .cost import estimate as estimate
 from .gguf import Dequantised as Dequantised

@@ -20,6 +20,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 #: the device that spreads a model over all there are (`device_map="auto"` of transformers)
 SPREAD = "spread"
+_LFS = b"version https://git-lfs"
 
 
 def fingerprint(folder: Path) -> str:
@@ -70,6 +71,10 @@ def resolved_device(device: str) -> torch.device:
         raise InputError(
             f"unknown device {device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:N' or '{SPREAD}'"
         ) from error
+    if where.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            f"device {device!r} was asked for, but PyTorch sees no MPS device here; use device='cpu' or 'auto'"
+        )
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"device {device!r} was asked for, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'"
@@ -104,6 +109,7 @@ def local_checkpoint(name: str) -> Path | None:
     if not folder.is_dir():
         raise InputError(f"{name!r} is a file: expected the folder that holds config.json and *.safetensors")
     if is_adapter(folder):
+        expect_content(folder)
         return folder
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -121,4 +127,20 @@ def local_checkpoint(name: str) -> Path | None:
         raise InputError(
             f"the folder {name!r} holds no *.safetensors{instead}; save the model with save_pretrained(safe_serialization=True)"
         )
+    expect_content(folder)
     return folder
+
+
+def expect_content(folder: Path) -> None:
+    """Refuse the pointers that Git LFS leaves in place of files that were not fetched.
+
+    Raises:
+        InputError: a weight file is one.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS)) == _LFS:
+                raise InputError(
+                    f"{str(file)!r} is a Git LFS pointer of {file.stat().st_size} bytes, not the weights: fetch them with "
+                    "`git lfs pull` in that folder"
+                )

@@ -29,6 +29,10 @@ LOADING = Step("loading", 1, apart=("rlcircuits.models.gguf",))
 """What stands between a checkpoint's files and the model; part of the key of everything that is made with a model."""
 
 
+class OtherBase(UserWarning):
+    """An adapter is merged into a base of another name than the one it was trained on."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A causal language model ready to be studied.
@@ -126,6 +130,12 @@ def load_model(
             f"checkpoint {name!r} lacks weights or has them in another shape: {', '.join(missing[:3])}"
             f"{' …' if len(missing) > 3 else ''}; is the download complete?"
         )
+    surplus = sorted(str(key) for key in report["unexpected_keys"])
+    if surplus:
+        raise InputError(
+            f"checkpoint {name!r} holds weights that its config.json knows no place for: {', '.join(surplus[:3])}"
+            f"{' …' if len(surplus) > 3 else ''}; is config.json that of another model?"
+        )
     expect_room(name, len(tokenizer), hf.get_input_embeddings().weight.shape[0])
     hf.requires_grad_(False)
     hf.eval()
@@ -165,7 +175,14 @@ def _merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str
         raise InputError(
             f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install 'rlcircuits[lora]'"
         ) from error
-    adapter_settings(folder)
+    recorded = str(adapter_settings(folder).get("base_model_name_or_path") or "").rstrip("/")
+    if recorded and os.path.basename(recorded) != os.path.basename(base.name.rstrip("/")):
+        warnings.warn(
+            f"the adapter {os.fspath(name)!r} was trained on {recorded!r} by its own file, and is merged into {base.name!r}: "
+            "right if the two hold the same weights",
+            OtherBase,
+            stacklevel=4,
+        )
     own = base.fingerprint
     try:
         config = LoraConfig.from_pretrained(str(folder))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 2**24
+_EMBEDDING = r"embed|wte|wpe"
 Side = Model | str | os.PathLike[str]
 
 
@@ -44,7 +45,8 @@ def weight_change(
         device: where an adapter is merged.
 
     Returns:
-        One row per model and parameter: ``model``, ``layer`` (−1 outside the layers), ``module`` (name without the layer),
+        One row per model and parameter: ``model``, ``layer`` (−1 before the first, the number of layers after the last), in
+        this order, ``module`` (name without the layer),
         ``parameters`` (how many numbers), ``norm`` (‖W‖), ``change`` (‖ΔW‖), ``relative`` (‖ΔW‖ / ‖W‖, Frobenius norms) and
         ``unchanged`` (share of entries that are exactly equal).
 
@@ -195,7 +197,16 @@ def _table(base: Weights, tuned: Mapping[str, Weights], pd: Any) -> pd.DataFrame
                 {"model": model, "layer": int(layer or -1), "module": module.removesuffix(".weight")}
                 | _difference(base, key, side, there)
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    after = (table["layer"] == -1) & ~table["module"].str.contains(_EMBEDDING)
+    table.loc[after, "layer"] = table["layer"].max() + 1
+    return table.sort_values(["model", "layer"], kind="stable", key=_as_given(tuned)).reset_index(drop=True)
+
+
+def _as_given(names: Iterable[str]) -> Callable[[pd.Series], pd.Series]:
+    """A sort key that leaves models in the order they were given in."""
+    place = {name: i for i, name in enumerate(names)}
+    return lambda column: column.map(place) if column.name == "model" else column
 
 
 def _counterpart(key: str, side: Weights, base: Weights) -> str:

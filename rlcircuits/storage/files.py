@@ -58,8 +58,11 @@ def save_scores(scores: xr.DataArray, file: str | os.PathLike[str]) -> None:
     Raises:
         StoreError: the file cannot be written.
     """
+    content = scores.to_netcdf(
+        engine="h5netcdf"
+    )  # in memory: HDF5 that meets a full disk ends the process when it closes its file
     with written(file) as temporary:
-        scores.to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(content)
 
 
 def load_scores(file: str | os.PathLike[str]) -> xr.DataArray:

@@ -548,3 +548,19 @@ def test_a_whole_way_from_models_to_traces(models):
     all_lengths = [len(a.answer) for a in itertools.chain(*answers)]
     nonempty = [Fraction(x + y, 2) for x, y in zip(all_lengths[:30], all_lengths[30:], strict=True) if x and y]
     assert chosen.t_bar == float(sum(nonempty) / len(nonempty))
+
+
+def test_a_question_that_spells_out_a_special_token_is_said(recwarn):
+    from rlcircuits.answers.answer import SpecialTokens, expect_plain_text
+    from tests.fixtures.checkpoints import tokenizer
+
+    own = tokenizer()
+    end = own.eos_token
+    problems = rc.ProblemSet(
+        "own", (rc.Problem("p0", f"what is {end} here", "x"), rc.Problem("p1", "what", "x")), "final"
+    )
+    with pytest.warns(SpecialTokens, match=f"1 question of own spells out special tokens .problem 'p0' holds '{end}'"):
+        expect_plain_text(own, problems)
+    recwarn.clear()
+    expect_plain_text(own, rc.ProblemSet("own", problems.problems[1:], "final"))
+    assert not recwarn.list

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import rlcircuits as rc
 from rlcircuits.answers.grading import GRADERS, _math_verify, grade_final, stated_answer
 from rlcircuits.answers.problems import Problem, ProblemSet, draw, grade
 from rlcircuits.answers.reading import load_problems
@@ -355,3 +356,8 @@ def test_college_math_is_read():
     assert len(problems) == 2818 and problems[0].id == "college_math_test/0"
     pytest.importorskip("math_verify")
     assert grade(problems, problems[0], r"\boxed{10-4n}")
+
+
+def test_problems_in_memory_are_no_file():
+    with pytest.raises(rc.InputError, match=r"was given a list: expected the path .* rlcircuits\.ProblemSet"):
+        rc.load_problems([{"question": "1 + 1?", "answer": "2"}])

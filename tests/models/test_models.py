@@ -67,6 +67,12 @@ def damage(folder, what):
         weights = load_file(folder / "model.safetensors")
         weights.pop("model.layers.1.mlp.up_proj.weight")
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    elif what == "fewer layers in config":
+        config = json.loads((folder / "config.json").read_text())
+        layers = {k: v[:1] for k, v in config.items() if k == "layer_types"}
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1, **layers}))
+    elif what == "git lfs pointer":
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     elif what == "other sizes":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
@@ -82,6 +88,8 @@ def damage(folder, what):
         ("no tokenizer", "cannot load the checkpoint"),
         ("weights missing", "lacks weights.*up_proj"),
         ("other sizes", "checkpoint|another shape"),
+        ("fewer layers in config", r"knows no place for: model\.layers\.1\."),
+        ("git lfs pointer", "is a Git LFS pointer of 75 bytes, not the weights"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_clear_message(tmp_path, what, says):
@@ -101,6 +109,7 @@ def test_a_damaged_checkpoint_is_one_clear_message(tmp_path, what, says):
         (lambda: rc.load_model(__file__), "is a file"),
         (lambda: rc.load_model(".", dtype="float31"), "did you mean 'float32'"),
         (lambda: rc.load_model(".", device="gpu"), "unknown device 'gpu'"),
+        (lambda: rc.load_model(".", device="mps"), "PyTorch sees no MPS device here"),
         (lambda: rc.pair("deepseek-maths"), "did you mean 'deepseek-math'"),
         (lambda: rc.ModelPair("x", "a/b", "a/c", method="RLHF"), "unknown method"),
         (lambda: rc.ModelPair("x", "a/b", "a/c", prompt="no field"), "one '{question}'"),
@@ -165,4 +174,8 @@ def test_weight_change_of_a_known_update(tmp_path):
     assert row.unchanged == pytest.approx(1 - 1 / before.shape[0])
     others = table.drop((1, "mlp.up_proj"))
     assert (others.relative.fillna(0) == 0).all() and (others.unchanged == 1).all()
-    assert (-1, "lm_head") in table.index and (-1, "model.embed_tokens") in table.index
+    layers = list(dict.fromkeys(table.index.get_level_values("layer")))
+    assert layers == [-1, *range(base.hf.config.num_hidden_layers + 1)]
+    assert (-1, "model.embed_tokens") in table.index and {(layers[-1], "lm_head"), (layers[-1], "model.norm")} <= set(
+        table.index
+    )

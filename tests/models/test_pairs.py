@@ -217,6 +217,15 @@ def test_an_adapter_is_merged_into_the_pairs_base(folders, adapter, monkeypatch)
     assert set(changed.index.get_level_values("module")) == {"self_attn.q_proj", "mlp.down_proj"}
 
 
+def test_an_adapter_of_another_base_is_said_so(folders, adapter):
+    from rlcircuits.models.loading import OtherBase
+
+    folder, _ = adapter
+    recorded = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    with pytest.warns(OtherBase, match=f"was trained on '{recorded}' by its own file, and is merged into"):
+        rc.ModelPair("own", folders["base"], folder).load("tuned", "cpu")
+
+
 @pytest.mark.slow
 def test_an_adapter_in_a_study(folders, adapter, tmp_path):
     problems = rc.ProblemSet(
