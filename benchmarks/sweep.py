@@ -1,9 +1,10 @@
 """What a sweep costs beyond its cells' own work, and what a second worker gains: ``python benchmarks/sweep.py``.
 
-1. **Overhead**: a sweep over an empty notebook, of 10, 100 and 1,000 cells (``--cells``). Seconds of the whole run, from the start of
-   the command to its end, times the processes at work, minus the seconds the notebook's own code took, over the number of cells.
-2. **Scheduler**: sweeps of 10, 100 and 1,000 cells by an engine that starts no process and only leaves a record, as a cell does:
-   what planning, choosing, recording and reporting cost per cell, without any kernel.
+1. **Overhead**: a sweep over an empty notebook, of 10, 100 and 1,000 cells (``--cells``). Seconds of the whole run,
+   from the start of the command to its end, times the processes at work, minus the seconds the notebook's own code
+   took, over the number of cells.
+2. **Scheduler**: sweeps of 10, 100 and 1,000 cells by an engine that starts no process and only leaves a record, as a
+   cell does: what planning, choosing, recording and reporting cost per cell, without any kernel.
 3. **Two workers**: a sweep whose cells compute for `--work` seconds each in one thread, by one process and by two.
 
 Nothing is kept but the figures, in ``<out>/sweep.json``.
@@ -152,26 +153,13 @@ def calibrated(seconds: float) -> int:
 def notebook(folder: Path, parameters: str, code: str) -> None:
     """A notebook of two cells."""
     folder.mkdir(parents=True)
-    cells = [
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(code),
-    ]
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), folder / "cell.ipynb")
 
 
 def run(file: Path, out: Path, processes: int) -> float:
     """Seconds of the command, from its start to its end."""
-    command = [
-        sys.executable,
-        "-m",
-        "rlcircuits",
-        "sweep",
-        str(file),
-        "--out",
-        str(out),
-        "--processes",
-        str(processes),
-    ]
+    command = [sys.executable, "-m", "rlcircuits", "sweep", str(file), "--out", str(out), "--processes", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -2,10 +2,11 @@
 
 1. The notebooks are those of `_toc.yml`, in reading order.
 2. Each is executed with its default parameters, two at a time, in the folder `notebooks/`, into `_build/notebooks/`. A
-   result is kept with a key, the hash of what it was made from: the notebook's cells, the package's source and the lock.
+   result is kept with a key, the hash of what it was made from: the notebook's cells, the package's source and the
+       lock.
    As long as the key holds, the notebook is not run again; so a build that was interrupted goes on where it stopped.
-3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the pages of reference made
-   from the code, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
+3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the pages of reference
+   made from the code, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
    installed package, so that no page asks the network for anything.
 4. Jupyter Book turns it into `_build/html/`; any warning is an error.
 """
@@ -100,8 +101,7 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
         return []
     expected = sum(_record(folder, path).get("seconds", SECONDS) for path in due)
     print(
-        f"    running {', '.join(p.stem for p in due)}: about {expected / min(processes, len(due)):.0f} s",
-        flush=True,
+        f"    running {', '.join(p.stem for p in due)}: about {expected / min(processes, len(due)):.0f} s", flush=True
     )
     failures, started = [], time.monotonic()
     # One process per notebook: papermill keeps state of its own, and a fault in one must not reach another.

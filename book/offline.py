@@ -1,7 +1,7 @@
 """A Sphinx extension: no page of the book loads anything from elsewhere.
 
-Jupyter Book puts thebe, which asks a server for a kernel, on every page (twice, which is a script error) even when it is
-switched off: it is taken off. Whatever else a page would load from another host is a warning, that is, an error.
+Jupyter Book puts thebe, which asks a server for a kernel, on every page (twice, which is a script error) even when it
+is switched off: it is taken off. Whatever else a page would load from another host is a warning, that is, an error.
 
 It also sets right two roles that docutils gives to bibliographies and screen readers cannot make sense of.
 """

@@ -1,11 +1,12 @@
-"""The pages that are made from the code: every public name, the command line, the notebooks' parameters, the family's recipe.
+"""The pages that are made from the code: every public name, the command line, the notebooks' parameters, the family's
+recipe.
 
 1. Names stand in the room and the module they live in, as the rooms' ``__init__.pyi`` hand them on; room and module are
    introduced by their docstrings, a module's being its algorithm.
-2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists. The names of
-   ``rlcircuits`` itself have an anchor each, `api-` and the name, and an entry in the index.
-3. The command line is read from the parser itself, the parameters from the cells that hold and check them, the recipe from its data:
-   none of these pages can fall behind.
+2. A name gives its signature and its docstring. The docstrings' sections (Args, Returns, Raises, ...) become lists. The
+   names of ``rlcircuits`` itself have an anchor each, `api-` and the name, and an entry in the index.
+3. The command line is read from the parser itself, the parameters from the cells that hold and check them, the recipe
+   from its data: none of these pages can fall behind.
 
 Docstrings are Markdown here, not reStructuredText: any text is valid Markdown, so no docstring can break the book.
 """
@@ -48,10 +49,7 @@ _SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example
 _ENTRY = re.compile(r"([`*\w, .]+?)(\s*\([^)]*\))?: (.*)")
 #: names that pages and notebooks take from a module itself
 _BESIDE = {
-    "rlcircuits.lab": {
-        "display": ("figure_html", "export"),
-        "parameters": ("check_parameters",),
-    },
+    "rlcircuits.lab": {"display": ("figure_html", "export"), "parameters": ("check_parameters",)},
     "rlcircuits.lessons": {"by_hand": ("llama",)},
 }
 
@@ -124,7 +122,8 @@ def command_page() -> str:
     """Every command of the shell with its options, from the commands themselves."""
     parts = [
         "# Command line\n",
-        "The commands of `rlcircuits`, as `rlcircuits COMMAND --help` shows them. Wrong input ends with exit code 2 and one message; an",
+        "The commands of `rlcircuits`, as `rlcircuits COMMAND --help` shows them. Wrong input ends with exit code 2 "
+        "and one message; an",
         "interrupted run ends with 130, keeps what was finished, and goes on from there when it is called again.\n",
     ]
     for name, command in commands().items():
@@ -156,10 +155,11 @@ def parameters_page(notebooks: Iterable[Path]) -> str:
     """The parameters of each notebook: name, default, what it means, and what is allowed."""
     parts = [
         "# Notebook parameters\n",
-        "Each notebook's first code cell holds its parameters, the second checks them. Set them there, or give them to papermill with "
-        "`-p name value`; a name that the notebook does not have, or a value that it does not allow, is refused.\n",
-        "*Allowed* is what the second cell says: `number(...)` gives the bounds of a number, names in capitals are lists of names in the "
-        "package.\n",
+        "Each notebook's first code cell holds its parameters, the second checks them. Set them there, or give them "
+        "to papermill with `-p name value`; a name that the notebook does not have, or a value that it does not "
+        "allow, is refused.\n",
+        "*Allowed* is what the second cell says: `number(...)` gives the bounds of a number, names in capitals are "
+        "lists of names in the package.\n",
     ]
     for path in notebooks:
         cells = notebook.read_notebook(path).cells
@@ -211,8 +211,10 @@ def recipe_table() -> str:
         settings = asdict(getattr(DEFAULT, member.replace("-", "_")))
         said = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in settings.items())
         rows.append(f"| `{member}` | {DEFAULT.updates(member):,} | {said} |")
-    rows += ["", f"Every descendant sees the same {DEFAULT.prompts:,} prompts, none of which the base has seen. *Lam* is $\\lambda$ and",
-             "*clip* $\\varepsilon$; a learning rate is constant unless a warm-up (in steps) is given.", ""]  # fmt: skip
+    rows += ["", f"Every descendant sees the same {DEFAULT.prompts:,} prompts, none of which the base has seen. *Lam* "
+                 "is $\\lambda$ and",
+             "*clip* $\\varepsilon$; a learning rate is constant unless a warm-up (in steps) is "
+             "given.", ""]  # fmt: skip
     return "\n".join(rows)
 
 

@@ -1,7 +1,7 @@
 """The experiment made with rlcircuits: one base, every paradigm trained from it, and what the paper claims, judged.
 
-`family` trains the models, `study` measures and judges them, `paper` holds what was published. The public names stand in
-``__init__.pyi``.
+`family` trains the models, `study` measures and judges them, `paper` holds what was published. The public names stand
+in ``__init__.pyi``.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def study(
 ) -> None:
     """The controlled study: every paradigm from one base, over seeds, with nulls and verdicts.
 
-    What is missing is trained and measured, then the tables are written; an interrupted study goes on and ends with the same tables.
+    What is missing is trained and measured, then the tables are written; an interrupted study goes on and ends with the
+    same tables.
     """
     from paradigms.study import SECOND_SEEDS, SEEDS, run
 

@@ -1,4 +1,6 @@
-"""What this package adds to rlcircuits by name: the family's pairs, its problems, and the commands that train and study it."""
+"""What this package adds to rlcircuits by name: the family's pairs, its problems, and the commands that train and study
+it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paradigms.family import (
-    DEFAULT,
-    MEMBERS,
-    METHODS,
-    family_pairs,
-    family_problems,
-    make_family,
-    member_inputs,
-)
+from paradigms.family import DEFAULT, MEMBERS, METHODS, family_pairs, family_problems, make_family, member_inputs
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import ModelPair, stored_parameters, which_are_here
 from rlcircuits.storage import Store
@@ -47,7 +41,9 @@ def family_member(name: str) -> tuple[str, int]:
 
 
 class FamilyPairs:
-    """``family/<member>`` and ``family/<member>@<seed>``: the base against that member; see `rlcircuits.models.PairProvider`."""
+    """``family/<member>`` and ``family/<member>@<seed>``: the base against that member; see
+    `rlcircuits.models.PairProvider`.
+    """
 
     problems = "family"
     note = (

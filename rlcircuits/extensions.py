@@ -2,7 +2,8 @@
 
 A package names an object for one of the groups below in its metadata (``[project.entry-points."rlcircuits.pairs"]``):
 
-- ``rlcircuits.pairs``: a `rlcircuits.models.PairProvider`, the pairs whose names begin with the entry's name and a slash;
+- ``rlcircuits.pairs``: a `rlcircuits.models.PairProvider`, the pairs whose names begin with the entry's name and a
+  slash;
 - ``rlcircuits.problems``: a `rlcircuits.answers.ProblemProvider`, the problem set of the entry's name;
 - ``rlcircuits.commands``: a function that is given the shell's typer application, and adds a command to it.
 
@@ -25,7 +26,9 @@ class BrokenExtension(UserWarning):
 
 @functools.cache
 def provided(group: str) -> dict[str, Any]:
-    """What the installed packages provide for a group, by the entry's name; one that cannot be imported is left out, with a warning."""
+    """What the installed packages provide for a group, by the entry's name; one that cannot be imported is left out,
+    with a warning.
+    """
     found = {}
     for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name):
         try:

@@ -1,7 +1,8 @@
 """Ctrl-C, and the SIGTERM of a batch system, at moments where nothing is left half done.
 
-Python raises `KeyboardInterrupt` wherever the program happens to be: between the two halves of starting a process, or in a callback,
-which can only print it and go on. Long work that starts processes notes the signal instead, and asks for it where it can end.
+Python raises `KeyboardInterrupt` wherever the program happens to be: between the two halves of starting a process, or
+in a callback, which can only print it and go on. Long work that starts processes notes the signal instead, and asks for
+it where it can end.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class Interruptions:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[Interruptions]:
-        """Note SIGINT and SIGTERM instead of being ended by them. A second one is not put off: it raises `KeyboardInterrupt` at once.
+        """Note SIGINT and SIGTERM instead of being ended by them. A second one is not put off: it raises
+        `KeyboardInterrupt` at once.
 
-        A signal that this process ignores, as those in a shell's background ignore Ctrl-C, stays ignored; and in other threads than
-        the main one, which signals never reach, this does nothing.
+        A signal that this process ignores, as those in a shell's background ignore Ctrl-C, stays ignored; and in other
+        threads than the main one, which signals never reach, this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self

@@ -1,7 +1,8 @@
-"""The core alone: what ``pip install .`` brings is enough to attribute, compare and draw, and an extra is asked for by name.
+"""The core alone: what ``pip install .`` brings is enough to attribute, compare and draw, and an extra is asked for by
+name.
 
-The empty environment is a virtual environment with a wheel built of this tree and, as links into the environment of the tests, the
-distributions which the core's requirements lead to: the files that pip would unpack, without fetching them.
+The empty environment is a virtual environment with a wheel built of this tree and, as links into the environment of the
+tests, the distributions which the core's requirements lead to: the files that pip would unpack, without fetching them.
 """
 
 from __future__ import annotations

@@ -197,8 +197,8 @@ def test_an_unfit_python_is_refused_with_a_way_out(tmp_path: Path) -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, rlcircuits; heavy = {'torch', 'transformers', 'trl', 'plotly', 'scipy', 'pandas', 'xarray', 'numpy',"
-        " 'transformer_lens', 'ipywidgets'} & set(sys.modules); print(sorted(heavy))"
+        "import sys, rlcircuits; heavy = {'torch', 'transformers', 'trl', 'plotly', 'scipy', 'pandas', 'xarray', "
+        "'numpy', 'transformer_lens', 'ipywidgets'} & set(sys.modules); print(sorted(heavy))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

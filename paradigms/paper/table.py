@@ -1,10 +1,11 @@
 """The main table of arXiv 2509.21044, its published numbers beside what a sweep found.
 
 1. The published numbers are data: ``published.yaml``, as printed, with their arrows.
-2. The table has a row for each of the 48 cells, pair × data set × α. A cell that a sweep's summary holds shows what was found; one
-   that failed says so; every other is "not run".
-3. A summary has one row per cell: ``pair``, ``problems``, ``alpha``, perhaps ``level``, ``seed`` and ``status``, and for each metric
-   ``<metric>_base`` and ``<metric>_tuned`` (or with ``/``). Several rows of a cell, such as seeds, are averaged.
+2. The table has a row for each of the 48 cells, pair × data set × α. A cell that a sweep's summary holds shows what was
+   found; one that failed says so; every other is "not run".
+3. A summary has one row per cell: ``pair``, ``problems``, ``alpha``, perhaps ``level``, ``seed`` and ``status``, and
+   for each metric ``<metric>_base`` and ``<metric>_tuned`` (or with ``/``). Several rows of a cell, such as seeds, are
+   averaged.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def papers_table(summary: pd.DataFrame | str | os.PathLike[str] | None = None, l
         level: the level of the graph whose cells count, where the summary has several.
 
     Returns:
-        Text, indexed by (pair, problems, alpha) in the paper's grid; columns are pairs (metric, ``"published"`` or ``"here"``), a
-        value before → after, empty where nothing is published, "not run" or "failed" where nothing was found.
+        Text, indexed by (pair, problems, alpha) in the paper's grid; columns are pairs (metric, ``"published"`` or
+        ``"here"``), a value before → after, empty where nothing is published, "not run" or "failed" where nothing was
+        found.
 
     Raises:
         InputError: no such file, or a table that is no summary; it names the column.
@@ -65,7 +67,8 @@ def directions(summary: pd.DataFrame | str | os.PathLike[str] | None, level: str
     """The published cells that were run here, and whether each metric moved the same way.
 
     Returns:
-        One row per published cell and metric that was run: ``pair``, ``problems``, ``alpha``, ``metric``, ``published`` and ``here``
+        One row per published cell and metric that was run: ``pair``, ``problems``, ``alpha``, ``metric``, ``published``
+            and ``here``
         (the ratio after / before) and ``same_direction``.
 
     Raises:

@@ -1,10 +1,12 @@
-"""The controlled study: one base, every paradigm, several seeds, nulls; from training to the tables of ``results/study``.
+"""The controlled study: one base, every paradigm, several seeds, nulls; from training to the tables of
+``results/study``.
 
 1. **Train** the families of both bases (`paradigms.family.make_families`), and GRPO at other sampling temperatures.
-2. **Measure**: a list of tasks (`paradigms.study.tasks`, `paradigms.study.work`), each an artefact of the store, by `processes` processes of one
-   thread each. What was measured before is found; a study that was killed goes on and ends with the same tables.
-3. **Tables** (`paradigms.study.tables`): members, curves, effects, values, exactness, exact_effects, dynamics, lags, cause,
-   sensitivity, verdicts, as parquet, and ``manifest.json``, written last.
+2. **Measure**: a list of tasks (`paradigms.study.tasks`, `paradigms.study.work`), each an artefact of the store, by
+   `processes` processes of one thread each. What was measured before is found; a study that was killed goes on and ends
+   with the same tables.
+3. **Tables** (`paradigms.study.tables`): members, curves, effects, values, exactness, exact_effects, dynamics, lags,
+   cause, sensitivity, verdicts, as parquet, and ``manifest.json``, written last.
 4. `load` reads them back: nothing else is needed to draw and to judge.
 """
 
@@ -142,7 +144,8 @@ def analyse(
         parts = _in_parallel(pool, make.pair_tables, [(group,) for group in groups.values()], big, "effects", processes)
     tables = _tables(trained, done, pairs, parts)
     measuring = sum(Store(root).manifest(folder)["seconds"] for _, folder in done)
-    # Of one core each, also of what was trained and measured before an interruption; the tables are this run's own time.
+    # Of one core each, also of what was trained and measured before an interruption; the tables are this run's own
+    # time.
     seconds = {
         "training": float(tables["members"]["training_seconds"].sum()),
         "measuring": measuring,
@@ -240,7 +243,8 @@ def load(results: str | os.PathLike[str] = "results/study") -> Results:
     missing = [name for name in ("manifest.json", *(f"{t}.parquet" for t in TABLES)) if not (folder / name).is_file()]
     if missing:
         raise InputError(
-            f"{os.fspath(results)!r} holds no finished study ({missing[0]} is not there): make one with `rlcircuits study`"
+            f"{os.fspath(results)!r} holds no finished study ({missing[0]} is not there): make one with `rlcircuits "
+            "study`"
         )
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     tables = {}

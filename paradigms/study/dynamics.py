@@ -1,9 +1,10 @@
 """Does one quantity lead another along training? Lagged rank correlations of their changes, over seeds.
 
 1. Take changes between checkpoints, Δx_t and Δy_t, so that two quantities that merely both rise are not called related.
-2. For each lag k and seed: Spearman's correlation of Δx_t with Δy_{t+k}. At k > 0 the first comes before the second: it **leads**.
-3. Over seeds: the mean and Student's interval, of each lag and of  lead = mean over k > 0 − mean over k < 0.  Above 0 the first
-   quantity leads, below 0 it follows.
+2. For each lag k and seed: Spearman's correlation of Δx_t with Δy_{t+k}. At k > 0 the first comes before the second: it
+   **leads**.
+3. Over seeds: the mean and Student's interval, of each lag and of  lead = mean over k > 0 − mean over k < 0.  Above 0
+   the first quantity leads, below 0 it follows.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """Effects over seeds and problems: how far a metric moves, with an interval, p-values and a correction for many cells.
 
-A **cell** is one paradigm at one α, level and choice of tokens. In each seed s it holds n_s problems, each scored by up to four
-combinations of model and answers, the **corners**: base and tuned on own answers (``bb``, ``tt``), each on the other's (``bt``: the
+A **cell** is one paradigm at one α, level and choice of tokens. In each seed s it holds n_s problems, each scored by up
+to four combinations of model and answers, the **corners**: base and tuned on own answers (``bb``, ``tt``), each on the
+other's (``bt``: the
 base on tuned answers, ``tb``: tuned on the base's).
 
-1. **Statistic**: T_k(s), the metric of corner k; D(s) = Σ_k c_k T_k(s) for a `CONTRASTS` vector c, or Σ_k c_k ln T_k(s), the log
-   ratio, for metrics above 0. The effect is the mean of D(s) over seeds.
-2. **Two levels vary**: seeds, and problems within a seed. s² is the variance of D over seeds, which holds the problems' part already;
-   w is the mean over seeds of the variance of D when problems are drawn with replacement, the same ones at every corner
-   (`paradigms.study.resampling`). s² falls below w by chance only, as it may with few seeds.
-3. **Interval**: effect ± t(S−1) · √(max(s², w)/S). It is symmetric on purpose: a bootstrap's quantiles would put the longer side where
-   the data lie instead of where the truth may lie, and where most differences are exactly 0 they would leave 0 out for a single problem
-   that changed. One seed: the bootstrap over problems, laid off from the effect; it is about these trained models only.
-4. **p** swaps base and tuned within problems at random, in every seed: for models that agree in distribution, D has mean 0. It says
-   whether *these* models differ. **p_seed** swaps whole seeds, all 2^S ways, and says whether models of *another* seed would; its
-   smallest value is 2^(1−S).
+1. **Statistic**: T_k(s), the metric of corner k; D(s) = Σ_k c_k T_k(s) for a `CONTRASTS` vector c, or Σ_k c_k ln
+   T_k(s), the log ratio, for metrics above 0. The effect is the mean of D(s) over seeds.
+2. **Two levels vary**: seeds, and problems within a seed. s² is the variance of D over seeds, which holds the problems'
+   part already; w is the mean over seeds of the variance of D when problems are drawn with replacement, the same ones
+   at every corner (`paradigms.study.resampling`). s² falls below w by chance only, as it may with few seeds.
+3. **Interval**: effect ± t(S−1) · √(max(s², w)/S). It is symmetric on purpose: a bootstrap's quantiles would put the
+   longer side where the data lie instead of where the truth may lie, and where most differences are exactly 0 they
+   would leave 0 out for a single problem that changed. One seed: the bootstrap over problems, laid off from the effect;
+   it is about these trained models only.
+4. **p** swaps base and tuned within problems at random, in every seed: for models that agree in distribution, D has
+   mean 0. It says whether *these* models differ. **p_seed** swaps whole seeds, all 2^S ways, and says whether models of
+   *another* seed would; its smallest value is 2^(1−S).
 5. `holm` (of `rlcircuits.metrics.inference`) corrects p over the cells of a base, level and choice of tokens.
 
 Metrics of the whole set of samples (`POOLED`) are resampled where their scores are at hand, with the same resamples.
@@ -41,8 +43,9 @@ CONTRASTS: Mapping[str, Mapping[str, float]] = {
     "other circuit": {"tb": 0.5, "bb": -0.5, "tt": 0.5, "bt": -0.5},
     "other tokens": {"bt": 0.5, "bb": -0.5, "tt": 0.5, "tb": -0.5},
 }
-"""Effects by whose tokens are scored. ``own`` = ``other circuit`` + ``other tokens``, exactly (the two orders of changing one
-after the other, averaged)."""
+"""Effects by whose tokens are scored. ``own`` = ``other circuit`` + ``other tokens``, exactly (the two orders of
+changing one after the other, averaged).
+"""
 
 POOLED = ("information_complexity", "inter_sample_diversity")
 EQUAL_LOSS = "intensity_at_equal_loss"
@@ -185,10 +188,12 @@ def equal_loss(
     after_loss: np.ndarray,
     counts: np.ndarray,
 ) -> np.ndarray:
-    """ln intensity beyond what the loss explains, ``(resample,)``, for problem resamples `counts` ``(resample, sample)``.
+    """ln intensity beyond what the loss explains, ``(resample,)``, for problem resamples `counts`
+    ``(resample, sample)``.
 
-    Within the base, ln I = a + b ln L over problems by least squares; the value is the mean of ln I − (a + b ln L) over the same
-    problems of the other model (all arguments per sample ``(sample,)``). NaN where all of a resample's losses are equal.
+    Within the base, ln I = a + b ln L over problems by least squares; the value is the mean of ln I − (a + b ln L) over
+    the same problems of the other model (all arguments per sample ``(sample,)``). NaN where all of a resample's losses
+    are equal.
     """
     total = counts.sum(axis=1)
     x, y, xx, xy, x2, y2 = (
@@ -246,9 +251,9 @@ def cell_effects(cells: Sequence[SeedCell], contrast: str, tests: bool = True) -
     `EQUAL_LOSS` comes last for own tokens; it is a log ratio in ``effect``, too.
 
     Returns:
-        ``metric``; ``before``, ``after``: the two sides' means over seeds, the sides being the sums of the contrast's negative and
-        positive corners; ``effect``, ``low``, ``high``; ``log_ratio``, ``log_low``, ``log_high`` (NaN for metrics not above 0);
-        ``p``, ``p_seed``; ``n_seeds``, ``n_problems`` (mean over seeds).
+        ``metric``; ``before``, ``after``: the two sides' means over seeds, the sides being the sums of the contrast's
+        negative and positive corners; ``effect``, ``low``, ``high``; ``log_ratio``, ``log_low``, ``log_high`` (NaN for
+        metrics not above 0); ``p``, ``p_seed``; ``n_seeds``, ``n_problems`` (mean over seeds).
     """
     seeds = [cell.seed for cell in cells]
     metrics = list(cells[0].metrics)

@@ -3,7 +3,8 @@
 1. `effect_forest`: effects with their intervals over seeds and problems, the nulls' spread as a grey band behind them.
 2. `seed_dots`: the same claim, every seed a dot, so that nobody has to trust an interval.
 3. `alpha_curves`: effects along α. 4. `token_split`: other tokens against other circuit.
-5. `dynamics`: a metric against accuracy along training. 6. `lags`: which leads. 7. `exactness`: EAP and EAP-IG against ablation.
+5. `dynamics`: a metric against accuracy along training. 6. `lags`: which leads. 7. `exactness`: EAP and EAP-IG against
+   ablation.
 8. `sensitivity`: which conclusions survive other settings. 9. `interventions`: what forcing intensity did to accuracy.
 """
 
@@ -56,7 +57,9 @@ def change(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def null_spread(values: pd.DataFrame, base: str, metric: str, alpha: float, level: str = "block") -> dict[str, float]:
-    """Spread of each null's log ratios (root mean square over seeds and draws); differences where a value is not above 0."""
+    """Spread of each null's log ratios (root mean square over seeds and draws); differences where a value is not above
+    0.
+    """
     rows = values[
         (values["base"] == base)
         & (values["metric"] == metric)
@@ -290,7 +293,8 @@ def dynamics(
                     x=one["accuracy"], y=one[metric], mode="lines+markers", name=as_text(paradigm), legendgroup=paradigm, showlegend=c == 1,
                     line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)]}, customdata=np.stack([one.index, one["kl"]], -1),
                     marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": np.linspace(4, 11, max(len(one), 1))},
-                    hovertemplate="update %{customdata[0]}: accuracy %{x:.3f}, KL %{customdata[1]:.3g}, %{y:.3g}<extra></extra>",
+                    hovertemplate="update %{customdata[0]}: accuracy %{x:.3f}, KL %{customdata[1]:.3g}, "
+                                  "%{y:.3g}<extra></extra>",
                 ),
                 row=1, col=c,
             )  # fmt: skip
@@ -395,7 +399,8 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
         go.Heatmap(
             z=share.to_numpy(float), x=[as_text(v) for v in share.columns], y=[label_of(m) for m in share.index], zmin=0, zmax=1, text=text,
             texttemplate="%{text}", customdata=count.to_numpy(float), colorscale=[(0, "#FFFFFF"), (1, PALETTE[5])], hoverongaps=False,
-            colorbar={"title": {"text": "survive"}, "tickformat": ".0%"}, hovertemplate="%{y}, %{x}: %{z:.0%} of %{customdata}<extra></extra>",
+            colorbar={"title": {"text": "survive"}, "tickformat": ".0%"}, hovertemplate="%{y}, %{x}: %{z:.0%} of "
+                                                                                        "%{customdata}<extra></extra>",
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")

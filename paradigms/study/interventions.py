@@ -1,11 +1,12 @@
 """Interventions on the base without reinforcement learning: does accuracy follow intensity?
 
-1. **Logits times c** (`scale_logits`): the weights that make logits are multiplied by c > 0. The arg max stays, so greedy answers
-   and accuracy cannot change, by construction; loss and intensity do. Intensity alone therefore cannot cause accuracy.
+1. **Logits times c** (`scale_logits`): the weights that make logits are multiplied by c > 0. The arg max stays, so
+   greedy answers and accuracy cannot change, by construction; loss and intensity do. Intensity alone therefore cannot
+   cause accuracy.
 2. **A pushed intensity** (`push_intensity`): go on from the base on supervised demonstrations with the loss
-   L_supervised + λ (ln mean |W| − ln(f · I₀))², W the scores of the base's own answers at block level, differentiated exactly, and
-   I₀ the base's own mean |W|: intensity is pushed to f times the base's, f = 2 or ½. The control takes the same steps without
-   the second term. Whether the supervised losses stay matched is measured beside accuracy.
+   L_supervised + λ (ln mean |W| − ln(f · I₀))², W the scores of the base's own answers at block level, differentiated
+   exactly, and I₀ the base's own mean |W|: intensity is pushed to f times the base's, f = 2 or ½. The control takes the
+   same steps without the second term. Whether the supervised losses stay matched is measured beside accuracy.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def scale_logits(hf: nn.Module, factor: float) -> None:
 def mean_intensity(hf: nn.Module, traces: Sequence[Trace]) -> Tensor:
     """Mean |W| over samples and block-level edges, a scalar that can be differentiated by the weights.
 
-    The same numbers as `rlcircuits.attribute` and `activation_intensity`, with the graph of the backward pass kept. The model's
-    attention must be differentiable twice ("eager").
+    The same numbers as `rlcircuits.attribute` and `activation_intensity`, with the graph of the backward pass kept. The
+    model's attention must be differentiable twice ("eager").
     """
     import torch
 
@@ -98,7 +99,8 @@ def push_intensity(
     batch: int = 32,
     learning_rate: float = 1e-4,
 ) -> None:
-    """Train `hf` in place, one pass over `demonstrations`, its intensity on `answers` pushed to `factor` times what it is now.
+    """Train `hf` in place, one pass over `demonstrations`, its intensity on `answers` pushed to `factor` times what it
+    is now.
 
     Args:
         demonstrations: the supervised data, in order, `batch` a step.

@@ -1,12 +1,12 @@
 """Measuring one pair of models for the controlled study: everything that later statistics resample, and no raw scores.
 
 1. The pair's answers give the problems (`rlcircuits.select`: both right, n = 100) and, for each α, T_cut.
-2. For each level and α, attribute both models' answers under both models (or each its own only), in float64: of confident models
-   the losses, and so the scores, are below float32's resolution of ln p.
-3. Per problem: each metric of `METRICS` that has a value per sample; the loss; the norm of the loss's gradient at the logits
-   g = ‖∂L/∂logits‖ = √(Σ_t ‖softmax_t − onehot_t‖²)/T, which scales every score of the sample; intensity / g.
-4. Of the two metrics of whole sets (information complexity, diversity): their value, their value for each problem resample of
-   `resampling.problem_counts`, and the difference tuned − base under each swap of `resampling.swap_signs`.
+2. For each level and α, attribute both models' answers under both models (or each its own only), in float64: of
+   confident models the losses, and so the scores, are below float32's resolution of ln p.
+3. Per problem: each metric of `METRICS` that has a value per sample; the loss; the norm of the loss's gradient at the
+   logits g = ‖∂L/∂logits‖ = √(Σ_t ‖softmax_t − onehot_t‖²)/T, which scales every score of the sample; intensity / g.
+4. Of the two metrics of whole sets (information complexity, diversity): their value, their value for each problem
+   resample of `resampling.problem_counts`, and the difference tuned − base under each swap of `resampling.swap_signs`.
 
 `save` and `load` keep a `Measurement` in one compressed file.
 """
@@ -26,14 +26,7 @@ import xarray as xr
 from paradigms.study.effects import CORNERS, POOLED, SeedCell
 from paradigms.study.resampling import RESAMPLES, SWAPS, problem_counts, swap_signs
 from rlcircuits.errors import InputError
-from rlcircuits.metrics import (
-    METRICS,
-    WHOLE_SET,
-    edge_values,
-    histogram_bins,
-    histogram_entropy,
-    standardised,
-)
+from rlcircuits.metrics import METRICS, WHOLE_SET, edge_values, histogram_bins, histogram_entropy, standardised
 
 if TYPE_CHECKING:
     from rlcircuits.answers import Answer

@@ -5,7 +5,8 @@
 3. **two seeds**: a paradigm's model of one seed against its model of the next.
 4. **weight noise**: the base with Gaussian noise, in each tensor of exactly the norm of the paradigm's own update
    ‖W_tuned − W_base‖ there; several draws.
-5. The **spread** of a null is the root mean square of its effects over seeds and draws: its typical size, whichever its sign.
+5. The **spread** of a null is the root mean square of its effects over seeds and draws: its typical size, whichever its
+   sign.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Which problems each resample and each swap of the controlled study takes: the same for all who ask with the same numbers.
+"""Which problems each resample and each swap of the controlled study takes: the same for all who ask with the same
+numbers.
 
 1. **Resamples**: each of n problems as often as n draws with replacement take it.
-2. **Swaps**: base and tuned change places in each problem with probability one half, independently in every seed of the family.
+2. **Swaps**: base and tuned change places in each problem with probability one half, independently in every seed of the
+   family.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """From what the tasks measured to the study's tables. Deterministic: the same artefacts give the same tables.
 
-1. `pair_tables`: of one paradigm or null, the ``effects`` over seeds and problems, and the ``values`` of every seed behind them.
-2. `exactness_tables`, `dynamics_tables`, `cause_table`, `sensitivity_table`: means over seeds with Student's intervals (or the
-   two-level interval of `paradigms.study.effects` where problems can be resampled).
+1. `pair_tables`: of one paradigm or null, the ``effects`` over seeds and problems, and the ``values`` of every seed
+   behind them.
+2. `exactness_tables`, `dynamics_tables`, `cause_table`, `sensitivity_table`: means over seeds with Student's intervals
+   (or the two-level interval of `paradigms.study.effects` where problems can be resampled).
 3. `verdict_table`: the claims, judged by `paradigms.study.verdicts`.
 
 A log ratio is ln(tuned/base); exp of it is the factor by which a metric changes.
@@ -72,9 +73,11 @@ def pair_tables(members: Sequence[tuple[Task, Path]]) -> tuple[pd.DataFrame, pd.
     """Effects and values of one base and label.
 
     Returns:
-        effects: ``base``, ``paradigm``, ``kind``, ``level``, ``alpha``, ``tokens`` and the columns of `effects.cell_effects`.
-        values: one row per seed, draw, level, α and metric: the corners ``bb``, ``tt``, ``tb``, ``bt`` (NaN where not measured),
-            ``t_cut``, ``n_problems``, ``accuracy_before``, ``accuracy_after`` (greedy, on the study's test problems).
+        effects: ``base``, ``paradigm``, ``kind``, ``level``, ``alpha``, ``tokens`` and the columns of
+            `effects.cell_effects`.
+        values: one row per seed, draw, level, α and metric: the corners ``bb``, ``tt``, ``tb``, ``bt`` (NaN where not
+            measured), ``t_cut``, ``n_problems``, ``accuracy_before``, ``accuracy_after`` (greedy, on the study's test
+            problems).
     """
     tasks = [task for task, _ in members]
     measured = [load(folder / "measurement.npz") for _, folder in members]
@@ -103,7 +106,9 @@ def pair_tables(members: Sequence[tuple[Task, Path]]) -> tuple[pd.DataFrame, pd.
 
 
 def corrected(effects: pd.DataFrame) -> pd.DataFrame:
-    """Add ``ratio`` = exp(log_ratio) and ``p_holm``: Holm over paradigms, α and `METRICS` of a base, level and choice of tokens."""
+    """Add ``ratio`` = exp(log_ratio) and ``p_holm``: Holm over paradigms, α and `METRICS` of a base, level and choice
+    of tokens.
+    """
     effects = effects.assign(ratio=np.exp(effects["log_ratio"].astype(float)), p_holm=np.nan)
     family = effects[(effects["kind"] == "paradigm") & effects["metric"].isin(list(METRICS))]
     for _, group in family.groupby(["base", "level", "tokens"]):
@@ -164,9 +169,9 @@ def null_spreads(claim: Claim, values: pd.DataFrame, logarithm: bool) -> dict[st
 
 
 def verdict_table(pairs: Sequence[tuple[Task, Path]], values: pd.DataFrame) -> pd.DataFrame:
-    """One row per base, claim and scope: ``base``, ``claim``, ``scope`` ("PPO and GRPO", or one paradigm), ``metric``, ``direction``,
-    ``verdict``, ``effect``, ``low``, ``high``, ``scale`` ("log ratio" or "difference"), ``spread``, ``null``, ``reason``,
-    ``n_seeds``.
+    """One row per base, claim and scope: ``base``, ``claim``, ``scope`` ("PPO and GRPO", or one paradigm), ``metric``,
+    ``direction``, ``verdict``, ``effect``, ``low``, ``high``, ``scale`` ("log ratio" or "difference"), ``spread``,
+    ``null``, ``reason``, ``n_seeds``.
     """
     rows = []
     for base in dict.fromkeys(task.base for task, _ in pairs):
@@ -201,7 +206,8 @@ def verdict_table(pairs: Sequence[tuple[Task, Path]], values: pd.DataFrame) -> p
 def exactness_tables(done: Done) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``exactness``: every seed's rows. ``exact_effects``: tuned against base by each method's metrics, over seeds.
 
-    The second has ``base``, ``paradigm``, ``alpha``, ``method``, ``metric``, ``log_ratio`` (or ``effect``), ``low``, ``high``, ``n_seeds``.
+    The second has ``base``, ``paradigm``, ``alpha``, ``method``, ``metric``, ``log_ratio`` (or ``effect``), ``low``,
+    ``high``, ``n_seeds``.
     """
     tables = []
     for task, folder in usable(done, "exactness"):
@@ -224,10 +230,11 @@ def exactness_tables(done: Done) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def dynamics_tables(done: Done, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``dynamics``: metrics at each checkpoint beside the curve's accuracy and KL. ``lags``: does a metric lead accuracy?
+    """``dynamics``: metrics at each checkpoint beside the curve's accuracy and KL. ``lags``: does a metric lead
+    accuracy?
 
-    The second has ``base``, ``paradigm``, ``metric``, ``alpha``, ``lag`` (a number as text, or "lead"), ``correlation``, ``low``, ``high``,
-    ``n_seeds``.
+    The second has ``base``, ``paradigm``, ``metric``, ``alpha``, ``lag`` (a number as text, or "lead"),
+    ``correlation``, ``low``, ``high``, ``n_seeds``.
     """
     tables = []
     for task, folder in usable(done, "dynamics"):
@@ -253,13 +260,15 @@ def dynamics_tables(done: Done, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def cause_table(done: Done, effects: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -> pd.DataFrame:
-    """The interventions: ``base``, ``intervention``, ``setting``, ``quantity``, ``alpha``, ``effect``, ``low``, ``high``, ``scale``, ``n_seeds``.
+    """The interventions: ``base``, ``intervention``, ``setting``, ``quantity``, ``alpha``, ``effect``, ``low``,
+    ``high``, ``scale``, ``n_seeds``.
 
-    - ``sampling temperature``: GRPO at each temperature against the base (metrics as log ratios on own tokens, block level;
-      accuracy and the policy's entropy as differences), and setting "1.3 − 0.7" against each other, paired by seed.
+    - ``sampling temperature``: GRPO at each temperature against the base (metrics as log ratios on own tokens, block
+      level; accuracy and the policy's entropy as differences), and setting "1.3 − 0.7" against each other, paired by
+      seed.
     - ``logits scaled``: the base with its logits times c against the base.
-    - ``intensity pushed``: half and double against the control that took the same steps, and the control against the base is not
-      shown; accuracy and supervised loss as differences, metrics as log ratios.
+    - ``intensity pushed``: half and double against the control that took the same steps, and the control against the
+      base is not shown; accuracy and supervised loss as differences, metrics as log ratios.
     """
     rows: list[dict[str, Any]] = []
     own = effects[(effects["level"] == "block") & (effects["tokens"] == "own")]
@@ -307,7 +316,9 @@ def _cause(
 def _final_differences(
     values: pd.DataFrame, members: pd.DataFrame, label: str, intervention: str, setting: str
 ) -> Iterable[dict[str, Any]]:
-    """Accuracy (of the answers that were measured) and, of trained models, the policy's entropy, less their base's; over seeds."""
+    """Accuracy (of the answers that were measured) and, of trained models, the policy's entropy, less their base's;
+    over seeds.
+    """
     for base, group in values[values["paradigm"] == label].groupby("base"):
         each = group.groupby("seed")[["accuracy_before", "accuracy_after"]].first()
         mean, low, high, n = student_interval((each["accuracy_after"] - each["accuracy_before"]).to_numpy(float))
@@ -380,8 +391,9 @@ def _pushed(done: Done) -> Iterable[dict[str, Any]]:
 def sensitivity_table(done: Done) -> pd.DataFrame:
     """Every metric's effect (own tokens, block level, α = 0.3) under other settings.
 
-    Columns: ``base``, ``paradigm``, ``metric``, ``variant``, ``effect``, ``low``, ``high`` (log ratios, else differences: ``scale``),
-    ``n_seeds``, ``n_problems``, ``resolved`` (the interval excludes 0), and ``survives``: same sign and same `resolved` as the reference.
+    Columns: ``base``, ``paradigm``, ``metric``, ``variant``, ``effect``, ``low``, ``high`` (log ratios, else
+    differences: ``scale``), ``n_seeds``, ``n_problems``, ``resolved`` (the interval excludes 0), and ``survives``: same
+    sign and same `resolved` as the reference.
     """
     groups: dict[tuple[str, str], list[tuple[Task, Path]]] = {}
     for task, folder in usable(done, "sensitivity"):
@@ -441,7 +453,9 @@ def _variants(folders: Sequence[Path]) -> Iterable[dict[str, Any]]:
 
 
 def member_tables(trained: pd.DataFrame, done: Done) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``members`` (one row per base, seed and paradigm, also those that failed) and ``curves`` (every point of every run)."""
+    """``members`` (one row per base, seed and paradigm, also those that failed) and ``curves`` (every point of every
+    run).
+    """
     failed: dict[tuple[str, int, str], list[str]] = {}
     for task, folder in done:
         reason = failure(folder)

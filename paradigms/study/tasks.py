@@ -1,4 +1,5 @@
-"""The steps of the controlled study that load models, each an artefact of the store, each in one process with one thread.
+"""The steps of the controlled study that load models, each an artefact of the store, each in one process with one
+thread.
 
 | kind | of | what is kept |
 |---|---|---|
@@ -11,7 +12,8 @@
 
 1. A `ModelSpec` says which model: a checkpoint, possibly with weight noise or scaled logits.
 2. `tasks_of` lists every `Task`; `paradigms.study.work` performs them.
-3. What cannot be measured (a model with no right answer, say) leaves an artefact with ``failed.json``: the reason, for the tables.
+3. What cannot be measured (a model with no right answer, say) leaves an artefact with ``failed.json``: the reason, for
+   the tables.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Settings:
         problems: test problems every model answers.
         n, keep: of `rlcircuits.select`.
         noise_draws: draws of weight noise per member and seed.
-        exact_problems, exact_alphas, ig_steps, random_circuits: of the exactness; steps of EAP-IG, random rankings of edges.
+        exact_problems, exact_alphas, ig_steps, random_circuits: of the exactness; steps of EAP-IG, random rankings of
+            edges.
         cause_seeds: seeds of the first base whose sampling temperature and intensity are changed.
         temperatures, factors: sampling temperatures of GRPO's training beside 1; factors of the base's logits.
         push_demonstrations: how many demonstrations a pushed base goes on with.
@@ -143,8 +146,8 @@ def tasks_of(trained: pd.DataFrame, settings: Settings) -> list[Task]:
     """Every task of a study, the longest first.
 
     Args:
-        trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where training failed); a member that is not one of the
-            family's is named like ``"grpo, temperature 0.7"``.
+        trained: columns ``base``, ``seed``, ``member``, ``folder`` (None where training failed); a member that is not
+            one of the family's is named like ``"grpo, temperature 0.7"``.
     """
     from paradigms.family import MEMBERS
     from paradigms.study.nulls import ANOTHER_BASE, NOISE, TWO_SEEDS, neighbours

@@ -1,11 +1,13 @@
 """From effects to verdicts on the paper's claims, by a rule that was fixed before any result was seen.
 
-1. A **claim** is a weighted sum of one metric's log ratios ln(tuned/base) over paradigms and α, on own tokens at block level, and
-   the direction in which the paper says it lies (arXiv 2509.21044; method, section 5). Where a metric is not above 0, differences.
-2. Its effect and 95 % interval are over seeds and problems (`paradigms.study.effects`), from the seeds in which all of it was measured.
-3. A **null's** value is the same sum over α with the null in place of each paradigm; its spread is the root mean square over seeds
-   and draws (`paradigms.study.nulls`). The **nulls' spread** is the largest of: another base, more supervised steps, another seed of a
-   paradigm, weight noise.
+1. A **claim** is a weighted sum of one metric's log ratios ln(tuned/base) over paradigms and α, on own tokens at block
+   level, and the direction in which the paper says it lies (arXiv 2509.21044; method, section 5). Where a metric is not
+   above 0, differences.
+2. Its effect and 95 % interval are over seeds and problems (`paradigms.study.effects`), from the seeds in which all of
+   it was measured.
+3. A **null's** value is the same sum over α with the null in place of each paradigm; its spread is the root mean square
+   over seeds and draws (`paradigms.study.nulls`). The **nulls' spread** is the largest of: another base, more
+   supervised steps, another seed of a paradigm, weight noise.
 4. **holds**: the interval excludes 0 in the claimed direction, and the effect is larger than the nulls' spread.
    **contradicted**: the interval excludes 0 against it, and the effect is larger than the nulls' spread.
    **not resolved**: everything else, with the reason.
@@ -86,7 +88,9 @@ ALONE = ("intensity up", "complexity up", "kurtosis down", "diversity up", "grow
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict and what it rests on: effect, interval, the nulls' spread and which null it is of, and the reason in words."""
+    """A verdict and what it rests on: effect, interval, the nulls' spread and which null it is of, and the reason in
+    words.
+    """
 
     verdict: str
     effect: float

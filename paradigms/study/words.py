@@ -1,7 +1,9 @@
 """The study in words: sentences computed from its tables, so that no word can contradict a number.
 
-1. A claim's sentence begins with its verdict; effect and interval follow as factors (exp of the log ratio) or differences.
-2. Sentences on dynamics, exactness, interventions and sensitivity say *leads*, *follows*, *survives* … only where the interval does.
+1. A claim's sentence begins with its verdict; effect and interval follow as factors (exp of the log ratio) or
+   differences.
+2. Sentences on dynamics, exactness, interventions and sensitivity say *leads*, *follows*, *survives* … only where the
+   interval does.
 """
 
 from __future__ import annotations
@@ -91,8 +93,9 @@ def overall(verdicts: pd.DataFrame) -> str:
     for base, one in rows.groupby("base", sort=False):
         named = {v: [r.claim for r in one.itertuples() if r.verdict == v] for v in _OPENING}
         said.append(
-            f"For the {base} base, of {len(one)} claims {counted(named['holds'], 'hold')}, {counted(named['contradicted'], 'are contradicted')} "
-            f"and {counted(named['not resolved'], 'are not resolved')}."
+            f"For the {base} base, of {len(one)} claims {counted(named['holds'], 'hold')}, "
+            f"{counted(named['contradicted'], 'are contradicted')} and "
+            f"{counted(named['not resolved'], 'are not resolved')}."
         )
     both = rows.groupby("claim")["verdict"].nunique()
     if rows["base"].nunique() > 1:
@@ -120,8 +123,8 @@ def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:
 
 
 def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: float = 0.3) -> dict[str, list[str]]:
-    """Per base the paradigms, the control among them, in which a metric moves: the interval on own tokens at block level excludes 0, and
-    the effect is larger than every null's spread.
+    """Per base the paradigms, the control among them, in which a metric moves: the interval on own tokens at block
+    level excludes 0, and the effect is larger than every null's spread.
     """
     rows = effects[
         (effects["metric"] == metric)
@@ -139,7 +142,9 @@ def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: floa
 
 
 def confidence_sentences(effects: pd.DataFrame, values: pd.DataFrame, alpha: float = 0.3) -> str:
-    """Intensity with the model's confidence taken out in two ways, for every paradigm and the control, beside the nulls."""
+    """Intensity with the model's confidence taken out in two ways, for every paradigm and the control, beside the
+    nulls.
+    """
     rows = effects[(effects["alpha"] == alpha) & (effects["level"] == "block") & (effects["tokens"] == "own")]
     rows = change(rows[rows["kind"].isin(["paradigm", "control"])])
     said = []
@@ -156,7 +161,8 @@ def confidence_sentences(effects: pd.DataFrame, values: pd.DataFrame, alpha: flo
             ]
             spreads = {null: v for null, v in null_spread(values, base, metric, alpha).items() if math.isfinite(v)}
             widest = (
-                f" The largest null's spread is a factor of {math.exp(max(spreads.values())):.2f} ({max(spreads, key=spreads.get)})."
+                f" The largest null's spread is a factor of {math.exp(max(spreads.values())):.2f} "
+                f"({max(spreads, key=spreads.get)})."
                 if spreads
                 else ""
             )
@@ -181,8 +187,9 @@ def in_short(results: Results, alpha: float = 0.3) -> str:
     if len(wide):
         same = int((np.sign(wide["EAP"]) == np.sign(wide["exact"])).sum())
         said.append(
-            f"- The measure itself is in doubt on such confident answers: of {len(wide)} changes of the paper's metrics, {same} keep their sign when "
-            "every edge is removed exactly instead of estimated. Half of them would by chance."
+            f"- The measure itself is in doubt on such confident answers: of {len(wide)} changes of the paper's "
+            f"metrics, {same} keep their sign when every edge is removed exactly instead of estimated. Half of them "
+            "would by chance."
         )
     return "\n".join(said)
 
@@ -225,8 +232,9 @@ def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, al
         values = one.groupby(["method", "quantity"])["value"]
         middle, quarters = values.median(), values.quantile([0.25, 0.75])
         numbers = [
-            f"{method}: median rank correlation {middle[method, 'rank correlation']:.2f}, slope {middle[method, 'slope']:.1f} "
-            f"(quartiles {quarters[method, 'slope', 0.25]:.1f} and {quarters[method, 'slope', 0.75]:.1f})"
+            f"{method}: median rank correlation {middle[method, 'rank correlation']:.2f}, slope "
+            f"{middle[method, 'slope']:.1f} (quartiles {quarters[method, 'slope', 0.25]:.1f} and "
+            f"{quarters[method, 'slope', 0.75]:.1f})"
             for method in ("EAP", "EAP-IG")
             if (method, "slope") in middle.index
         ]
@@ -238,14 +246,15 @@ def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, al
         ]
         if kept:
             said.append(
-                f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) {', '.join(kept)}."
+                f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) "
+                f"{', '.join(kept)}."
             )
     wide = _signs(exact_effects, alpha)
     if len(wide):
         same = np.sign(wide["EAP"]) == np.sign(wide["exact"])
         said.append(
-            f"- Of {len(wide)} changes of the paper's metrics (paradigm × base × metric), {int(same.sum())} have the same sign by EAP as by "
-            "exact ablation."
+            f"- Of {len(wide)} changes of the paper's metrics (paradigm × base × metric), {int(same.sum())} have the "
+            "same sign by EAP as by exact ablation."
         )
     return "\n".join(said)
 
@@ -258,9 +267,10 @@ def cause_sentences(cause: pd.DataFrame) -> str:
         moved = scaled[scaled["quantity"] == "accuracy"]["effect"].abs().max()
         intensity = np.exp(scaled[scaled["quantity"] == "activation_intensity"]["effect"])
         said.append(
-            f"- Logits scaled: intensity went from × {intensity.min():.3g} to × {intensity.max():.3g} while accuracy moved by at most {moved:.3f}; "
-            "it cannot move, as the arg max of every logit stays. So intensity by itself is no cause of accuracy, and a difference in "
-            "intensity alone says nothing about what a model can do."
+            f"- Logits scaled: intensity went from × {intensity.min():.3g} to × {intensity.max():.3g} while accuracy "
+            f"moved by at most {moved:.3f}; it cannot move, as the arg max of every logit stays. So intensity by "
+            "itself is no cause of accuracy, and a difference in intensity alone says nothing about what a model can "
+            "do."
         )
     pushed = cause[cause["intervention"] == "intensity pushed"] if len(cause) else cause
     for (base, arm), one in pushed.groupby(["base", "setting"], sort=False) if len(pushed) else ():
@@ -272,7 +282,8 @@ def cause_sentences(cause: pd.DataFrame) -> str:
         ]
         moved = at.loc["accuracy", "low"] > 0 or at.loc["accuracy", "high"] < 0
         said.append(
-            f"- Intensity pushed to {arm} ({base}), against the same steps without a push: {', '.join(parts)}; accuracy **{'moves' if moved else 'does not measurably move'}**."
+            f"- Intensity pushed to {arm} ({base}), against the same steps without a push: {', '.join(parts)}; "
+            f"accuracy **{'moves' if moved else 'does not measurably move'}**."
         )
     hot = (
         cause[(cause["intervention"] == "sampling temperature") & cause["setting"].str.contains("−")]
@@ -287,10 +298,12 @@ def cause_sentences(cause: pd.DataFrame) -> str:
         entropy = (
             ""
             if policy is None
-            else f"the policy's entropy changes by {amount(policy['effect'], policy['low'], policy['high'], 'difference')} nats; "
+            else "the policy's entropy changes by "
+            f"{amount(policy['effect'], policy['low'], policy['high'], 'difference')} nats; "
         )
         said.append(
-            f"- Sampling temperature in GRPO's training, {setting} ({base}): {entropy}entropy metrics of the circuit whose interval excludes 0: {listed(follow)}."
+            f"- Sampling temperature in GRPO's training, {setting} ({base}): {entropy}entropy metrics of the circuit "
+            f"whose interval excludes 0: {listed(follow)}."
         )
     return "\n".join(said) or "No intervention was made."
 
@@ -310,7 +323,8 @@ def sensitivity_sentences(table: pd.DataFrame) -> str:
             f" ({int(first['resolved'].sum())} of {len(first)} effects exclude 0 to begin with)" if len(first) else ""
         )
         said.append(
-            f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions survive{where}{clear}."
+            f"- {METRICS[metric].label.capitalize()}: {one['survives'].mean():.0%} of {len(one)} conclusions "
+            f"survive{where}{clear}."
         )
     return "\n".join(said)
 

@@ -138,9 +138,10 @@ def judged(
 ) -> list[dict[str, Any]]:
     """EAP, EAP-IG and exact ablation of every block edge on the same traces: rows of method, quantity and value.
 
-    Quantities of an estimate against exact ablation: ``rank correlation`` (Spearman over edges, mean over samples; signed),
-    ``rank correlation of sizes``, ``slope`` (exact on estimate through the origin, over all edges and samples), ``CPR``, ``CMD``
-    and those of so many random rankings (none of these for None); and of all three methods every metric.
+    Quantities of an estimate against exact ablation: ``rank correlation`` (Spearman over edges, mean over samples;
+    signed), ``rank correlation of sizes``, ``slope`` (exact on estimate through the origin, over all edges and
+    samples), ``CPR``, ``CMD`` and those of so many random rankings (none of these for None); and of all three methods
+    every metric.
     """
     from scipy import stats
 
@@ -244,7 +245,9 @@ def _sensitivity(store: Store, settings: Settings, task: Task, folder: Path) -> 
 
 
 def _histogram_variants(scores: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Paper's metrics under other bins, ε, and structural zeros: "variant|metric" -> ``(corner, 1 + resample)``, observed first."""
+    """Paper's metrics under other bins, ε, and structural zeros: "variant|metric" -> ``(corner, 1 + resample)``,
+    observed first.
+    """
     from paradigms.study.measurement import complexity_statistic, diversity_statistic
     from paradigms.study.resampling import problem_counts
     from rlcircuits.metrics import edge_values, sample_intensity, sample_kurtosis
@@ -306,7 +309,9 @@ def _push(store: Store, settings: Settings, task: Task, folder: Path) -> None:
 
 
 def _demonstrations(tokenizer: Any, seen: int, size: int, task: Task) -> tuple[list[Any], list[Any]]:
-    """Demonstrations that no member has seen, to train on and held out, as traces (the end token belongs to the answer)."""
+    """Demonstrations that no member has seen, to train on and held out, as traces (the end token belongs to the
+    answer).
+    """
     from paradigms.family import BASES, demonstrations, word_problems
     from rlcircuits.attribution import Trace
 

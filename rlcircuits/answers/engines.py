@@ -1,11 +1,11 @@
 """What generates answers, besides transformers.
 
-1. An engine is given token ids of prompts and gives token ids back, exactly as they were chosen, greedily. It never tokenizes,
-   decodes or grades: `rlcircuits.answers.generation.generate` does that in the same way for all.
+1. An engine is given token ids of prompts and gives token ids back, exactly as they were chosen, greedily. It never
+   tokenizes, decodes or grades: `rlcircuits.answers.generation.generate` does that in the same way for all.
 2. ``"vllm"`` (https://docs.vllm.ai) loads the checkpoint itself and serves many answers at once on a GPU.
 
-**Untested**: the vLLM engine is written from its documentation. It could not be run where this package is developed; the tests
-only check, with a stand-in, what it is called with and what is made of its output.
+**Untested**: the vLLM engine is written from its documentation. It could not be run where this package is developed;
+the tests only check, with a stand-in, what it is called with and what is made of its output.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def vllm(
         from vllm import LLM, SamplingParams
     except ImportError as error:
         raise InputError(
-            "the engine 'vllm' needs vLLM and a GPU, and vLLM is not installed: pip install 'rlcircuits[vllm]', or use engine='transformers'"
+            "the engine 'vllm' needs vLLM and a GPU, and vLLM is not installed: pip install 'rlcircuits[vllm]', or "
+            "use engine='transformers'"
         ) from error
     if getattr(model, "adapter", False) or getattr(model, "base_fingerprint", None):
         raise InputError(
-            f"{model.name!r} is an adapter, which the engine 'vllm' is not given: save the merged model, or use engine='transformers'"
+            f"{model.name!r} is an adapter, which the engine 'vllm' is not given: save the merged model, or use "
+            "engine='transformers'"
         )
     longest = max(len(prompts[i]) + rooms[i] for i in order)
     engine = LLM(

@@ -154,8 +154,8 @@ class _Rules:
         if not self.left:
             rules = "; ".join(f"{row['rule']}: {row['left']} left" for row in self.rows)
             raise InputError(
-                f"no problem is left by the rule {rule!r}{f' ({detail})' if detail else ''}, of {len(before)} before it "
-                f"[{rules}]; {_ADVICE[rule]}"
+                f"no problem is left by the rule {rule!r}{f' ({detail})' if detail else ''}, of {len(before)} before "
+                f"it [{rules}]; {_ADVICE[rule]}"
             )
 
     def table(self) -> pd.DataFrame:
@@ -165,12 +165,14 @@ class _Rules:
 
 
 _ADVICE = {
-    "both answers correct": "give more or easier problems, a larger max_new_tokens or another prompt, check the grader, or "
+    "both answers correct": "give more or easier problems, a larger max_new_tokens or another prompt, check the "
+    "grader, or "
     "compare all answers with keep='all'",
     "no answer empty": "the models end their answers at once: check the prompt",
     "mean length in [βT̄, γT̄]": "lower beta or raise gamma",
     "lengths differ by at most δ": "raise delta, or give more problems",
-    "prompts equally long": "the two tokenizers or chat templates differ: give both the same template with '{question}'",
+    "prompts equally long": "the two tokenizers or chat templates differ: give both the same template with "
+    "'{question}'",
 }
 
 
@@ -189,8 +191,8 @@ def _paired(base: Sequence[Answer], tuned: Sequence[Answer]) -> dict[str, tuple[
     if different := sorted(sides[0].keys() ^ sides[1].keys()):
         who = "base" if different[0] in sides[0] else "tuned"
         raise InputError(
-            f"the two models answered different problems ({len(different)} in one only, first {different[0]!r}, of the {who} "
-            "model): generate both on the same problem set"
+            f"the two models answered different problems ({len(different)} in one only, first {different[0]!r}, of "
+            f"the {who} model): generate both on the same problem set"
         )
     return {q: (sides[0][q], sides[1][q]) for q in sides[0]}
 

@@ -1,10 +1,13 @@
 r"""Problem sets by name, and whether their references can be graded at all.
 
 1. What is known by name is data: ``sets.yaml``, and a file of one's own that adds to it (``file=``, or the variable
-   ``RLCIRCUITS_PROBLEM_SETS``). An entry says where the rows are, which fields hold question and answer, and how to grade.
-2. Rows come from a local file, if the entry or the caller names one (``gsm8k=FILE``), else from the hub through ``datasets``.
-3. `check_problems` grades every reference against itself, written as a model would write it, ``\boxed{…}``, by mathematics alone:
-   equality as text, which any answer would pass, does not count. What fails is listed with the reason.
+   ``RLCIRCUITS_PROBLEM_SETS``). An entry says where the rows are, which fields hold question and answer, and how to
+   grade.
+2. Rows come from a local file, if the entry or the caller names one (``gsm8k=FILE``), else from the hub through
+   ``datasets``.
+3. `check_problems` grades every reference against itself, written as a model would write it, ``\boxed{…}``, by
+   mathematics alone: equality as text, which any answer would pass, does not count. What fails is listed with the
+       reason.
 """
 
 from __future__ import annotations
@@ -90,8 +93,8 @@ def problem_set(
 
     Args:
         name: a name of ``sets.yaml`` such as ``"gsm8k"`` (from the hub, or where the user's file says);
-            ``"gsm8k=FILE"`` for the same set from a local file; a set that a package provides, such as ``"family"``; or a file of JSON
-            lines or parquet.
+            ``"gsm8k=FILE"`` for the same set from a local file; a set that a package provides, such as ``"family"``; or
+            a file of JSON lines or parquet.
         file: YAML that adds to ``sets.yaml``; None stands for what the variable ``RLCIRCUITS_PROBLEM_SETS`` names.
         limit: take only the first so many problems.
         question, answer, id, grader, extractor: in place of what is registered, or of `load_problems`' defaults.
@@ -132,8 +135,8 @@ def check_problems(problems: ProblemSet) -> pd.DataFrame:
 
     Returns:
         One row per problem that fails, none if all is well: ``problem``, ``answer`` (what the extractor took, or None),
-        ``graded`` (whether the same answer in ``\boxed{}`` is graded as correct) and ``reason``. ``.attrs["problems"]`` is how many
-        were tried. Where ``graded`` is true, only the very same text will be taken as correct.
+        ``graded`` (whether the same answer in ``\boxed{}`` is graded as correct) and ``reason``. ``.attrs["problems"]``
+        is how many were tried. Where ``graded`` is true, only the very same text will be taken as correct.
 
     Raises:
         InputError: the grader's package is not installed.
@@ -228,8 +231,8 @@ def _hub_rows(name: str, entry: dict[str, Any], fields: tuple[str, ...]) -> Iter
         except Exception as error:  # datasets, the hub's client and file systems each raise types of their own
             reason = " ".join(str(error).split())[:250] or type(error).__name__
             raise InputError(
-                f"the problem set {name!r} could not be had from the hub ({entry['hub']!r}: {reason}); give a local copy of its rows, "
-                f"JSON lines or parquet, as '{name}=FILE'"
+                f"the problem set {name!r} could not be had from the hub ({entry['hub']!r}: {reason}); give a local "
+                f"copy of its rows, JSON lines or parquet, as '{name}=FILE'"
             ) from error
         label = entry["hub"] + (f"/{config}" if config else "")
         for field in fields:

@@ -1,8 +1,8 @@
 """Where a Hugging Face model writes to and reads from its residual stream.
 
 1. Its modules are found through TransformerLens' adapters (`rlcircuits.attribution.reading`).
-2. The answer is then checked on the model itself, once (`rlcircuits.attribution.checking`). A model for which it fails is
-   refused by name, never scored wrongly.
+2. The answer is then checked on the model itself, once (`rlcircuits.attribution.checking`). A model for which it fails
+   is refused by name, never scored wrongly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What was read of an architecture, checked on the model itself, once.
 
-1. Run a few tokens: the first layer's input plus all that was written must be what each branch read, to rounding; and no
-   token may see a later one. That also tells whether attention and MLP read the same stream.
+1. Run a few tokens: the first layer's input plus all that was written must be what each branch read, to rounding; and
+   no token may see a later one. That also tells whether attention and MLP read the same stream.
 2. Heads are checked on the attention module with random numbers in place of its projections' outputs: with the channels
    said to be head h's queries at 0, head h must not depend on any key; with its keys at 0, on no query; with its values
    at 0, it must be 0. A level whose parts cannot be told apart in this way is refused, with the reason.
@@ -70,8 +70,8 @@ def check(parts: Parts, hf: PreTrainedModel) -> tuple[bool, dict[str, str]]:
         hf(input_ids=torch.cat([ids.flip(1)[:, :-1], ids[:, 1:2]], 1), use_cache=False)
     if list(written) != nodes or set(read) != {*nodes[1:], "logits"}:
         raise InputError(
-            f"{name} is not supported: expected the residual stream to be written and read by attention and MLP in turn, "
-            f"{2 * len(parts.layers) + 1} times each, met {len(written)} and {len(read)}"
+            f"{name} is not supported: expected the residual stream to be written and read by attention and MLP in "
+            f"turn, {2 * len(parts.layers) + 1} times each, met {len(written)} and {len(read)}"
         )
     if _difference(other[:, :-1], read["logits"][:, :-1]) > max(1e-5, 4 * torch.finfo(hf.dtype).eps):
         raise InputError(
@@ -90,10 +90,12 @@ def _difference(a: Tensor, b: Tensor) -> float:
 def _follow(
     parts: Parts, nodes: list[str], written: dict[str, Tensor], read: dict[str, Tensor], epsilon: float
 ) -> bool:
-    """Compare what every node read with the sum of what was written before; returns whether attention and MLP are parallel.
+    """Compare what every node read with the sum of what was written before; returns whether attention and MLP are
+    parallel.
 
-    A sum that is rounded after each addition misses the exact one by at most ½ε Σ |partial sums|, in every single number;
-    twice that and what the summands' own rounding adds are allowed. That is sharp enough to see a branch that is scaled.
+    A sum that is rounded after each addition misses the exact one by at most ½ε Σ |partial sums|, in every single
+    number; twice that and what the summands' own rounding adds are allowed. That is sharp enough to see a branch that
+    is scaled.
 
     Raises:
         InputError: they differ.
@@ -135,7 +137,9 @@ def _follow(
 
 
 def _refused(parts: Parts, args: tuple, kwargs: dict) -> dict[str, str]:
-    """The levels at which the model's parts cannot be told apart, with the reason; arguments of the first attention's call."""
+    """The levels at which the model's parts cannot be told apart, with the reason; arguments of the first attention's
+    call.
+    """
     layers, sample = parts.layers, parts.layers[0]
     if any(None in (layer.q, layer.k, layer.v) for layer in layers):
         reason = "its queries, keys and values are not known to be projections of the stream"

@@ -1,26 +1,29 @@
 """Circuits: the strongest edges of the scores, and how much of the model's behaviour they carry on their own.
 
-1. A **circuit** C of n edges: rank all E edges by their mean score over samples (``signed``: what lowers the loss most comes
-   first; ``absolute``: by the size of that mean, whichever its sign), ties in the order of the graph, and keep the first n.
-2. **Ablate the rest exactly**: re-run the model with every edge outside C removed at once (each destination reads the sum of the
-   outputs that its edges in C bring; zero ablation, see `rlcircuits.attribution.ablation`). m(C) = − loss of that run, in nats; m(N) is the
-   untouched model, m(∅) the run without any edge.
-3. **Faithfulness**  f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),  a ratio of means over samples: 1 for the model itself, 0 for no edges.
-   It may exceed 1 (the circuit does better than the model) or be negative (worse than nothing).
-4. For k in 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100 % keep the first ⌊k E⌋ edges. The two areas integrate over k, by the trapezoidal
-   rule between those k on a linear axis, from 0.1 % to 100 %:
+1. A **circuit** C of n edges: rank all E edges by their mean score over samples (``signed``: what lowers the loss most
+   comes first; ``absolute``: by the size of that mean, whichever its sign), ties in the order of the graph, and keep
+   the first n.
+2. **Ablate the rest exactly**: re-run the model with every edge outside C removed at once (each destination reads the
+   sum of the outputs that its edges in C bring; zero ablation, see `rlcircuits.attribution.ablation`). m(C) = − loss of
+   that run, in nats; m(N) is the untouched model, m(∅) the run without any edge.
+3. **Faithfulness**  f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),  a ratio of means over samples: 1 for the model itself, 0 for
+   no edges. It may exceed 1 (the circuit does better than the model) or be negative (worse than nothing).
+4. For k in 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100 % keep the first ⌊k E⌋ edges. The two areas integrate over k, by the
+   trapezoidal rule between those k on a linear axis, from 0.1 % to 100 %:
 
    - **CPR**, the integrated circuit performance ratio  ∫ f(C_k) dk,  circuits ranked by signed score. More is better.
    - **CMD**, the integrated circuit-model distance  ∫ |1 − f(C_k)| dk,  circuits ranked by absolute score. 0 is best.
 
    A circuit that is the model at every k has CPR 0.999 and CMD 0. CPR rewards edges that help; CMD all that matter.
 5. **Random edges** beside: each seed ranks the edges uniformly at random, and 3 and 4 are measured for them too.
-6. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.storage.journals`) when it is done. A row there is named by what
-   was kept, not by how it was ranked, so other scores, shares and seeds of the same model and traces find the circuits they share.
+6. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.storage.journals`) when it is done. A row
+   there is named by what was kept, not by how it was ranked, so other scores, shares and seeds of the same model and
+   traces find the circuits they share.
 
-Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation track. It
-differs in what it removes with (patches from counterfactual prompts) and in m (a difference of logits), and it drops edges that
-no path connects to input and output before it runs; here they are kept, since biases make their sources write.
+Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation
+track. It differs in what it removes with (patches from counterfactual prompts) and in m (a difference of logits), and
+it drops edges that no path connects to input and output before it runs; here they are kept, since biases make their
+sources write.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ if TYPE_CHECKING:
 
 CIRCUITS = Step("circuits", 1, also=("rlcircuits.metrics.edges",))
 RANKS = ("absolute", "signed")
-#: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order), loss in nats
+#: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order),
+#: loss in nats
 ROW = np.dtype([("sample", "<i4"), ("kept", "<u8"), ("loss", "<f8")])
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -68,11 +72,12 @@ def circuit(scores: xr.DataArray, n: float, rank: str = "absolute") -> xr.DataAr
     """The strongest edges of scores, by their mean over samples.
 
     Args:
-        scores: ``(sample, source, destination)``, as from `rlcircuits.attribute`, or one sample's ``(source, destination)``.
-        n: how many edges as a whole number, or their share as a float in [0, 1]: ``1`` is one edge, ``1.0`` all. A share of
-            E edges keeps ⌊share · E⌋, the share taken as the decimal it is written as.
-        rank: ``"absolute"``, by |mean score|, or ``"signed"``, the most positive (those whose removal would raise the loss
-            most) first. Edges of equal score come in the order of the graph: by source, then by destination.
+        scores: ``(sample, source, destination)``, as from `rlcircuits.attribute`, or one sample's
+            ``(source, destination)``.
+        n: how many edges as a whole number, or their share as a float in [0, 1]: ``1`` is one edge, ``1.0`` all. A
+            share of E edges keeps ⌊share · E⌋, the share taken as the decimal it is written as.
+        rank: ``"absolute"``, by |mean score|, or ``"signed"``, the most positive (those whose removal would raise the
+            loss most) first. Edges of equal score come in the order of the graph: by source, then by destination.
 
     Returns:
         bool ``(source, destination)``, True for the edges kept; attrs: edges, rank and the scores' level.
@@ -109,7 +114,8 @@ def faithfulness(
     other: Any = None,
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
 ) -> xr.Dataset:
-    """How faithful the circuits of the strongest edges are to the model, measured by re-running, and the areas CPR and CMD.
+    """How faithful the circuits of the strongest edges are to the model, measured by re-running, and the areas CPR and
+    CMD.
 
     Args:
         model: as for `rlcircuits.attribute`.
@@ -121,24 +127,28 @@ def faithfulness(
         cut: score only so many answer tokens; ``"auto"``: as many as the scores did.
         batch_size, progress: as for `attribute`; a batch's rows are (trace, circuit) runs.
         confidence: coverage of the intervals.
-        resume: a folder in which finished losses are kept while the call runs; an interrupted call, made again, goes on from
-            there, and a finished one runs nothing. Calls that differ in model weights, traces, level, cut, intervention or loss keep
-            files of their own there. The same call with the same `batch_size` gives the same bits as without interruption.
-        intervention, corrupted, other: what takes the place of the outputs that edges outside the circuit would bring, as for
-            `attribute`: MIB's faithfulness has ``"corrupted"``, in which no edges at all is the corrupted run itself.
+        resume: a folder in which finished losses are kept while the call runs; an interrupted call, made again, goes on
+            from there, and a finished one runs nothing. Calls that differ in model weights, traces, level, cut,
+            intervention or loss keep files of their own there. The same call with the same `batch_size` gives the same
+            bits as without interruption.
+        intervention, corrupted, other: what takes the place of the outputs that edges outside the circuit would bring,
+            as for `attribute`: MIB's faithfulness has ``"corrupted"``, in which no edges at all is the corrupted run
+                itself.
         loss: −m, as for `attribute`; MIB's m is a difference of logits.
 
     Returns:
-        Dataset over ``sample``, ``share`` (with the coordinate ``edges``, how many are kept), ``ranking`` (signed, absolute),
-        ``seed`` and ``bound`` (low, high):
+        Dataset over ``sample``, ``share`` (with the coordinate ``edges``, how many are kept), ``ranking`` (signed,
+        absolute), ``seed`` and ``bound`` (low, high):
 
-        - ``full_loss``, ``empty_loss`` (sample) and ``loss`` (ranking, share, sample), in nats per token (logits for a difference of logits);
-        - ``sample_faithfulness`` (ranking, share, sample), NaN where full and empty loss are equal, and ``faithfulness``
-          (ranking, share), the ratio of means;
-        - ``CPR``, ``CMD`` and per sample ``sample_CPR``, ``sample_CMD``; ``CPR_interval``, ``CMD_interval`` (bound): percentiles of
-          9,999 bootstrap resamples of the samples (NaN for a single one);
-        - ``random_loss`` (seed, share, sample), ``random_sample_faithfulness``, ``random_faithfulness`` (seed, share), ``random_CPR``,
-          ``random_CMD`` (seed), and their ``…_interval``: Student's t for the mean over seeds (NaN for fewer than two).
+        - ``full_loss``, ``empty_loss`` (sample) and ``loss`` (ranking, share, sample), in nats per token (logits for a
+          difference of logits);
+        - ``sample_faithfulness`` (ranking, share, sample), NaN where full and empty loss are equal, and
+          ``faithfulness`` (ranking, share), the ratio of means;
+        - ``CPR``, ``CMD`` and per sample ``sample_CPR``, ``sample_CMD``; ``CPR_interval``, ``CMD_interval`` (bound):
+          percentiles of 9,999 bootstrap resamples of the samples (NaN for a single one);
+        - ``random_loss`` (seed, share, sample), ``random_sample_faithfulness``, ``random_faithfulness`` (seed, share),
+          ``random_CPR``, ``random_CMD`` (seed), and their ``…_interval``: Student's t for the mean over seeds (NaN for
+          fewer than two).
 
         The same call gives the same numbers.
 
@@ -205,7 +215,8 @@ def _measure(
 ) -> np.ndarray:
     """Losses ``(ranking, size, sample)`` with only the first edges of each ranking, for sizes ``(ranking, size)``.
 
-    Each circuit is run once, and not at all where the journal has it; no edges and all edges are the same circuit in every ranking.
+    Each circuit is run once, and not at all where the journal has it; no edges and all edges are the same circuit in
+    every ranking.
     """
 
     def name(ranking: int, size: int) -> tuple[int, int]:
@@ -239,8 +250,8 @@ def _measure(
             row = rows[index]
             if not np.isfinite(loss):
                 raise InputError(
-                    f"the loss of trace {row.problem!r} with {row.size} of {graph.n_edges} edges is {loss}: the model overflows in "
-                    "its dtype or its weights are damaged; load it in float32 or check the checkpoint"
+                    f"the loss of trace {row.problem!r} with {row.size} of {graph.n_edges} edges is {loss}: the model "
+                    "overflows in its dtype or its weights are damaged; load it in float32 or check the checkpoint"
                 )
             found[row.ranking, row.size][row.sample] = loss
             record.append((row.sample, names[row.ranking, row.size], loss))
@@ -265,8 +276,8 @@ def _dataset(
     gap = empty - full
     if gap.mean() <= 0:
         warnings.warn(
-            f"without any edge the loss is {empty.mean():.3g} nats, not above the model's own {full.mean():.3g}: faithfulness, CPR and "
-            "CMD say little here",
+            f"without any edge the loss is {empty.mean():.3g} nats, not above the model's own {full.mean():.3g}: "
+            "faithfulness, CPR and CMD say little here",
             stacklevel=3,
         )
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -326,7 +337,9 @@ def _over_seeds(values: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def _order(scores: xr.DataArray, rank: str) -> tuple[np.ndarray, np.ndarray]:
-    """Edges from the strongest, as places in the row-major list of edges, and which pairs are edges ``(source, destination)``."""
+    """Edges from the strongest, as places in the row-major list of edges, and which pairs are edges
+    ``(source, destination)``.
+    """
     choose("rank", rank, RANKS)
     if isinstance(scores, xr.DataArray) and "sample" not in scores.dims:
         scores = scores.drop_vars("sample", errors="ignore").expand_dims("sample")
@@ -356,7 +369,8 @@ def _checked(shares: Sequence[float], seeds: int, confidence: float, n_edges: in
     numbers = all(isinstance(s, (int, float, np.number)) and not isinstance(s, bool) and 0 <= s <= 1 for s in shares)
     if len(shares) < 2 or not numbers or any(a >= b for a, b in pairwise(shares)):
         raise InputError(
-            f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as rlcircuits.attribution.circuits.SHARES"
+            f"shares are {shares}: expected at least two rising numbers from 0 to 1, such as "
+            "rlcircuits.attribution.circuits.SHARES"
         )
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 0:
         raise InputError(f"seeds is {seeds!r}: expected how many random rankings to measure, 0 or more")
@@ -385,15 +399,16 @@ def _graph(hf: PreTrainedModel, scores: xr.DataArray) -> Graph:
     graph = Graph.of(hf, level)
     if [str(name) for name in scores["source"].values] != list(graph.sources) or names != list(graph.destinations):
         raise InputError(
-            f"the scores are of a graph of {scores.sizes['source']} sources and {scores.sizes['destination']} destinations, the model's "
-            f"at level {level!r} has {len(graph.sources)} and {len(graph.destinations)}: give the scores of this model"
+            f"the scores are of a graph of {scores.sizes['source']} sources and {scores.sizes['destination']} "
+            f"destinations, the model's at level {level!r} has {len(graph.sources)} and {len(graph.destinations)}: "
+            "give the scores of this model"
         )
     mask = _order(scores, "signed")[1]
     if (mask != graph.mask).any():
         s, d = np.argwhere(mask != graph.mask)[0]
         what = "lack" if graph.mask[s, d] else "have"
         raise InputError(
-            f"the scores {what} {graph.sources[s]}->{graph.destinations[d]}, unlike the model's graph: expected a score for each of its "
-            f"{graph.n_edges:,} edges, as rlcircuits.attribute gives"
+            f"the scores {what} {graph.sources[s]}->{graph.destinations[d]}, unlike the model's graph: expected a "
+            f"score for each of its {graph.n_edges:,} edges, as rlcircuits.attribute gives"
         )
     return graph

@@ -1,7 +1,7 @@
 """From sources and gradients to scores:  W[source, destination] = − Σ_t ⟨ ∂L/∂H[t], O[t] ⟩.
 
-1. Tokens are taken in chunks, so that memory stays bounded (`CHUNK_BYTES`); sums are in float32 or better. Where tokens have
-   groups, each group of each row is a sum of its own (`rlcircuits.attribution.parts`).
+1. Tokens are taken in chunks, so that memory stays bounded (`CHUNK_BYTES`); sums are in float32 or better. Where tokens
+   have groups, each group of each row is a sum of its own (`rlcircuits.attribution.parts`).
 2. The sources of a chunk are formed: as recorded, or at head level each head's share of the attention's output.
 3. The gradients of a layer's destinations are formed: as caught at the stream (block level), or pulled back through the
    projections and the norm's Jacobian (qkv and head level).
@@ -22,7 +22,9 @@ CHUNK_BYTES = 64 << 20
 
 
 def blank(record: Recorder, written: list[Tensor]) -> Tensor:
-    """Scores ``(sum, source, destination)``, all 0, where the first source is; one sum for each row, or for each segment."""
+    """Scores ``(sum, source, destination)``, all 0, where the first source is; one sum for each row, or for each
+    segment.
+    """
     first_source = written[0]
     sums = first_source.shape[0] if record.segments is None else len(record.segments)
     return torch.zeros(sums, *record.graph.mask.shape, dtype=wide(first_source.dtype), device=first_source.device)
@@ -115,8 +117,8 @@ def _sources(
 
 
 def _head_weights(record: Recorder, stop: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]] | None:
-    """Of the layers before `stop` W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added whatever the
-    heads give; None where attention is not split into heads.
+    """Of the layers before `stop` W_O as ``(head, d_head, d_model)``, and each head's equal share of what is added
+    whatever the heads give; None where attention is not split into heads.
     """
     if record.graph.level != "head":
         return None

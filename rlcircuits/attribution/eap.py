@@ -3,8 +3,9 @@
 1. Freeze the weights and let only the first layer's input require a gradient: no parameter gradient is ever computed.
 2. Forward: keep each source's output O ``(batch, position, d_model)``; at head level the input z of the output
    projection instead, from which O[h] = z[h] W_O[h]ᵀ is formed later, outside automatic differentiation.
-3. Loss L: mean negative log-likelihood of the (first `cut`) answer tokens given the prompt, or another (`losses`). Samples are summed, so that
-   each keeps its own gradient. The last answer token is predicted, never read, and is left out of the input.
+3. Loss L: mean negative log-likelihood of the (first `cut`) answer tokens given the prompt, or another (`losses`).
+   Samples are summed, so that each keeps its own gradient. The last answer token is predicted, never read, and is left
+   out of the input.
 4. Backward: every branch reads the stream through an identity, whose gradient is that branch's own ∂L/∂H
    (block level). At qkv and head level it is caught at the projections' input or output and pulled back through the
    projection and the norm's Jacobian. Grouped-query attention, biases, rotary embeddings and q/k norms need
@@ -12,9 +13,9 @@
 5. Score of an edge:  W[source, destination] = − Σ_t ⟨ ∂L/∂H[t], O[t] ⟩, one matrix product per destination layer,
    ``[sources, tokens·d] × [tokens·d, destinations]``, over chunks of tokens, in float32 or better.
 
-Shorter samples of a batch are padded on the right: under causal attention padding is read by no real token, its gradient is
-exactly zero, and no attention mask is needed. W is the first-order estimate of zero-ablating the edge, L(edge removed) − L.
-Sources: arXiv 2509.21044, eq. for the edge weight; Syed et al. 2023 (EAP).
+Shorter samples of a batch are padded on the right: under causal attention padding is read by no real token, its
+gradient is exactly zero, and no attention mask is needed. W is the first-order estimate of zero-ablating the edge,
+L(edge removed) − L. Sources: arXiv 2509.21044, eq. for the edge weight; Syed et al. 2023 (EAP).
 """
 
 from __future__ import annotations
@@ -89,34 +90,39 @@ def attribute(
             warning).
         intervention: what takes the place of a source's output O: ``"zero"`` nothing; ``"mean"`` its mean over all
             tokens of all `traces`; ``"corrupted"`` its output at the same position of the trace's partner in
-            `corrupted`; ``"model"`` its output in the model `other` on the same tokens. With a replacement O′, W = − Σ_t ⟨∂L/∂H[t], O[t] − O′[t]⟩, the gradient being that of the clean run.
+            `corrupted`; ``"model"`` its output in the model `other` on the same tokens. With a replacement O′, W = −
+            Σ_t ⟨∂L/∂H[t], O[t] − O′[t]⟩, the gradient being that of the clean run.
         corrupted: for ``intervention="corrupted"``, one trace for each of `traces`, in their order, with as many prompt
             and answer tokens.
         ig_steps: with m > 1 steps, EAP with integrated gradients (EAP-IG, Hanna et al. 2024): the gradient is averaged
-            over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight path
-            from the replaced to the clean input I. 1 is EAP itself: the gradient at I. The scores out of ``input`` should add up to
-            L(I′) − L(I). On language models they often do not, whatever m: with I′ = 0 the inputs half-way are nonsense to the model and
-            the loss is rough there. The attribute ``completeness_gap`` is Σ |gap| / Σ |L(I′) − L(I)| over traces, the coordinate ``gap`` what
-            is too much for each; above 0.1 there is a warning (`NotConverged`).
-        groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the `cut`), such as
-            `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group apart.
+            over m runs whose first layer reads  I′ + (k − ½)/m · (I − I′),  k = 1 … m, the midpoints of the straight
+            path from the replaced to the clean input I. 1 is EAP itself: the gradient at I. The scores out of ``input``
+            should add up to L(I′) − L(I). On language models they often do not, whatever m: with I′ = 0 the inputs
+            half-way are nonsense to the model and the loss is rough there. The attribute ``completeness_gap`` is Σ
+            |gap| / Σ |L(I′) − L(I)| over traces, the coordinate ``gap`` what is too much for each; above 0.1 there is a warning (`NotConverged`).
+        groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the
+            `cut`), such as `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group
+            apart.
         progress: show a bar for work that takes longer than a few seconds.
-        other: for ``intervention="model"``, a model of the same vocabulary, depth and width, such as one after fine-tuning.
-        loss: ``"nll"``, the mean negative log-likelihood per answer token; a `Loss` for the divergence from a reference or a
-            difference of logits; or weights of the answer tokens' negative log-likelihoods, for each trace a sequence.
+        other: for ``intervention="model"``, a model of the same vocabulary, depth and width, such as one after
+            fine-tuning.
+        loss: ``"nll"``, the mean negative log-likelihood per answer token; a `Loss` for the divergence from a reference
+            or a difference of logits; or weights of the answer tokens' negative log-likelihoods, for each trace a
+            sequence.
 
     Returns:
-        DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a difference
-        of logits): the estimated increase of the sample's loss when the edge is removed; NaN where there is no edge.
-        Coordinates on `sample`: ``loss`` and ``tokens`` (answer tokens scored). With `groups` it is
-        ``(sample, group, source, destination)``, groups in the order of their first appearance, 0 where a trace reads no token of a
-        group, with the coordinate ``group_tokens`` (sample, group), how many it reads (the last token scored is predicted,
-        never read); the sum over groups is the score without groups.
+        DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a
+        difference of logits): the estimated increase of the sample's loss when the edge is removed; NaN where there is
+        no edge. Coordinates on `sample`: ``loss`` and ``tokens`` (answer tokens scored). With `groups` it is
+        ``(sample, group, source, destination)``, groups in the order of their first appearance, 0 where a trace reads
+        no token of a group, with the coordinate ``group_tokens`` (sample, group), how many it reads (the last token
+        scored is predicted, never read); the sum over groups is the score without groups.
 
     Raises:
         InputError: no traces, ids outside the vocabulary, traces longer than the model's context, a model in training
-            mode, an unsupported architecture, an unknown level, memory, intervention or loss, corrupted traces, another model
-            or a loss that do not match, groups that do not label every token, or a score that is not finite (naming sample and edge).
+            mode, an unsupported architecture, an unknown level, memory, intervention or loss, corrupted traces, another
+            model or a loss that do not match, groups that do not label every token, or a score that is not finite
+            (naming sample and edge).
     """
     hf = plain(model)
     whole, traces = traces, checked(hf, traces, cut)
@@ -152,8 +158,8 @@ def attribute(
             b, *_, s, d = at = tuple(bad[0])
             raise InputError(
                 f"the score of edge {graph.sources[s]}->{graph.destinations[d]} on trace "
-                f"{traces[indices[b]].problem!r} is {rows[at]}: the model overflows in {hf.dtype} or its weights are damaged; "
-                "load it in float32 or check the checkpoint"
+                f"{traces[indices[b]].problem!r} is {rows[at]}: the model overflows in {hf.dtype} or its weights are "
+                "damaged; load it in float32 or check the checkpoint"
             )
         values[indices] = np.where(graph.mask, rows, np.nan)
         losses[indices] = found.cpu().numpy()
@@ -178,7 +184,8 @@ def _coded(
     per_trace = [] if isinstance(groups, str) else list(groups)
     if len(per_trace) != len(traces):
         raise InputError(
-            f"groups has {len(per_trace)} sequences of labels for {len(traces)} traces: expected one for each, in the same order"
+            f"groups has {len(per_trace)} sequences of labels for {len(traces)} traces: expected one for each, in the "
+            "same order"
         )
     numbers: dict[str, int] = {}
     codes = {}
@@ -187,8 +194,8 @@ def _coded(
         prompt, answer = len(full.prompt), len(full.answer)
         if len(labels) != prompt + answer:
             raise InputError(
-                f"groups gives trace {trace.problem!r} {len(labels)} labels for its {prompt} prompt and {answer} answer tokens: "
-                "expected one for each"
+                f"groups gives trace {trace.problem!r} {len(labels)} labels for its {prompt} prompt and {answer} "
+                "answer tokens: expected one for each"
             )
         if wrong := [label for label in labels if not isinstance(label, str) or not label]:
             raise InputError(
@@ -305,7 +312,9 @@ def _with_gap(
     batch_size: int | str,
     progress: bool,
 ) -> xr.DataArray:
-    """Integrated gradients with what their scores out of `input` lack of the change of the loss along the path; warns above `GAP`."""
+    """Integrated gradients with what their scores out of `input` lack of the change of the loss along the path; warns
+    above `GAP`.
+    """
     ends = np.empty(len(traces))
 
     def end(rows: list[Trace]) -> Tensor:
@@ -322,8 +331,9 @@ def _with_gap(
     result.attrs["completeness_gap"] = gap
     if not gap <= GAP:
         warnings.warn(
-            f"integrated gradients have not converged: the scores out of 'input' miss L(I′) − L(I) by {gap:.0%} of it on average over the traces "
-            "(coordinate 'gap'), so they depend on ig_steps, and more steps need not help; rlcircuits.trust says what the scores are good for",
+            f"integrated gradients have not converged: the scores out of 'input' miss L(I′) − L(I) by {gap:.0%} of it "
+            "on average over the traces (coordinate 'gap'), so they depend on ig_steps, and more steps need not help; "
+            "rlcircuits.trust says what the scores are good for",
             NotConverged,
             stacklevel=3,
         )
@@ -338,13 +348,15 @@ def token_losses(
     progress: bool = True,
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
 ) -> list[np.ndarray]:
-    """The loss of every answer token given all before it: its negative log-likelihood, in nats, unless another loss is given.
+    """The loss of every answer token given all before it: its negative log-likelihood, in nats, unless another loss is
+    given.
 
     Args:
         model, traces, cut, batch_size, progress, loss: as for `attribute`.
 
     Returns:
-        One array ``(answer tokens,)`` per trace; its mean, weighted where weights are given, is the loss that `attribute` attributes.
+        One array ``(answer tokens,)`` per trace; its mean, weighted where weights are given, is the loss that
+        `attribute` attributes.
 
     Raises:
         InputError: as for `attribute`.

@@ -1,21 +1,23 @@
 """Scores and circuits in other tools' files, and scores read back.
 
-1. **EAP-IG** (``.json``, and ``.pt`` with its tensors), which MIB's circuit localisation track reads too. Its graph is of heads: level
-   ``"head"`` alone fits. Names are the same but for grouped-query attention: it copies keys and values for every query head, so
-   that a key/value head K of ours, ``a3.kvK<k>``, is the readers ``a3.hH<k>`` of the query heads H that share it, each with an equal
-   part of its score. Read back, their scores add up to it; an edge is in the circuit when it is for any of them. Its
-   scores have our sign when its metric is a loss: positive where the replacement would raise it.
-2. **GraphML** (``.graphml``), for networkx, Gephi, Cytoscape; every level. A node is a writer, a reader, or at block level both; from
-   a reader that is a part of an attention (``a3.h2<q>``, ``a3.kv1<k>``) an edge of kind ``part`` leads to the writers it acts through, so
-   that paths run from input to logits. What is scored is of kind ``score``.
-3. **Attribution-graph JSON**, as circuit-tracer's viewer reads it (``format="circuit-tracer"``); every level. Its columns are tokens: with
-   scores by group (`rlcircuits.attribute` with ``groups``) a column is a group, since an edge connects equal positions; else there is one.
-   Queries, keys and values are one node there, so their scores are added, key/value heads' in equal parts to the query heads.
-   What does not fit: its features of transcoders, their activations and examples, and probabilities of logits.
+1. **EAP-IG** (``.json``, and ``.pt`` with its tensors), which MIB's circuit localisation track reads too. Its graph is
+   of heads: level ``"head"`` alone fits. Names are the same but for grouped-query attention: it copies keys and values
+       for every query head, so
+   that a key/value head K of ours, ``a3.kvK<k>``, is the readers ``a3.hH<k>`` of the query heads H that share it, each
+   with an equal part of its score. Read back, their scores add up to it; an edge is in the circuit when it is for any
+   of them. Its scores have our sign when its metric is a loss: positive where the replacement would raise it.
+2. **GraphML** (``.graphml``), for networkx, Gephi, Cytoscape; every level. A node is a writer, a reader, or at block
+   level both; from a reader that is a part of an attention (``a3.h2<q>``, ``a3.kv1<k>``) an edge of kind ``part`` leads
+   to the writers it acts through, so that paths run from input to logits. What is scored is of kind ``score``.
+3. **Attribution-graph JSON**, as circuit-tracer's viewer reads it (``format="circuit-tracer"``); every level. Its
+   columns are tokens: with scores by group (`rlcircuits.attribute` with ``groups``) a column is a group, since an edge
+       connects equal positions; else there is one.
+   Queries, keys and values are one node there, so their scores are added, key/value heads' in equal parts to the query
+   heads. What does not fit: its features of transcoders, their activations and examples, and probabilities of logits.
 
 Scores are means over samples. What is no edge has no entry (in EAP-IG's tensors it is 0).
-Sources, read for the formats: github.com/hannamw/EAP-IG (``src/eap/graph.py``), github.com/safety-research/circuit-tracer
-(``circuit_tracer/frontend``).
+Sources, read for the formats: github.com/hannamw/EAP-IG (``src/eap/graph.py``),
+github.com/safety-research/circuit-tracer (``circuit_tracer/frontend``).
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def write_graph(
         d_model: the model's width, which EAP-IG's graphs state; by default what the scores say.
 
     Raises:
-        InputError: unusable scores or circuit, an unknown format or another ending, or scores that the format has no place for.
+        InputError: unusable scores or circuit, an unknown format or another ending, or scores that the format has no
+            place for.
         StoreError: the file cannot be written.
     """
     format = _format(file, format)
@@ -98,8 +101,9 @@ def read_graph(file: str | os.PathLike[str], n_kv_heads: int | None = None) -> x
         n_kv_heads: how many key/value heads the model has in each layer; as many as query heads when None.
 
     Returns:
-        Dataset over ``sample`` (one, the name of the file), ``source`` and ``destination`` at level ``"head"``: ``score``, NaN where there is no
-        edge, which everything takes that takes scores; and ``circuit`` (source, destination), which edges are in EAP-IG's circuit.
+        Dataset over ``sample`` (one, the name of the file), ``source`` and ``destination`` at level ``"head"``:
+        ``score``, NaN where there is no edge, which everything takes that takes scores; and ``circuit`` (source,
+        destination), which edges are in EAP-IG's circuit.
 
     Raises:
         InputError: no such file, or none of EAP-IG's; edges or sizes that do not fit (naming the edge).
@@ -115,7 +119,8 @@ def read_graph(file: str | os.PathLike[str], n_kv_heads: int | None = None) -> x
         values = {name: (float(edge["score"]), bool(edge["in_graph"])) for name, edge in edges.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{os.fspath(file)!r} is no graph of EAP-IG ({type(error).__name__}: {error}): expected JSON with 'cfg', 'nodes' and 'edges'"
+            f"{os.fspath(file)!r} is no graph of EAP-IG ({type(error).__name__}: {error}): expected JSON with 'cfg', "
+            "'nodes' and 'edges'"
         ) from error
     if not all(type(size) is int for size in sizes):
         raise InputError(f"{os.fspath(file)!r} has {list(sizes)} layers and heads: expected whole numbers")
@@ -181,8 +186,8 @@ def _graph(scores: xr.DataArray) -> Graph:
         if (sources, destinations) == (list(graph.sources), list(graph.destinations)) and (graph.mask == mask).all():
             return graph
     raise InputError(
-        f"scores of {len(sources)} sources and {len(destinations)} destinations are of no whole graph: expected those of "
-        "rlcircuits.attribute"
+        f"scores of {len(sources)} sources and {len(destinations)} destinations are of no whole graph: expected those "
+        "of rlcircuits.attribute"
     )
 
 
@@ -222,7 +227,8 @@ def _eap_ig(
         "parallel_attn_mlp": graph.parallel,
         "d_model": width,
     }
-    # Our key/value columns lie in the order of their heads, as the copies do: q of every head, then k, then v, then the MLP.
+    # Our key/value columns lie in the order of their heads, as the copies do: q of every head, then k, then v, then the
+    # MLP.
     full = Graph.build("head", graph.n_layers, graph.n_heads, graph.n_heads, graph.parallel)
     copies = _copies(graph)
     of = np.repeat(np.arange(len(copies)), [len(readers) for readers in copies])
@@ -235,7 +241,9 @@ def _eap_ig_names(full: Graph) -> list[str]:
 
 
 def _nodes_in(full: Graph, kept: np.ndarray) -> np.ndarray:
-    """Which sources the circuit reaches and leaves, ``(source,)``, as EAP-IG counts them; the input need not be reached."""
+    """Which sources the circuit reaches and leaves, ``(source,)``, as EAP-IG counts them; the input need not be
+    reached.
+    """
     reached = {
         re.sub(r"<.>", "", name) for name, any_ in zip(_eap_ig_names(full), np.any(kept, axis=0).tolist()) if any_
     } | {"input"}
@@ -317,7 +325,8 @@ def _attribution_graph(scores: xr.DataArray, graph: Graph, kept: np.ndarray, slu
             "slug": slug,
             "scan": "rlcircuits",
             "transcoder_list": [],
-            # The viewer leaves out what occurs in more than two thirds of the columns: a lone column needs another beside it.
+            # The viewer leaves out what occurs in more than two thirds of the columns: a lone column needs another
+            # beside it.
             "prompt_tokens": columns if len(columns) > 1 else [*columns, ""],
             "prompt": " ".join(columns),
             "schema_version": 1,

@@ -106,7 +106,8 @@ class Graph:
         if level in architecture.refused:
             finest = next(one for one in reversed(LEVELS) if one not in architecture.refused)
             raise InputError(
-                f"{architecture.name} is not supported at level {level!r}: {architecture.refused[level]}; use level={finest!r}"
+                f"{architecture.name} is not supported at level {level!r}: {architecture.refused[level]}; use "
+                f"level={finest!r}"
             )
         sizes = len(architecture.layers), architecture.n_heads, architecture.n_kv_heads
         return cls.build(level, *sizes, architecture.parallel)
@@ -118,10 +119,7 @@ class Graph:
 
     @cached_property
     def _index(self) -> tuple[dict[str, int], dict[str, int]]:
-        return (
-            {name: i for i, name in enumerate(self.sources)},
-            {name: i for i, name in enumerate(self.destinations)},
-        )
+        return ({name: i for i, name in enumerate(self.sources)}, {name: i for i, name in enumerate(self.destinations)})
 
     def edge(self, name: str) -> tuple[int, int]:
         """Row and column of an edge named ``"source->destination"``, e.g. ``"a0->m1"``.

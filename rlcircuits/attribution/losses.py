@@ -4,10 +4,13 @@
 2. ℓ_t is, by name, with the model's logits z_t and distribution p_t at the position that predicts y_t:
 
    - ``"nll"``: −ln p_t(y_t), in nats;
-   - ``"kl"``: KL(q_t ‖ p_t) = Σ_v q_t(v) ln(q_t(v) / p_t(v)), in nats, for a reference's distribution q_t at that position;
-   - ``"logit-difference"``: z_t(y′_t) − z_t(y_t) for counterfactual tokens y′. For answers of one token −L is MIB's measure.
+   - ``"kl"``: KL(q_t ‖ p_t) = Σ_v q_t(v) ln(q_t(v) / p_t(v)), in nats, for a reference's distribution q_t at that
+     position;
+   - ``"logit-difference"``: z_t(y′_t) − z_t(y_t) for counterfactual tokens y′. For answers of one token −L is MIB's
+     measure.
 
-3. A `Loss` is what a user states; `Objective` is it, checked, for the traces of one call; `Batch` for the rows of one pass.
+3. A `Loss` is what a user states; `Objective` is it, checked, for the traces of one call; `Batch` for the rows of one
+   pass.
 
 Sources: arXiv 2509.21044 (nll); Mueller et al. 2025 (arXiv 2504.13151; logit-difference).
 """
@@ -45,13 +48,15 @@ class Loss:
 
     Args:
         name: ``"nll"``, ``"kl"`` or ``"logit-difference"``.
-        reference: for ``"kl"``, a model with the same vocabulary, run on the same tokens; or distributions, for each trace an
-            array ``(answer token, vocabulary)`` of probabilities.
-        tokens: for ``"logit-difference"``, the counterfactual answers: for each trace one token id for each answer token.
+        reference: for ``"kl"``, a model with the same vocabulary, run on the same tokens; or distributions, for each
+            trace an array ``(answer token, vocabulary)`` of probabilities.
+        tokens: for ``"logit-difference"``, the counterfactual answers: for each trace one token id for each answer
+            token.
         weights: for each trace one number ≥ 0 for each answer token, not all 0; a token of weight 0 is not scored.
 
     Examples:
-        ``Loss("kl", reference=base)``, ``Loss("logit-difference", tokens=[[7], [9]])``, ``Loss("nll", weights=[[1, 0, 0, 1]])``
+        ``Loss("kl", reference=base)``, ``Loss("logit-difference", tokens=[[7], [9]])``,
+        ``Loss("nll", weights=[[1, 0, 0, 1]])``
 
     Raises:
         InputError: an unknown name; something missing that the loss needs, or given that it does not take.
@@ -106,8 +111,8 @@ class Objective:
         """Check a loss against the model and the (cut) traces; nothing is run.
 
         Raises:
-            InputError: weights, counterfactual tokens or distributions that do not fit the traces or the vocabulary, or a
-                reference with another vocabulary.
+            InputError: weights, counterfactual tokens or distributions that do not fit the traces or the vocabulary, or
+                a reference with another vocabulary.
         """
         loss = Loss.of(loss)
         vocabulary = _vocabulary(hf)
@@ -115,14 +120,15 @@ class Objective:
         for problem, row in weights.items():
             if not all(isinstance(w, (int, float, np.number)) and 0 <= w < np.inf for w in row) or not sum(row):
                 raise InputError(
-                    f"the weights of trace {problem!r} are {_shown(row)}: expected numbers of at least 0, not all of them 0 "
-                    "among the tokens that are scored"
+                    f"the weights of trace {problem!r} are {_shown(row)}: expected numbers of at least 0, not all of "
+                    "them 0 among the tokens that are scored"
                 )
         tokens = _entries("tokens", loss.tokens, traces, cut)
         for problem, row in tokens.items():
             if not all(hasattr(i, "__index__") and not isinstance(i, bool) and 0 <= i < vocabulary for i in row):
                 raise InputError(
-                    f"the counterfactual tokens of trace {problem!r} are {_shown(row)}: expected ids from 0 to {vocabulary - 1}"
+                    f"the counterfactual tokens of trace {problem!r} are {_shown(row)}: expected ids from 0 to "
+                    f"{vocabulary - 1}"
                 )
         reference, probabilities = None, {}
         if isinstance(loss.reference, (Sequence, np.ndarray)) and not isinstance(loss.reference, str):
@@ -134,8 +140,8 @@ class Objective:
                 raise InputError("the reference is in training mode, where dropout would change it: call model.eval()")
             if _vocabulary(reference) != vocabulary:
                 raise InputError(
-                    f"the reference has a vocabulary of {_vocabulary(reference):,} tokens, the model one of {vocabulary:,}: "
-                    "expected a reference with the same tokenizer"
+                    f"the reference has a vocabulary of {_vocabulary(reference):,} tokens, the model one of "
+                    f"{vocabulary:,}: expected a reference with the same tokenizer"
                 )
         return cls(loss, weights, tokens, probabilities, reference)
 
@@ -183,8 +189,8 @@ class Objective:
         return bool(self.weights or self.tokens or self.loss.name == "kl")
 
     def _reference(self, row: Any) -> Tensor:
-        """ln q ``(answer token, vocabulary)`` at the row's answer; a model is run on one trace at a time, so that others beside
-        it leave no trace in the last digits. The last few are kept.
+        """ln q ``(answer token, vocabulary)`` at the row's answer; a model is run on one trace at a time, so that
+        others beside it leave no trace in the last digits. The last few are kept.
         """
         if row.problem not in self._known:
             if self.reference is None:
@@ -222,7 +228,9 @@ class Batch:
     begins: Sequence[int] = ()
 
     def each(self, logits: Tensor, chosen: slice = slice(None)) -> Tensor:
-        """ℓ ``(batch, chosen)``, 0 where there is no target, of logits ``(batch, chosen, vocabulary)`` at chosen kept positions."""
+        """ℓ ``(batch, chosen)``, 0 where there is no target, of logits ``(batch, chosen, vocabulary)`` at chosen kept
+        positions.
+        """
         targets = self.targets[:, chosen].to(logits.device)
         if self.others is not None:
             others = self.others[:, chosen].to(logits.device)
@@ -269,8 +277,8 @@ def _entries(what: str, given: Any, traces: Sequence[Trace], cut: int | None) ->
         n, length = len(trace.answer), len(row) if hasattr(row, "__len__") else -1
         if length < n or (cut is None and length > n):
             raise InputError(
-                f"the {what} of trace {trace.problem!r} are {length if length >= 0 else repr(row)} for {n} answer tokens: "
-                "expected one for each"
+                f"the {what} of trace {trace.problem!r} are {length if length >= 0 else repr(row)} for {n} answer "
+                "tokens: expected one for each"
             )
         found[trace.problem] = row[:n] if what == "distributions" else tuple(row[:n])
     return found
@@ -285,8 +293,8 @@ def _distribution(problem: str, row: Any, vocabulary: int) -> Tensor:
     q = torch.as_tensor(np.asarray(row) if not isinstance(row, Tensor) else row.detach().cpu()).double()
     if q.ndim != 2 or q.shape[1] != vocabulary:
         raise InputError(
-            f"the reference of trace {problem!r} has shape {tuple(q.shape)}: expected (answer token, vocabulary) with a "
-            f"vocabulary of {vocabulary:,}"
+            f"the reference of trace {problem!r} has shape {tuple(q.shape)}: expected (answer token, vocabulary) with "
+            f"a vocabulary of {vocabulary:,}"
         )
     if not bool((q >= 0).all()) or not bool(((q.sum(1) - 1).abs() < 1e-3).all()):
         raise InputError(f"the reference of trace {problem!r} holds no probabilities: expected rows ≥ 0 that sum to 1")

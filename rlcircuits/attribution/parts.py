@@ -1,10 +1,11 @@
 """Which tokens are summed together: all of a row, or those of each of its groups; and in which portions.
 
 1. Without groups a row's tokens are one sum, taken in slices of positions.
-2. With groups, every pair of row and group that has tokens is a **segment**: a sum of its own. Segments lie longest first, so that
-   those which still have tokens are always the first ones, and each portion is one batched product over them.
-3. A portion ends where padding the shorter of its segments would cost more than `WASTE` of its tokens. So grouped scores take as
-   many products' worth of tokens as ungrouped ones, to that share, however many groups there are.
+2. With groups, every pair of row and group that has tokens is a **segment**: a sum of its own. Segments lie longest
+   first, so that those which still have tokens are always the first ones, and each portion is one batched product over
+   them.
+3. A portion ends where padding the shorter of its segments would cost more than `WASTE` of its tokens. So grouped
+   scores take as many products' worth of tokens as ungrouped ones, to that share, however many groups there are.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ class Segments:
         return begin + int(ends[len(lengths) * ends <= (1 + WASTE) * own][-1])
 
     def spread(self, scores: Tensor) -> Tensor:
-        """Scores of the segments ``(segment, …)`` by row and group, ``(batch, group, …)``; 0 for a group without tokens."""
+        """Scores of the segments ``(segment, …)`` by row and group, ``(batch, group, …)``; 0 for a group without
+        tokens.
+        """
         whole = scores.new_zeros(self.batch * self.groups, *scores.shape[1:])
         return whole.index_copy_(0, self._sums, scores).unflatten(0, (self.batch, self.groups))

@@ -1,9 +1,9 @@
 """Which modules of a Hugging Face model are its layers' norms, projections and branches.
 
 1. TransformerLens' architecture adapters know, for about a hundred Hugging Face architectures, which module is a
-   layer's norm, its query projection, its MLP, …  We ask them for those modules *of the plain model*, which keeps its own
-   forward pass and its fused attention kernel. A branch without a norm before it (OLMo 2) reads at its own input; with a
-   norm after it (Gemma 2, OLMo 2), that norm's output is what is written.
+   layer's norm, its query projection, its MLP, …  We ask them for those modules *of the plain model*, which keeps its
+   own forward pass and its fused attention kernel. A branch without a norm before it (OLMo 2) reads at its own input;
+   with a norm after it (Gemma 2, OLMo 2), that norm's output is what is written.
 2. Queries, keys and values may share one projection. Which of its channels are whose is found by handing the adapter's
    own splitting function a weight that holds its row numbers.
 """
@@ -40,13 +40,15 @@ def plain(model: Any) -> PreTrainedModel:
         hf = _without_bridge(cast(Any, hf))
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config") or not hasattr(hf, "get_output_embeddings"):
         raise InputError(
-            f"expected a model from rlcircuits.load_model or a Hugging Face causal language model, not {type(model).__name__}"
+            "expected a model from rlcircuits.load_model or a Hugging Face causal language model, not "
+            f"{type(model).__name__}"
         )
     return cast("PreTrainedModel", hf)
 
 
 def _without_bridge(bridge: Any) -> PreTrainedModel:
-    """The plain model of a TransformerBridge, on the same weights: the bridge wraps each module of the one it was made from.
+    """The plain model of a TransformerBridge, on the same weights: the bridge wraps each module of the one it was made
+    from.
 
     Raises:
         InputError: the bridge's weights do not have the names that its model's class gives them.

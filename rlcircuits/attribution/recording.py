@@ -1,8 +1,10 @@
 """What one pass leaves behind: losses, every source's output, and the gradient at every destination's input.
 
-1. Rows are padded on the right: under causal attention padding is read by no real token, and its gradient is exactly zero.
+1. Rows are padded on the right: under causal attention padding is read by no real token, and its gradient is exactly
+   zero.
 2. Every branch reads the stream through an identity of its own, whose gradient is that branch's ∂L/∂H (`Recorder`).
-3. No parameter requires a gradient meanwhile (`frozen`), and on CUDA the same call gives the same bits (`deterministic`).
+3. No parameter requires a gradient meanwhile (`frozen`), and on CUDA the same call gives the same bits
+   (`deterministic`).
 """
 
 from __future__ import annotations
@@ -160,7 +162,9 @@ def frozen(hf: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """On CUDA, let the backward pass of fused attention add in a fixed order, so that the same call gives the same bits."""
+    """On CUDA, let the backward pass of fused attention add in a fixed order, so that the same call gives the same
+    bits.
+    """
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -185,8 +189,8 @@ def padded(traces: Sequence[Any], device: torch.device) -> tuple[Tensor, Tensor,
     """Inputs padded on the right, the positions whose logits are needed, and the targets there.
 
     Returns:
-        ids ``(batch, position)``; positions ``(kept,)``, the union over the batch; targets ``(batch, kept)``, −100 where
-        a position predicts no answer token of that row.
+        ids ``(batch, position)``; positions ``(kept,)``, the union over the batch; targets ``(batch, kept)``, −100
+        where a position predicts no answer token of that row.
     """
     rows = [(*trace.prompt, *trace.answer) for trace in traces]
     starts = [len(trace.prompt) - 1 for trace in traces]

@@ -148,8 +148,9 @@ def _partners(
         sizes = (len(trace.prompt), len(trace.answer)), (len(other.prompt), len(other.answer))
         if sizes[0] != sizes[1]:
             raise InputError(
-                f"trace {trace.problem!r} has {sizes[0][0]} prompt and {sizes[0][1]} answer tokens, its corrupted partner "
-                f"{sizes[1][0]} and {sizes[1][1]}: positions are compared one by one, so both must be equally long"
+                f"trace {trace.problem!r} has {sizes[0][0]} prompt and {sizes[0][1]} answer tokens, its corrupted "
+                f"partner {sizes[1][0]} and {sizes[1][1]}: positions are compared one by one, so both must be equally "
+                "long"
             )
     return partners
 
@@ -170,7 +171,7 @@ def _matching(hf: PreTrainedModel, other: PreTrainedModel, level: str) -> PreTra
     for name, size in ours.items():
         if theirs[name] != size:
             raise InputError(
-                f"the other model has a {name} of {theirs[name]:,}, the model one of {size:,}: expected two models of one "
-                "architecture, such as one before and after fine-tuning"
+                f"the other model has a {name} of {theirs[name]:,}, the model one of {size:,}: expected two models of "
+                "one architecture, such as one before and after fine-tuning"
             )
     return other

@@ -1,9 +1,10 @@
 """Re-runs of the whole model in which destinations read a changed stream, for any set of edges at once.
 
-1. Each row of a batch is a trace with edges removed, wholly or in part: its destination reads  H − Σ_s removed_s · (O_s − O′_s).
+1. Each row of a batch is a trace with edges removed, wholly or in part: its destination reads  H − Σ_s removed_s · (O_s
+   − O′_s).
 2. O_s is what the source writes in that very run; O′_s, which takes its place, is given, or nothing.
-3. A row that loses more than half of a destination's edges has that input rebuilt from what it keeps, so that no small rest
-   is the difference of two large numbers.
+3. A row that loses more than half of a destination's edges has that input rebuilt from what it keeps, so that no small
+   rest is the difference of two large numbers.
 
 For one edge at a time `rlcircuits.attribution.suffixes` gives the same for less.
 """
@@ -38,12 +39,13 @@ def rerun(
     removed: Tensor,
     instead: Recorder | None = None,
 ) -> Tensor:
-    """Loss ``(batch,)`` when destination d of row b reads  H − Σ_s removed[b, s, d] · (O_s − O′_s),  for any set of edges.
+    """Loss ``(batch,)`` when destination d of row b reads  H − Σ_s removed[b, s, d] · (O_s − O′_s),  for any set of
+    edges.
 
     Args:
         batch: from `Objective.batch`.
-        removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed; on the CPU, since hooks and
-            sums depend on it, and nothing must wait for a device to know it.
+        removed: ``(batch, source, destination)``, 0 where an edge stays and 1 where it is removed; on the CPU, since
+            hooks and sums depend on it, and nothing must wait for a device to know it.
         instead: the sources O′, from `Replacement.outputs`; 0 when None.
     """
     with torch.no_grad():
@@ -132,7 +134,8 @@ class _Edit:
         return result + self._change(column).to(stream.device)
 
     def _weights(self, columns: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """What of each source to add, ``(batch, column, source)``, and whether to the stream or, rebuilt, to 0; both on the CPU.
+        """What of each source to add, ``(batch, column, source)``, and whether to the stream or, rebuilt, to 0; both on
+        the CPU.
 
         A row that loses less than half is the stream minus that; any other is the sum of what it keeps. So no small
         rest is ever the difference of two large numbers, which a norm would blow up.
@@ -143,7 +146,9 @@ class _Edit:
         return rebuilt, torch.where(rebuilt[..., None], 1 - removed, -removed)
 
     def _change(self, column: int) -> Tensor:
-        """Sum of the weighted sources ``(batch, position, d_model)``, of destinations that read the same stream at once."""
+        """Sum of the weighted sources ``(batch, position, d_model)``, of destinations that read the same stream at
+        once.
+        """
         if column not in (self._changes or {}):
             mask, first = self.graph.mask, self.written[0]
             room = max(1, TOGETHER_BYTES // (first.numel() * first.element_size()))

@@ -99,6 +99,7 @@ def checked(hf: PreTrainedModel, traces: Sequence[Trace], cut: int | None) -> li
         length = len(trace.prompt) + len(trace.answer) - 1
         if context is not None and length > context:
             raise InputError(
-                f"trace {trace.problem!r} is {length} tokens long, but the model's context holds {context}: shorten it or give a cut"
+                f"trace {trace.problem!r} is {length} tokens long, but the model's context holds {context}: shorten "
+                "it or give a cut"
             )
     return traces

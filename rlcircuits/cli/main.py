@@ -20,7 +20,9 @@ from rlcircuits.extensions import provided
 
 
 class Command(TyperCommand):
-    """A command whose ``--help`` keeps the headings of its options, and whose line in the list of commands is not cut short."""
+    """A command whose ``--help`` keeps the headings of its options, and whose line in the list of commands is not cut
+    short.
+    """
 
     def headings(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         """What it takes and what that means, by heading."""

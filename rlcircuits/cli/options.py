@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once, and the kinds of value that options take.
 
-An option is a type hint: ``def answers(pair: PairName, limit: Limit = None)`` has ``--pair`` and ``--limit``. A value is checked before
-a command begins, and before anything heavy is imported.
+An option is a type hint: ``def answers(pair: PairName, limit: Limit = None)`` has ``--pair`` and ``--limit``. A value
+is checked before a command begins, and before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 def value(kind: Callable[[str], T], fits: Callable[[T], bool], expected: str) -> Callable[[Any], T]:
-    """A reader of an option's value: what `kind` makes of the text, if it `fits`; otherwise an error that says what was `expected`.
+    """A reader of an option's value: what `kind` makes of the text, if it `fits`; otherwise an error that says what was
+    `expected`.
 
     >>> value(int, lambda n: n > 0, "a number above 0")("3")
     3
@@ -39,7 +40,9 @@ def value(kind: Callable[[str], T], fits: Callable[[T], bool], expected: str) ->
 
 
 def one_of(kind: str, names: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[Any], str]:
-    """A reader of a name: one of `names`, or of those that it gives when it is called, which nothing has to be imported for before."""
+    """A reader of a name: one of `names`, or of those that it gives when it is called, which nothing has to be imported
+    for before.
+    """
 
     def read(text: Any) -> str:
         try:

@@ -37,5 +37,6 @@ def problems(
     for row in table.itertuples():
         print(f"{row.problem}: {row.reason}\n    {' '.join(str(row.answer).split())[:140]}")
     print(
-        f"{found.name}: {len(found)} problems, {len(table)} whose reference answer is not graded as equal to itself by mathematics"
+        f"{found.name}: {len(found)} problems, {len(table)} whose reference answer is not graded as equal to itself "
+        "by mathematics"
     )

@@ -43,7 +43,8 @@ def sweep(
     resume: Annotated[bool, flag("--resume", "keep what finished under the same inputs (so without it, too)")] = False,
     fresh: Annotated[bool, flag("--fresh", "run finished cells, too; artefacts in the store are still found")] = False,
 ) -> int:
-    """Run a notebook over a grid of parameters, on this machine, on Ray or on Slurm, and gather its numbers in one table.
+    """Run a notebook over a grid of parameters, on this machine, on Ray or on Slurm, and gather its numbers in one
+    table.
 
     Each cell of a sweep file runs once. Finished cells are kept, so the same command goes on after an interruption.
     Ends with exit code 0, or 1 when a cell failed: the summary says which and why.

@@ -1,11 +1,12 @@
 """Which cells to run, stage by stage, until the budget is spent or the estimate is narrow enough.
 
-1. A **pilot**: the cells of the largest scores, one half; the other half evenly over the range of the first score, so that the regression
-   sees small and large ones. Nothing is estimated from how it was chosen (`rlcircuits.exactness.sampling`).
+1. A **pilot**: the cells of the largest scores, one half; the other half evenly over the range of the first score, so
+   that the regression sees small and large ones. Nothing is estimated from how it was chosen
+   (`rlcircuits.exactness.sampling`).
 2. Stages that double: each draws from the rest by the sizes that a regression on all that was run predicts
    (`rlcircuits.exactness.proposal`).
-3. The stages do not depend on the budget, which only sets how long the last one is: a larger budget runs the same cells first. The last one
-   is about half of all runs and alone stands for the rest (`rlcircuits.exactness.sampling`).
+3. The stages do not depend on the budget, which only sets how long the last one is: a larger budget runs the same cells
+   first. The last one is about half of all runs and alone stands for the rest (`rlcircuits.exactness.sampling`).
 """
 
 from __future__ import annotations

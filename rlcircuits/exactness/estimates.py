@@ -1,11 +1,12 @@
 """The metrics of `rlcircuits.metrics` from a weighted sample of cells: each run stands for `weight` cells like it.
 
-1. Means over all cells are Σ w f(y) / N, unbiased (Horvitz and Thompson). Shares of cells are the ratio Σ w [y in it] / Σ w.
-2. All other metrics are **plug-in**: the metric of the population in which each run's value occurs w times, of samples rescaled to
-   their number of edges. Totals, moments and order statistics take fractional numbers of occurrences; with every cell run, all
-   weights are 1 and the value is the metric's own.
-3. Correlations between samples rest on the edges that were run in both: cells of two samples are drawn independently, so
-   Σ_e w_ie y_ie w_je y_je is unbiased for Σ_e y_ie y_je.
+1. Means over all cells are Σ w f(y) / N, unbiased (Horvitz and Thompson). Shares of cells are the ratio Σ w [y in it] /
+   Σ w.
+2. All other metrics are **plug-in**: the metric of the population in which each run's value occurs w times, of samples
+   rescaled to their number of edges. Totals, moments and order statistics take fractional numbers of occurrences; with
+   every cell run, all weights are 1 and the value is the metric's own.
+3. Correlations between samples rest on the edges that were run in both: cells of two samples are drawn independently,
+   so Σ_e w_ie y_ie w_je y_je is unbiased for Σ_e y_ie y_je.
 4. `output_edge_entropy` needs nearly every edge of a source and is not estimated.
 """
 
@@ -19,7 +20,8 @@ from scipy.special import entr
 
 from rlcircuits.metrics import histogram_bins, histogram_entropy
 
-#: a metric of one sample: values, weights (both ``(run,)``, the weights summing to the number of edges), number of edges
+#: a metric of one sample: values, weights (both ``(run,)``, the weights summing to the number of edges), number of
+#: edges
 Plugin = Callable[[np.ndarray, np.ndarray, int], float]
 
 

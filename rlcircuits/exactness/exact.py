@@ -1,11 +1,14 @@
 """Exact metrics from a sample of re-runs: what removing edges really does, without removing every one.
 
-1. A cell is one edge of one trace; its exact effect costs one re-run (`rlcircuits.ablate`). Which cells are run is decided stage by stage
-   (`rlcircuits.exactness.collecting`) with known probabilities (`rlcircuits.exactness.sampling`).
-2. Every run gets a weight; the weights' expectation is 1 for every cell, whatever the proposal, so Σ w y / N is an **unbiased** estimate of
-   a mean over all N cells. Other metrics are plug-in estimates (`rlcircuits.exactness.estimates`), with a bias that shrinks with the runs.
-3. **Intervals** speak of all edges of *these* traces. Of means: Student's t with the variance and degrees of freedom of the design, for
-   intensity on its logarithm; of ratios the same, linearised; of plug-in estimates: percentiles of the bootstrap.
+1. A cell is one edge of one trace; its exact effect costs one re-run (`rlcircuits.ablate`). Which cells are run is
+   decided stage by stage (`rlcircuits.exactness.collecting`) with known probabilities
+   (`rlcircuits.exactness.sampling`).
+2. Every run gets a weight; the weights' expectation is 1 for every cell, whatever the proposal, so Σ w y / N is an
+   **unbiased** estimate of a mean over all N cells. Other metrics are plug-in estimates
+   (`rlcircuits.exactness.estimates`), with a bias that shrinks with the runs.
+3. **Intervals** speak of all edges of *these* traces. Of means: Student's t with the variance and degrees of freedom of
+   the design, for intensity on its logarithm; of ratios the same, linearised; of plug-in estimates: percentiles of the
+   bootstrap.
 4. To speak of other problems too, compare two models' estimates problem by problem: `ExactMetrics.compare`.
 """
 
@@ -44,8 +47,8 @@ class ExactMetrics:
     """What `exact_metrics` found.
 
     Attributes:
-        table: by metric: ``estimate``, ``low``, ``high``, ``first_order`` (the same of the first scores given), ``kind`` ("unbiased", "ratio",
-            "plug-in", "exact" when every cell was run, "none") and ``note``.
+        table: by metric: ``estimate``, ``low``, ``high``, ``first_order`` (the same of the first scores given),
+            ``kind`` ("unbiased", "ratio", "plug-in", "exact" when every cell was run, "none") and ``note``.
         problems: ``(problem, metric)``, each problem's own estimate, for the metrics that have one.
         effects: ``(sample, source, destination)``, the exact effects that were run, NaN elsewhere.
         weights: the same shape, how many cells each run stands for; 0 where none was run.
@@ -74,15 +77,16 @@ class ExactMetrics:
     def compare(
         self, tuned: ExactMetrics, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0
     ) -> pd.DataFrame:
-        """Exact metrics of this model (base) and another (tuned), paired by problem, as `rlcircuits.compare` does for scores.
+        """Exact metrics of this model (base) and another (tuned), paired by problem, as `rlcircuits.compare` does for
+        scores.
 
         Args:
             tuned: exact metrics of the other model on the same problems.
             confidence, n_resamples, seed: as for `rlcircuits.compare`.
 
         Returns:
-            The table of `rlcircuits.compare`. Intervals and p-values are over problems and hold the sampling of edges too, since
-            each problem's estimate is subject to it. Only metrics that have a value for each problem.
+            The table of `rlcircuits.compare`. Intervals and p-values are over problems and hold the sampling of edges
+            too, since each problem's estimate is subject to it. Only metrics that have a value for each problem.
 
         Raises:
             InputError: the two hold different problems, or a parameter out of range.
@@ -131,18 +135,19 @@ def exact_metrics(
 
     Args:
         model, traces, batch_size, progress: as for `rlcircuits.attribute`.
-        scores: of the same traces and model, at any level; several (EAP and EAP-IG, say) make a better proposal. The first is what the
-            estimates are set beside. Which scores they are matters to the width of the intervals, not to whether they hold.
+        scores: of the same traces and model, at any level; several (EAP and EAP-IG, say) make a better proposal. The
+            first is what the estimates are set beside. Which scores they are matters to the width of the intervals, not
+            to whether they hold.
         budget: how many re-runs at most: 500 when None, or, with `until`, as many as it takes.
-        until: stop as soon as the interval of exact intensity is no wider than ± this share of it. Looking at the interval to decide when to stop
-            costs it a little of its coverage.
+        until: stop as soon as the interval of exact intensity is no wider than ± this share of it. Looking at the
+            interval to decide when to stop costs it a little of its coverage.
         large: an edge whose removal changes the loss by more than this, in nats per token, counts in ``large_share``.
         confidence: coverage of the intervals.
         seed: of the draws; the same call gives the same numbers.
-        resume: a folder in which finished runs are kept; the same call, made again, goes on from there, and a larger budget or a narrower `until`
-            runs only what is new.
-        intervention, corrupted, other, loss: what takes the place of what is removed, and what is measured, as for `rlcircuits.ablate`; give the
-            scores the same.
+        resume: a folder in which finished runs are kept; the same call, made again, goes on from there, and a larger
+            budget or a narrower `until` runs only what is new.
+        intervention, corrupted, other, loss: what takes the place of what is removed, and what is measured, as for
+            `rlcircuits.ablate`; give the scores the same.
 
     Returns:
         An `ExactMetrics`; its ``table`` holds every metric of `rlcircuits.METRICS` and
@@ -152,8 +157,8 @@ def exact_metrics(
         - ``large_share``: share of edges whose removal changes it by more than `large`.
 
     Raises:
-        InputError: as for `rlcircuits.ablate`; a budget of 0 or beyond all cells, `until` not between 0 and 1, or scores of other traces
-            or of another graph.
+        InputError: as for `rlcircuits.ablate`; a budget of 0 or beyond all cells, `until` not between 0 and 1, or
+            scores of other traces or of another graph.
         StoreError: `resume` is a file, or cannot be written.
     """
     tables = aligned(scores, traces)
@@ -172,7 +177,8 @@ def exact_metrics(
         budget = cells if until is not None else min(BUDGET, cells)
     if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or not 1 <= budget <= cells:
         raise InputError(
-            f"budget is {budget!r}: expected how many of the {cells:,} cells ({n} traces × {per_sample:,} edges) to run, at least 1"
+            f"budget is {budget!r}: expected how many of the {cells:,} cells ({n} traces × {per_sample:,} edges) to "
+            "run, at least 1"
         )
     cut = None if first.attrs.get("cut", "all") == "all" else int(first.attrs["cut"])
     how = {
@@ -255,8 +261,8 @@ def graph_of(model: Any, scores: Sequence[xr.DataArray]) -> Graph:
     same = [str(name) for name in first["source"].values] == list(graph.sources) and names == list(graph.destinations)
     if not same or any((np.isnan(one.values[0]) == graph.mask).any() for one in scores):
         raise InputError(
-            f"the scores are not of every edge of this model's graph at level {graph.level!r} ({graph.n_edges:,} edges): "
-            "give what rlcircuits.attribute returns for this model"
+            f"the scores are not of every edge of this model's graph at level {graph.level!r} ({graph.n_edges:,} "
+            "edges): give what rlcircuits.attribute returns for this model"
         )
     return graph
 

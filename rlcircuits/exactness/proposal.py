@@ -1,12 +1,13 @@
 """How large a cell's exact effect is likely to be, learned from those that were run.
 
-1. ln|effect| is regressed on ln|score| of every score given, their squares and product, and on what both ends of the edge are and how
-   deep they lie.
-2. Source, destination, sample and the edge itself (which other samples share) have an effect of their own each, drawn towards 0: a
-   Gaussian process whose kernel is the linear one of 1 plus one constant for each of those that two cells have in common. The
+1. ln|effect| is regressed on ln|score| of every score given, their squares and product, and on what both ends of the
+   edge are and how deep they lie.
+2. Source, destination, sample and the edge itself (which other samples share) have an effect of their own each, drawn
+   towards 0: a Gaussian process whose kernel is the linear one of 1 plus one constant for each of those that two cells
+       have in common. The
    variances are those of highest marginal likelihood.
-3. The size to draw by is √E[effect²] = exp(mean + variance) of the predicted ln|effect|, mixed with a **defensive share** of uniform
-   sizes, so that no cell's weight can exceed N / (n · share).
+3. The size to draw by is √E[effect²] = exp(mean + variance) of the predicted ln|effect|, mixed with a **defensive
+   share** of uniform sizes, so that no cell's weight can exceed N / (n · share).
 """
 
 from __future__ import annotations

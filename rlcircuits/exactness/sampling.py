@@ -3,20 +3,23 @@
 A cell is one edge of one sample; running it gives its value y. The population is every cell, N of them.
 
 1. **Probabilities**: given sizes x > 0, a draw of n cells takes each with π = min(1, c · x), c such that Σ π = n.
-2. **Draw without replacement**: cells in random order (sample by sample) are laid end to end, each π long; those are taken in
-   which a point of the grid u, u + 1, u + 2, … falls, u uniform in [0, 1). That is systematic sampling in random order (Goodman
-   and Kish 1950, Hartley and Rao 1962): each cell is in with exactly its π, and exactly n are taken.
-3. **Stages**: what was run before is known; a stage draws from the rest, with sizes that may depend on all that is known. Σ y over the known
-   plus Σ y/π over the last stage is an unbiased estimate of the total over all N, given all before (Horvitz and Thompson 1952),
-   so it is unbiased, however the sizes were found. The first cells, the **pilot**, may be chosen in any way.
-4. So every cell that was run has a **weight**, 1 or, in the last stage, 1/π; its expectation is 1 for every cell of the population, and with all N
-   run all weights are 1. (Averaging the stages' estimates would be unbiased too, but the last knows the largest cells: on the
-   populations tried the average's error was two to three times as large.)
-5. **Variance**, of the last stage with m cells of π < 1 (Hájek 1964):  V = m/(m−1) Σ (1 − π)(y/π − B)²,  B the mean of y/π weighted by
-   1 − π. If y is in proportion to x, it is 0. V is itself uncertain, the more so the fewer cells rule it: with κ the kurtosis of the
-   deviations it has 2m/(κ − 1) degrees of freedom (m − 1 and less for normal ones), which intervals take Student's t of.
-6. **Bootstrap**: weights are multiplied by 1 + √(1 − π) ξ, ξ of mean 0 and variance 1, centred as B is, so that totals vary with 5's variance
-   (a generalised bootstrap, Beaumont and Patak 2012).
+2. **Draw without replacement**: cells in random order (sample by sample) are laid end to end, each π long; those are
+   taken in which a point of the grid u, u + 1, u + 2, … falls, u uniform in [0, 1). That is systematic sampling in
+   random order (Goodman and Kish 1950, Hartley and Rao 1962): each cell is in with exactly its π, and exactly n are
+   taken.
+3. **Stages**: what was run before is known; a stage draws from the rest, with sizes that may depend on all that is
+   known. Σ y over the known plus Σ y/π over the last stage is an unbiased estimate of the total over all N, given all
+   before (Horvitz and Thompson 1952), so it is unbiased, however the sizes were found. The first cells, the **pilot**,
+   may be chosen in any way.
+4. So every cell that was run has a **weight**, 1 or, in the last stage, 1/π; its expectation is 1 for every cell of the
+   population, and with all N run all weights are 1. (Averaging the stages' estimates would be unbiased too, but the
+   last knows the largest cells: on the populations tried the average's error was two to three times as large.)
+5. **Variance**, of the last stage with m cells of π < 1 (Hájek 1964):  V = m/(m−1) Σ (1 − π)(y/π − B)²,  B the mean of
+   y/π weighted by 1 − π. If y is in proportion to x, it is 0. V is itself uncertain, the more so the fewer cells rule
+   it: with κ the kurtosis of the deviations it has 2m/(κ − 1) degrees of freedom (m − 1 and less for normal ones),
+       which intervals take Student's t of.
+6. **Bootstrap**: weights are multiplied by 1 + √(1 − π) ξ, ξ of mean 0 and variance 1, centred as B is, so that totals
+   vary with 5's variance (a generalised bootstrap, Beaumont and Patak 2012).
 """
 
 from __future__ import annotations

@@ -80,10 +80,7 @@ def forest(
         )  # fmt: skip
         unit = "% of base" if relative else (METRICS[metric].unit if metric in METRICS else "")
         figure.update_xaxes(
-            title_text=f"difference{f' ({unit})' if unit else ''}",
-            row=row + 1,
-            col=column + 1,
-            exponentformat="power",
+            title_text=f"difference{f' ({unit})' if unit else ''}", row=row + 1, col=column + 1, exponentformat="power"
         )
         figure.add_vline(x=0, line={"color": "#333333", "width": 1}, row=row + 1, col=column + 1)
     figure.update_xaxes(nticks=4, title_font_size=12)

@@ -146,12 +146,7 @@ def residual_graph(
         if not np.isfinite(matrix).any():
             axis = "" if column == 1 else str(column)
             figure.add_annotation(
-                text="no edge to show",
-                xref=f"x{axis} domain",
-                yref=f"y{axis} domain",
-                x=0.5,
-                y=0.5,
-                showarrow=False,
+                text="no edge to show", xref=f"x{axis} domain", yref=f"y{axis} domain", x=0.5, y=0.5, showarrow=False
             )
     figure.update_xaxes(visible=False, range=[-1.45, 1.45])
     figure.update_yaxes(showgrid=False, zeroline=False, tickvals=[y for y, _ in ticks], ticktext=[t for _, t in ticks])
@@ -164,10 +159,7 @@ def residual_graph(
         f"Edge scores, {as_text(what)}; above zero: the loss rises without the edge"
         + ("; dots to each panel's scale" if len(panels) > 1 else ""),
         f"The residual graph with its {drawn} strongest edges, {what}: " + _strongest(panels, sources, destinations),
-        height=max(
-            440,
-            min(1200, round(220 + (45 if has_heads(places) else 26) * max(y for _, y in places.values()))),
-        ),
+        height=max(440, min(1200, round(220 + (45 if has_heads(places) else 26) * max(y for _, y in places.values())))),
     )
     return figure
 
@@ -221,13 +213,7 @@ def robust_range(matrices: Sequence[np.ndarray], quantile: float = 0.98) -> floa
 
 def _signed_colours(figure: go.Figure, axis: str, matrices: Sequence[np.ndarray], unit: str, x: float | None) -> None:
     reach = robust_range(matrices)
-    bar = {
-        "title": {"text": unit, "side": "top"},
-        "thickness": 10,
-        "len": 0.9,
-        "exponentformat": "power",
-        "nticks": 5,
-    }
+    bar = {"title": {"text": unit, "side": "top"}, "thickness": 10, "len": 0.9, "exponentformat": "power", "nticks": 5}
     figure.update_layout(
         {
             axis: {
@@ -307,10 +293,7 @@ def _edge_traces(
     scores = [[m[i, j] for m in panels.values()] for i, j in zip(rows, columns, strict=True)]
     hover = "%{text}" + "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}} nats" for i, n in enumerate(panels))
     traces = []
-    for sign, colour, label in (
-        (1, POSITIVE, "above zero"),
-        (-1, NEGATIVE, "below zero"),
-    ):
+    for sign, colour, label in ((1, POSITIVE, "above zero"), (-1, NEGATIVE, "below zero")):
         chosen = np.flatnonzero(np.sign(values) == sign)
         lines = np.concatenate([curves[chosen], np.full((len(chosen), 1, 2), np.nan)], axis=1).reshape(-1, 2)
         middle = curves[chosen, curves.shape[1] // 2]

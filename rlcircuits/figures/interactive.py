@@ -32,7 +32,8 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
     )
     if points > MOST_POINTS:
         raise InputError(
-            f"{points:,} points in {len(figures)} figures: expected at most {MOST_POINTS:,}; draw fewer edges or choices"
+            f"{points:,} points in {len(figures)} figures: expected at most {MOST_POINTS:,}; draw fewer edges or "
+            "choices"
         )
     names, first = list(figures), next(iter(figures.values()))
     whole = go.Figure(layout=first.layout)

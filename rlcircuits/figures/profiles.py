@@ -13,17 +13,7 @@ from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError, choose
 from rlcircuits.figures.graph import NODE, node_of
-from rlcircuits.figures.theme import (
-    NEUTRAL,
-    PALETTE,
-    SYMBOLS,
-    Scores,
-    SignedLog,
-    as_text,
-    dress,
-    line_of,
-    some,
-)
+from rlcircuits.figures.theme import NEUTRAL, PALETTE, SYMBOLS, Scores, SignedLog, as_text, dress, line_of, some
 from rlcircuits.metrics import METRICS, Edges, compare, edge_values, output_edge_entropy, paired
 
 
@@ -193,7 +183,8 @@ def sample_scatter(
 ) -> go.Figure:
     """One metric of each problem, base against tuned, and the two means with 95 % bootstrap intervals over problems.
 
-    On the dashed diagonal nothing changed. The subtitle has the mean change, paired by problem, with its interval (`rlcircuits.compare`).
+    On the dashed diagonal nothing changed. The subtitle has the mean change, paired by problem, with its interval
+    (`rlcircuits.compare`).
 
     Raises:
         InputError: an unknown metric or one of the whole set of problems, or two models that cannot be
@@ -243,7 +234,8 @@ def sample_scatter(
         figure,
         title or f"Does {known.label} change on each problem?",
         f"One dot a problem; higher in {as_text(names[1])} on {up} of {len(x)}; {moved}",
-        f"{known.label} of {len(x)} problems, {names[0]} against {names[1]}: higher in {names[1]} on {up}; {moved}{unit}.",
+        f"{known.label} of {len(x)} problems, {names[0]} against {names[1]}: higher in {names[1]} on {up}; "
+        f"{moved}{unit}.",
         520,
     )
 
@@ -255,7 +247,8 @@ def edge_scatter(
     names: Sequence[str] = ("base", "tuned"),
     title: str | None = None,
 ) -> go.Figure:
-    """One edge's score on each problem, base against tuned, and the two means with 95 % bootstrap intervals over problems.
+    """One edge's score on each problem, base against tuned, and the two means with 95 % bootstrap intervals over
+    problems.
 
     Raises:
         InputError: no such edge, or two models that cannot be paired.

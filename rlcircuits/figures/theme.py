@@ -30,11 +30,7 @@ _AXIS = {
 }
 THEME = go.layout.Template(
     layout={
-        "font": {
-            "family": "Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif",
-            "size": 14,
-            "color": "#222222",
-        },
+        "font": {"family": "Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
         "title": {"x": 0.0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 18}},
         "colorway": PALETTE,
         "paper_bgcolor": "#FFFFFF",
@@ -99,7 +95,8 @@ def dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int = 
 class SignedLog:
     """An axis for values of both signs over orders of magnitude: asinh(value / unit), the same unit on both axes.
 
-    The unit is the power of ten below the smallest tenth of all sizes on either axis, so few values are in its linear part.
+    The unit is the power of ten below the smallest tenth of all sizes on either axis, so few values are in its linear
+    part.
     """
 
     def __init__(self, values: np.ndarray, others: np.ndarray) -> None:

@@ -1,8 +1,9 @@
 """The Tab key within a string: levels, pairs, metrics and whatever else is a choice among names.
 
-1. jedi, which IPython brings, says of which function's which parameter the unfinished string is a value; it looks names up among what
-   the session has, and runs nothing. Only functions of this package are completed.
-2. `CHOICES` says where the names of a parameter are. (IPython itself completes no strings of arguments, with ``Literal`` hints or without.)
+1. jedi, which IPython brings, says of which function's which parameter the unfinished string is a value; it looks names
+   up among what the session has, and runs nothing. Only functions of this package are completed.
+2. `CHOICES` says where the names of a parameter are. (IPython itself completes no strings of arguments, with
+   ``Literal`` hints or without.)
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _NAMES = "models:known_pairs"
-#: what a parameter chooses from, as module:attribute, a collection of names or a function that returns one; with the function's
-#: name before the parameter's where another function's parameter of the same name is something else
+#: what a parameter chooses from, as module:attribute, a collection of names or a function that returns one; with the
+#: function's name before the parameter's where another function's parameter of the same name is something else
 CHOICES = {
     "level": "attribution:LEVELS",
     "intervention": "attribution:INTERVENTIONS",
@@ -38,7 +39,9 @@ _KEY = re.compile(r"""[\w)\]"']\s*\[\s*\Z""")  # a key of something is IPython's
 
 
 def register(ipython: Any) -> None:
-    """Let the Tab key of an IPython shell offer these names; where its completer takes no more matchers, nothing happens."""
+    """Let the Tab key of an IPython shell offer these names; where its completer takes no more matchers, nothing
+    happens.
+    """
     matchers = getattr(getattr(ipython, "Completer", None), "custom_matchers", None)
     if matchers is None or any(getattr(one, "__module__", "") == __name__ for one in matchers):
         return

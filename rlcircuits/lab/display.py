@@ -70,8 +70,8 @@ def figure_html(fig: Figure, name: str, caption: str | None = None, alt: str | N
     under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="rlc-figure" id="{name}">'
-        f'<div class="rlc-plot" id="{name}-plot" role="img" aria-label="{description}" style="min-height:{int(height)}px">'
-        f'<p class="rlc-alt">{description}</p></div>'
+        f'<div class="rlc-plot" id="{name}-plot" role="img" aria-label="{description}" '
+        f'style="min-height:{int(height)}px"><p class="rlc-alt">{description}</p></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>{under}</figure>'
     )
 
@@ -81,15 +81,16 @@ def export(fig: Figure, file: str | os.PathLike[str], scale: float = 2.0) -> Pat
 
     Args:
         fig: a plotly figure.
-        file: its ending says what is written: ``.svg`` and ``.pdf`` (lines stay lines), ``.png``, or ``.html`` (interactive, with
-            plotly.js inside, 5 MB).
+        file: its ending says what is written: ``.svg`` and ``.pdf`` (lines stay lines), ``.png``, or ``.html``
+            (interactive, with plotly.js inside, 5 MB).
         scale: pixels of a PNG per pixel of the figure.
 
     Returns:
         The file's path.
 
     Raises:
-        InputError: no plotly figure, another ending, or, for all but HTML, no kaleido or no browser (it says how to get them).
+        InputError: no plotly figure, another ending, or, for all but HTML, no kaleido or no browser (it says how to get
+            them).
         StoreError: the file cannot be written.
     """
     from rlcircuits.storage import written
@@ -114,13 +115,14 @@ def _image(fig: Figure, kind: str, scale: float) -> bytes:
         import kaleido  # noqa: F401
     except ImportError:
         raise InputError(
-            "export: images are drawn by kaleido, which is not installed: pip install 'rlcircuits[export]'; .html needs nothing"
+            "export: images are drawn by kaleido, which is not installed: pip install 'rlcircuits[export]'; .html "
+            "needs nothing"
         ) from None
     chrome = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not chrome or not Path(chrome).exists():
         raise InputError(
-            "export: kaleido needs a Chrome or Chromium, and none was found: install one (on Debian: apt-get install chromium), "
-            "or name it in the environment variable BROWSER_PATH"
+            "export: kaleido needs a Chrome or Chromium, and none was found: install one (on Debian: apt-get install "
+            "chromium), or name it in the environment variable BROWSER_PATH"
         )
     before = os.environ.get("BROWSER_PATH")
     os.environ["BROWSER_PATH"] = chrome
@@ -152,8 +154,8 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `rlcircuits.compare` or `Study.table` for a page: names as in figures, each interval in one column.
 
     Args:
-        table: indexed by metric, or by pair and metric; with ``base``, ``tuned``, ``difference``, ``low``, ``high``, ``p``
-            and perhaps ``p_holm`` and ``note``.
+        table: indexed by metric, or by pair and metric; with ``base``, ``tuned``, ``difference``, ``low``, ``high``,
+            ``p`` and perhaps ``p_holm`` and ``note``.
 
     Returns:
         Text, with the columns base, tuned, difference, interval, p (and p (Holm)); notes only where there are any.

@@ -1,9 +1,10 @@
 """Pairs and problem sets by name, as the parameters of a notebook give them.
 
-1. A pair is registered, or one of the family's: ``family/<member>`` or ``family/<member>@<seed>``, trained when it is not there.
+1. A pair is registered, or one of the family's: ``family/<member>`` or ``family/<member>@<seed>``, trained when it is
+   not there.
 2. Problems are a set known by name (``family`` among them) or a file.
-3. `known_pair` and `known_problems` check a name without loading a model; a notebook calls them within its ``validate``, and so
-   does a sweep, before anything runs.
+3. `known_pair` and `known_problems` check a name without loading a model; a notebook calls them within its
+   ``validate``, and so does a sweep, before anything runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> str:
-    """The name of a pair; raises InputError, with the nearest name, when there is none of it, or when two checkpoints are given too.
+    """The name of a pair; raises InputError, with the nearest name, when there is none of it, or when two checkpoints
+    are given too.
 
     Args:
         name: a registered pair, or ``family/<member>`` with or without ``@<seed>``; empty stays empty.
@@ -55,7 +57,8 @@ def chosen_pair(name: str, file: str = "", store: str | os.PathLike[str] = "runs
 
 
 def known_problems(name: str, **fields: Any) -> str:
-    """The name or path of a problem set; raises InputError when there is none. A file is read, so that its faults are told.
+    """The name or path of a problem set; raises InputError when there is none. A file is read, so that its faults are
+    told.
 
     Args:
         name: a set known by name, a ``.jsonl`` or ``.parquet`` file; empty is the family's.

@@ -3,8 +3,8 @@
 1. A picture is text: lines, dots and cells with a ``<title>`` that browsers show on hovering. A page takes it in within
    milliseconds, where a plotly figure with three panels takes some hundred.
 2. What stands for an edge carries its name as ``data-edge``, so that a click on it can be told from a click beside it.
-3. Places, colours and the range of colours are those of `rlcircuits.figures`; below zero is also dashed, for eyes that do
-   not tell the colours apart.
+3. Places, colours and the range of colours are those of `rlcircuits.figures`; below zero is also dashed, for eyes that
+   do not tell the colours apart.
 4. The number of elements is bounded: k edges a panel, and a matrix of more than `MOST_CELLS` cells is one image.
 5. All text is escaped. Model text also carries the class that keeps MathJax away.
 """
@@ -74,7 +74,8 @@ def graph_svg(
     reach = 1.45 if has_heads(places) else 0.85
     at = {node: np.array([(x / reach + 1) / 2 * PANEL, above + (top - y) * unit]) for node, (x, y) in places.items()}
     parts = [
-        f'<text class="rlc-quiet" x="{left - 8}" y="{above + (top - y) * unit + 4:.0f}" text-anchor="end">{escaped(t)}</text>'
+        f'<text class="rlc-quiet" x="{left - 8}" y="{above + (top - y) * unit + 4:.0f}" '
+        f'text-anchor="end">{escaped(t)}</text>'
         for y, t in ticks
     ]
     for column, (name, matrix) in enumerate(panels.items()):
@@ -135,9 +136,10 @@ def _edge(
     line = f"M{start[0]:.0f} {start[1]:.0f}Q{control[0]:.0f} {control[1]:.0f} {end[0]:.0f} {end[1]:.0f}"
     radius = 2 + 6 * math.sqrt(abs(matrix[i, j]) / largest)
     return (
-        f'<g class="rlc-e {kind}" data-edge="{escaped(name)}"><title>{_said(i, j, panels, sources, destinations)}</title>'
-        f'<path d="{line}"/><path class="rlc-hit" d="{line}"/>'
-        f'<circle cx="{middle[0]:.0f}" cy="{middle[1]:.0f}" r="{radius:.1f}"/></g>'
+        f'<g class="rlc-e {kind}" '
+        f'data-edge="{escaped(name)}"><title>{_said(i, j, panels, sources, destinations)}</title><path '
+        f'd="{line}"/><path class="rlc-hit" d="{line}"/><circle cx="{middle[0]:.0f}" cy="{middle[1]:.0f}" '
+        f'r="{radius:.1f}"/></g>'
     )
 
 
@@ -176,15 +178,16 @@ def heatmap_svg(
     step = max(1, math.ceil(13 / cell))
     gap = 66
     parts = [
-        f'<text class="rlc-quiet" x="{left - 6}" y="{above + (i + 0.5) * cell + 4:.0f}" text-anchor="end">{escaped(sources[i])}</text>'
+        f'<text class="rlc-quiet" x="{left - 6}" y="{above + (i + 0.5) * cell + 4:.0f}" '
+        f'text-anchor="end">{escaped(sources[i])}</text>'
         for i in range(0, rows, step)
     ]
     for number, (name, matrix) in enumerate(panels.items()):
         reach = reaches[number]
         title = f'<text class="rlc-name" x="0" y="16">{escaped(name)} <tspan class="rlc-quiet">±{reach:.2g} nats</tspan></text>'
         marks = "".join(
-            f'<text class="rlc-quiet" transform="translate({(j + 0.5) * cell + 4:.0f},{above + high + 6:.0f}) rotate(-60)" '
-            f'text-anchor="end">{escaped(destinations[j])}</text>'
+            f'<text class="rlc-quiet" transform="translate({(j + 0.5) * cell + 4:.0f},{above + high + 6:.0f}) '
+            f'rotate(-60)" text-anchor="end">{escaped(destinations[j])}</text>'
             for j in range(0, columns, step)
         )
         body = _cells if rows * columns <= MOST_CELLS else _image
@@ -221,8 +224,9 @@ def _cells(
         name = f"{sources[i]}->{destinations[j]}"
         kind = "rlc-cell rlc-chosen" if name == chosen else "rlc-cell"
         found.append(
-            f'<rect class="{kind}" data-edge="{escaped(name)}" x="{j * cell:.1f}" y="{above + i * cell:.1f}" width="{cell:.1f}" '
-            f'height="{cell:.1f}" fill="#{colours[i, j].tobytes().hex()}"><title>{_said(i, j, panels, sources, destinations)}</title></rect>'
+            f'<rect class="{kind}" data-edge="{escaped(name)}" x="{j * cell:.1f}" y="{above + i * cell:.1f}" '
+            f'width="{cell:.1f}" height="{cell:.1f}" '
+            f'fill="#{colours[i, j].tobytes().hex()}"><title>{_said(i, j, panels, sources, destinations)}</title></rect>'
         )
     return "".join(found)
 
@@ -300,12 +304,14 @@ def scatter_svg(
     for tick in ticks:
         p = place(tick)
         frame.append(
-            f'<line x1="{p:.1f}" x2="{p:.1f}" y1="0" y2="{size}" stroke="#e3e3e3"/><line x1="0" x2="{size}" y1="{size - p:.1f}" '
-            f'y2="{size - p:.1f}" stroke="#e3e3e3"/><text class="rlc-quiet" x="{p:.1f}" y="{size + 15}" text-anchor="middle">{tick:.3g}'
-            f'</text><text class="rlc-quiet" x="-6" y="{size - p + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
+            f'<line x1="{p:.1f}" x2="{p:.1f}" y1="0" y2="{size}" stroke="#e3e3e3"/><line x1="0" x2="{size}" '
+            f'y1="{size - p:.1f}" y2="{size - p:.1f}" stroke="#e3e3e3"/><text class="rlc-quiet" x="{p:.1f}" '
+            f'y="{size + 15}" text-anchor="middle">{tick:.3g}</text><text class="rlc-quiet" x="-6" '
+            f'y="{size - p + 4:.1f}" text-anchor="end">{tick:.3g}</text>'
         )
     frame.append(
-        f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="{NEUTRAL}" stroke-dasharray="5 4"><title>{escaped(line)}</title></line>'
+        f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="{NEUTRAL}" stroke-dasharray="5 '
+        f'4"><title>{escaped(line)}</title></line>'
     )
     legend = []
     for number, one in enumerate(series):
@@ -324,11 +330,13 @@ def scatter_svg(
             said = escaped(f"{label}, {one.name}: {x:.3g}, {y:.3g} nats")
             edge = ' stroke="#000" stroke-width="2"' if found else ""
             frame.append(
-                f'<g {at} class="rlc-dot">{shape} fill="{colour}" fill-opacity="{1 if found else 0.55}"{edge}/><title>{said}</title></g>'
+                f'<g {at} class="rlc-dot">{shape} fill="{colour}" '
+                f'fill-opacity="{1 if found else 0.55}"{edge}/><title>{said}</title></g>'
             )
         legend.append(f'<tspan fill="{colour}">{"●" if number == 0 else "■"} {escaped(one.name)}</tspan>')
     parts.append(
-        f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - {escaped(line)}{"; axes logarithmic away from 0" if scale else ""}</tspan></text>'
+        f'<text x="4" y="36">{"   ".join(legend)}   <tspan class="rlc-quiet">- - '
+        f"{escaped(line)}{'; axes logarithmic away from 0' if scale else ''}</tspan></text>"
     )
     parts.append(f'<g transform="translate({left},{above})">{"".join(frame)}</g>')
     middle = above + size / 2
@@ -338,7 +346,9 @@ def scatter_svg(
 
 
 def _spread_out(values: np.ndarray) -> bool:
-    """Whether most values would lie on top of each other on a linear axis: the median size is below a twentieth of the largest."""
+    """Whether most values would lie on top of each other on a linear axis: the median size is below a twentieth of the
+    largest.
+    """
     sizes = np.abs(values[values != 0])
     return sizes.size > 2 and bool(np.median(sizes) < sizes.max() / 20)
 
@@ -354,7 +364,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _svg(width: float, height: float, said: str, parts: Sequence[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="rlc-svg mathjax_ignore tex2jax_ignore" role="img" aria-label="{escaped(said)}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" style="max-width:100%;height:auto;background:#fff">'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" class="rlc-svg mathjax_ignore tex2jax_ignore" role="img" '
+        f'aria-label="{escaped(said)}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'style="max-width:100%;height:auto;background:#fff"><style>{STYLE}</style><rect width="100%" height="100%" '
+        f'fill="#fff"/>{"".join(parts)}</svg>'
     )

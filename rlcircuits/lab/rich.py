@@ -1,10 +1,10 @@
 """How results look as the last line of a cell, and what the Tab key knows of them.
 
-1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few facts and a
-   small table. It names types by their modules, so nothing is imported for it. The Tab key learns the names that functions
-   choose from (`rlcircuits.lab.completion`).
-2. Scores stay an ``xarray.DataArray``; `rlcircuits.metrics.Edges`, the accessor ``scores.rlc``, is what a DataArray lacks: its edges by name
-   (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
+1. `register` tells IPython how to show a `Study`, a `PairStudy`, a `Selection`, a `Graph` and scores: a title, a few
+   facts and a small table. It names types by their modules, so nothing is imported for it. The Tab key learns the names
+   that functions choose from (`rlcircuits.lab.completion`).
+2. Scores stay an ``xarray.DataArray``; `rlcircuits.metrics.Edges`, the accessor ``scores.rlc``, is what a DataArray
+   lacks: its edges by name (``scores.rlc["a0->m1"]``, completed by Tab) and its strongest ones.
 3. All text is escaped, and kept from MathJax.
 """
 
@@ -37,7 +37,8 @@ def register(ipython: Any) -> None:
 def card(title: str, facts: Mapping[str, object], *tables: str) -> str:
     """A title, facts and tables (HTML already) as one block."""
     cells = "".join(
-        f'<tr><td style="text-align:left;color:#555">{_text(name)}</td><td style="text-align:left">{_text(value)}</td></tr>'
+        f'<tr><td style="text-align:left;color:#555">{_text(name)}</td><td '
+        f'style="text-align:left">{_text(value)}</td></tr>'
         for name, value in facts.items()
     )
     return (
@@ -85,7 +86,8 @@ def pair_html(one: Any) -> str:
         "base": one.pair.base,
         "tuned": f"{one.pair.tuned} ({one.pair.method})",
         "accuracy": f"{before:.1%} → {after:.1%}",
-        "selected": f"{len(one.selection.problems)} of {len(one.base_answers)} problems, first {one.selection.t_cut} tokens scored",
+        "selected": f"{len(one.selection.problems)} of {len(one.base_answers)} problems, first {one.selection.t_cut} "
+        "tokens scored",
     }
     return card(f"Pair {one.pair.name}", facts, comparison(one.comparison).to_html(escape=True, border=0))
 

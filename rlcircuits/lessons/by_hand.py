@@ -1,9 +1,11 @@
 """A decoder of two layers whose every number can be checked with a pencil, as a real Hugging Face Llama.
 
-1. Width 2, one head, one hidden unit in each MLP, two tokens. The prompt is the single token 1, the answer the single token 0, so
-   attention looks at one position: its weights are 1, and it writes W_O W_V x̂.
-2. With x̂ = x / rms(x), the streams are (1, 1), (1, 7), (7, 7), (1, 7), (7, 7); their root mean squares are 1, 5, 7, 5, 7.
-3. An MLP writes  down · relu(gate · x̂) · (up · x̂), a gated unit with relu in place of SiLU, so that it stays rational.
+1. Width 2, one head, one hidden unit in each MLP, two tokens. The prompt is the single token 1, the answer the single
+   token 0, so attention looks at one position: its weights are 1, and it writes W_O W_V x̂.
+2. With x̂ = x / rms(x), the streams are (1, 1), (1, 7), (7, 7), (1, 7), (7, 7); their root mean squares are 1, 5, 7, 5,
+   7.
+3. An MLP writes  down · relu(gate · x̂) · (up · x̂), a gated unit with relu in place of SiLU, so that it stays
+   rational.
 4. The unembedding is the identity: the two logits are the two channels of the last x̂, and the clean loss is ln 2.
 
 `llama` builds it; `TRACE` is its prompt and answer. Its scores are known exactly: that of `a0->m1` is −51/175.

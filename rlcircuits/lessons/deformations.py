@@ -1,10 +1,11 @@
 """What moves a metric: change edge scores in one known way, by a factor, and watch every metric.
 
 1. A deformation takes scores W ``(sample, source, destination)`` and a factor f > 0; f = 1 changes nothing.
-2. `DEFORMATIONS` are four: all scores alike; one score of one sample, the largest; the strongest edge in every sample; and what the
-   samples share: with each sample in units of its own root mean square, U + (f − 1) · mean of U over samples.
-3. `responses` gives each metric's value under each deformation as a share of its value at f = 1. A metric that should not care about
-   scale stays at 1 under the first; one that should describe a model stays near 1 under the second.
+2. `DEFORMATIONS` are four: all scores alike; one score of one sample, the largest; the strongest edge in every sample;
+   and what the samples share: with each sample in units of its own root mean square, U + (f − 1) · mean of U over
+       samples.
+3. `responses` gives each metric's value under each deformation as a share of its value at f = 1. A metric that should
+   not care about scale stays at 1 under the first; one that should describe a model stays near 1 under the second.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def strongest_edge(scores: xr.DataArray, factor: float) -> xr.DataArray:
 def what_is_shared(scores: xr.DataArray, factor: float) -> xr.DataArray:
     """What the samples have in common times `factor`, their differences as they are.
 
-    Samples differ in size by orders of magnitude, so what is common is the mean of U = W / r with r a sample's own root mean
-    square: the result is r · (U + (factor − 1) · mean U).
+    Samples differ in size by orders of magnitude, so what is common is the mean of U = W / r with r a sample's own root
+    mean square: the result is r · (U + (factor − 1) · mean U).
     """
     size = (scores**2).mean(("source", "destination")) ** 0.5
     unit = scores / size.where(size > 0, 1.0)
@@ -74,7 +75,8 @@ def responses(
         metrics: names of `METRICS`; all when None.
 
     Returns:
-        One row for each deformation, factor and metric: ``deformation``, ``factor``, ``metric``, ``value`` and ``share``, the
+        One row for each deformation, factor and metric: ``deformation``, ``factor``, ``metric``, ``value`` and
+            ``share``, the
         value over that of the unchanged scores.
 
     Raises:

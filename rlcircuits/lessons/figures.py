@@ -1,7 +1,8 @@
 """Figures of the chapters that teach: one edge removed little by little, and what moves a metric.
 
 1. Each takes numbers and returns a plotly figure of the theme of `rlcircuits.figures`; none computes results.
-2. `removal_curves`: the loss against the share of an edge that is removed, beside the tangent that the score is the slope of.
+2. `removal_curves`: the loss against the share of an edge that is removed, beside the tangent that the score is the
+   slope of.
 3. `metric_responses`: one panel a metric, one line a deformation (see `rlcircuits.lessons.deformations`).
 """
 

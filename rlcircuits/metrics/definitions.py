@@ -53,7 +53,8 @@ def edge_values(scores: xr.DataArray, structural_zeros: bool = False) -> np.ndar
         grouped = isinstance(scores, xr.DataArray) and "group" in scores.dims
         choice = "; choose one with scores.sel(group=…), or add them up with scores.sum('group', skipna=False)"
         raise InputError(
-            f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not {given}{choice if grouped else ''}"
+            f"scores: expected a DataArray with dims {DIMS}, as `attribute` returns, not "
+            f"{given}{choice if grouped else ''}"
         )
     scores = scores.transpose(*DIMS)
     if not scores.sizes["sample"]:

@@ -1,8 +1,10 @@
-"""LoRA adapters as files: what is one, and which are refused. `rlcircuits.models.loading` merges them into the base of their pair.
+"""LoRA adapters as files: what is one, and which are refused. `rlcircuits.models.loading` merges them into the base of
+their pair.
 
-1. A folder with ``adapter_config.json`` is an adapter. Its weights must be ``adapter_model.safetensors``; pickles are never read.
-2. The base that the adapter's file records is never loaded: an adapter says what it changes, not what else is run. The pair's
-   base is taken.
+1. A folder with ``adapter_config.json`` is an adapter. Its weights must be ``adapter_model.safetensors``; pickles are
+   never read.
+2. The base that the adapter's file records is never loaded: an adapter says what it changes, not what else is run. The
+   pair's base is taken.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         )
     if not any(begun is known or (isinstance(known, str) and begun == known) for known in _PLAIN):
         raise InputError(
-            f"the adapter in {str(folder)!r} began as {begun!r}, which changes the base's weights too: convert it to a plain "
-            "LoRA adapter with peft, or save the merged model"
+            f"the adapter in {str(folder)!r} began as {begun!r}, which changes the base's weights too: convert it to "
+            "a plain LoRA adapter with peft, or save the merged model"
         )
     return settings

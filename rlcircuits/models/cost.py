@@ -1,14 +1,18 @@
 """What attribution will cost in memory and time, from a model's configuration alone.
 
-1. The model is built on PyTorch's "meta" device, which has shapes and no numbers: its parameters are counted, not guessed.
-2. Memory above the weights is `rlcircuits.attribution.batching.bytes_per_token` times the tokens of a trace, in a fast pass and in a lean one.
-3. Work of one trace of T tokens, in floating-point operations, 2 for a multiplication and an addition. Forward: 2 T for every
-   number of a weight matrix, and 4 T² d for each layer's attention scores and mix, d the width of all heads (kernels that skip the
-   masked half do half). Backward, to activations only: as much for the matrices, twice for attention. A lean pass goes forward
-   twice. Scores: 2 T d_model for every edge of the full rectangle of sources and destinations.
-4. Time is work over a rate: one that is given, or that of a matrix product timed here and now. Real passes do not reach the rate
-   of a large product, so this is a lower bound; `basis` says what it was computed from.
-5. For a pair and a problem set: n traces of each model, and a greedy answer of each to every problem, one forward pass per token.
+1. The model is built on PyTorch's "meta" device, which has shapes and no numbers: its parameters are counted, not
+   guessed.
+2. Memory above the weights is `rlcircuits.attribution.batching.bytes_per_token` times the tokens of a trace, in a fast
+   pass and in a lean one.
+3. Work of one trace of T tokens, in floating-point operations, 2 for a multiplication and an addition. Forward: 2 T for
+   every number of a weight matrix, and 4 T² d for each layer's attention scores and mix, d the width of all heads
+   (kernels that skip the masked half do half). Backward, to activations only: as much for the matrices, twice for
+   attention. A lean pass goes forward twice. Scores: 2 T d_model for every edge of the full rectangle of sources and
+   destinations.
+4. Time is work over a rate: one that is given, or that of a matrix product timed here and now. Real passes do not reach
+   the rate of a large product, so this is a lower bound; `basis` says what it was computed from.
+5. For a pair and a problem set: n traces of each model, and a greedy answer of each to every problem, one forward pass
+   per token.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ def estimate(
     """Estimate memory and time; no weight is read.
 
     Args:
-        model: a pair, the name of a registered pair, a folder, a ``config.json`` or a hub id, or a configuration as a mapping.
+        model: a pair, the name of a registered pair, a folder, a ``config.json`` or a hub id, or a configuration as a
+            mapping.
         problems: with a pair, what it is to be studied on, or how many problems; None for the cost of one trace.
         tokens: length of a trace; by default 128 of prompt and, cut at α, the answer.
         level: of the graph.
@@ -121,7 +126,8 @@ def estimate(
         said = 2 * asked * longest * shape.token(PROMPT_TOKENS + longest) / rate
         seconds = 2 * min(n, asked) * trace_seconds + said
         basis += [
-            f"two models, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces of each"
+            f"two models, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces "
+            "of each"
         ]
     else:
         basis += ["one trace of one model"]
@@ -237,7 +243,8 @@ def _on_meta(model: Any, dtype: str) -> tuple[str, PreTrainedModel, ModelPair | 
 
 
 def config_of(pair: ModelPair, fetch: bool = True) -> dict[str, Any]:
-    """The configuration of a pair's models: of the base's files where they are here, else of the registry, else of the hub.
+    """The configuration of a pair's models: of the base's files where they are here, else of the registry, else of the
+    hub.
 
     Args:
         pair: the models.
@@ -297,7 +304,8 @@ def _built(fields: dict[str, Any], dtype: str) -> PreTrainedModel:
     kind = fields.get("model_type")
     if kind not in known:
         raise InputError(
-            f"the configuration's model_type is {kind!r}: expected one that transformers knows, such as 'llama'{near(kind, known)}"
+            f"the configuration's model_type is {kind!r}: expected one that transformers knows, such as "
+            f"'llama'{near(kind, known)}"
         )
     try:
         config = AutoConfig.for_model(**fields)

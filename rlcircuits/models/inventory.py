@@ -1,9 +1,9 @@
 """Which pairs there are, how large their models are, and whether they are on this machine.
 
-1. A model is here when its folder, or the hub's cache, holds its configuration and every weight file; an adapter, when its own files
-   and its base are.
-2. Its size is counted from the headers of its weight files where they are here; else it is what the registry says; else it is counted from
-   its configuration, here or in the registry; else unknown.
+1. A model is here when its folder, or the hub's cache, holds its configuration and every weight file; an adapter, when
+   its own files and its base are.
+2. Its size is counted from the headers of its weight files where they are here; else it is what the registry says; else
+   it is counted from its configuration, here or in the registry; else unknown.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def pair_table(
         store: where provided pairs are kept; ``runs`` by default.
 
     Returns:
-        ``pair``, ``method``, ``base`` and ``tuned`` (path or hub id), ``parameters`` (of one model, None where unknown), ``here``
-        (``"both"``, ``"base"``, ``"tuned"`` or ``"no"``) and ``note``.
+        ``pair``, ``method``, ``base`` and ``tuned`` (path or hub id), ``parameters`` (of one model, None where
+        unknown), ``here`` (``"both"``, ``"base"``, ``"tuned"`` or ``"no"``) and ``note``.
 
     Raises:
         InputError: as `rlcircuits.pairs`.
@@ -60,7 +60,9 @@ def pair_rows(
 
 
 def folder_of(name: str, revision: str | None = None) -> Path | None:
-    """The folder where a checkpoint's files are complete on this machine, the hub's cache included; None when they are not."""
+    """The folder where a checkpoint's files are complete on this machine, the hub's cache included; None when they are
+    not.
+    """
     folder = _configured(name, revision)
     return folder if folder is not None and _complete(folder) else None
 

@@ -1,9 +1,9 @@
 """Pairs known by name: the package's ``pairs.yaml``, a file of one's own, and what other packages provide.
 
-1. A file of one's own (``file=``, or the variable ``RLCIRCUITS_PAIRS``) adds to ``pairs.yaml``; an entry of the same name takes
-   the place of the built-in one.
-2. A package adds pairs by a `PairProvider` (entry point ``rlcircuits.pairs``); their names begin with the entry's name and a
-   slash, such as ``family/grpo``.
+1. A file of one's own (``file=``, or the variable ``RLCIRCUITS_PAIRS``) adds to ``pairs.yaml``; an entry of the same
+   name takes the place of the built-in one.
+2. A package adds pairs by a `PairProvider` (entry point ``rlcircuits.pairs``); their names begin with the entry's name
+   and a slash, such as ``family/grpo``.
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
     """The registered pairs by name: the package's ``pairs.yaml``, and what a file of one's own adds.
 
     Args:
-        file: YAML as ``pairs.yaml``; None stands for what the variable ``RLCIRCUITS_PAIRS`` names, if it is set. Paths in it that
-            begin with ``./`` or ``../`` are seen from its folder.
+        file: YAML as ``pairs.yaml``; None stands for what the variable ``RLCIRCUITS_PAIRS`` names, if it is set. Paths
+            in it that begin with ``./`` or ``../`` are seen from its folder.
 
     Raises:
-        InputError: a file that cannot be read, or an entry that is no pair; it names file, pair, key and what was expected.
+        InputError: a file that cannot be read, or an entry that is no pair; it names file, pair, key and what was
+            expected.
     """
     found = {}
     for name, fields in entries("rlcircuits.models:pairs.yaml", file, ENVIRONMENT, _KEYS, _NEEDED).items():
@@ -87,7 +88,8 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
         if provider_of(name) is not None or "@" in name:
             provided_by = ", ".join(f"'{one}/'" for one in provided(GROUP)) or "a provider's name"
             raise InputError(
-                f"{label}: {name!r} cannot be the name of a pair: names with {provided_by} or '@' are provided by packages"
+                f"{label}: {name!r} cannot be the name of a pair: names with {provided_by} or '@' are provided by "
+                "packages"
             )
         try:
             found[name] = ModelPair(name=name, **fields)
@@ -106,8 +108,8 @@ def pair(
 
     Args:
         name: a registered pair, or one that a package provides, such as ``"family/grpo"`` or, for another seed than 0,
-            ``"family/grpo@3"``. What a package provides may have to be made first: a member of the family that is not in the
-            store is trained, which takes minutes.
+            ``"family/grpo@3"``. What a package provides may have to be made first: a member of the family that is not
+            in the store is trained, which takes minutes.
         file: as in `pairs`.
         store: where provided pairs are kept; ``runs`` by default.
 

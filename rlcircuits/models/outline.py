@@ -1,8 +1,9 @@
 """What a checkpoint's small files say of it: shape, tokenizer and where answers end; no weight is read.
 
-1. `outline_of` reads configuration, generation settings and tokenizer of a local folder or hub id. An adapter has the shape of
-   its base, and its own tokenizer if it brings one.
-2. `rlcircuits.models.pairing.ModelPair.check` compares two of them, so that a pair that cannot be compared is refused before any work.
+1. `outline_of` reads configuration, generation settings and tokenizer of a local folder or hub id. An adapter has the
+   shape of its base, and its own tokenizer if it brings one.
+2. `rlcircuits.models.pairing.ModelPair.check` compares two of them, so that a pair that cannot be compared is refused
+   before any work.
 3. Answers that another engine made are read with no more than this (`rlcircuits.answers.interchange`).
 """
 

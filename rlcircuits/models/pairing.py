@@ -1,8 +1,8 @@
 """Pairs of models before and after fine-tuning.
 
 1. A `ModelPair` names a base, what was tuned from it and how.
-2. `check_pair` makes sure that the two can be compared: one architecture, one vocabulary. `ModelPair.check` does so before any
-   work, from configurations and tokenizers alone.
+2. `check_pair` makes sure that the two can be compared: one architecture, one vocabulary. `ModelPair.check` does so
+   before any work, from configurations and tokenizers alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class ModelPair:
         choose("method", self.method, METHODS)
         if self.prompt != "chat" and self.prompt.count("{question}") != 1:
             raise InputError(
-                f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', or 'chat'"
+                f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', "
+                "or 'chat'"
             )
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise InputError(
@@ -129,16 +130,16 @@ def check_pair(base: Model | Outline, tuned: Model | Outline) -> None:
     for label, get in _SHAPE.items():
         if get(base) != get(tuned):
             raise InputError(
-                f"the models of the pair differ in {label}: {base.name!r} has {get(base)}, {tuned.name!r} has {get(tuned)}; "
-                "a pair is one model before and after fine-tuning"
+                f"the models of the pair differ in {label}: {base.name!r} has {get(base)}, {tuned.name!r} has "
+                f"{get(tuned)}; a pair is one model before and after fine-tuning"
             )
     before, after = base.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
     different = sorted(token for token in before.keys() | after.keys() if before.get(token) != after.get(token))
     if different:
         token = different[0]
         raise InputError(
-            f"the models of the pair have different vocabularies: {len(before)} tokens in {base.name!r}, {len(after)} in "
-            f"{tuned.name!r}; first difference: {token!r} is {before.get(token)} and {after.get(token)}"
+            f"the models of the pair have different vocabularies: {len(before)} tokens in {base.name!r}, {len(after)} "
+            f"in {tuned.name!r}; first difference: {token!r} is {before.get(token)} and {after.get(token)}"
         )
     for one in (base, tuned):
         if rows := getattr(_config(one), "vocab_size", None):

@@ -35,9 +35,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that a checkpoint's ``tokenizer.json`` describes.
 
-    For some model types (Qwen2 among them) transformers 5 replaces the declared tokenizer by the model type's own and so may lose
-    the file's rules. Where the checkpoint declares the generic class, or the rules for normalising and splitting that were loaded are
-    not the file's, the generic class is used, which keeps them.
+    For some model types (Qwen2 among them) transformers 5 replaces the declared tokenizer by the model type's own and
+    so may lose the file's rules. Where the checkpoint declares the generic class, or the rules for normalising and
+    splitting that were loaded are not the file's, the generic class is used, which keeps them.
 
     Raises:
         OSError, ValueError: no tokenizer there (`load_model` turns these into an `InputError`).

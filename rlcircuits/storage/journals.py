@@ -2,10 +2,11 @@
 
 1. A journal is one file ``<folder>/<kind>-<key>.journal``; key is the hash of every input that matters
    (`rlcircuits.storage.keys.key_of`), so that other inputs have another file. Its first line is those inputs as JSON.
-2. Finished rows are appended in blocks: number of rows and CRC-32 of their bytes (two little-endian uint32), then the rows.
-   One write per block leaves it to the operating system, which keeps it when the process is killed; every few seconds it is
-   flushed to the disk (fsync), which keeps it when the machine stops.
-3. Opened again, blocks are read up to the first that is incomplete or has another CRC-32; what follows is cut off, with a warning.
+2. Finished rows are appended in blocks: number of rows and CRC-32 of their bytes (two little-endian uint32), then the
+   rows. One write per block leaves it to the operating system, which keeps it when the process is killed; every few
+   seconds it is flushed to the disk (fsync), which keeps it when the machine stops.
+3. Opened again, blocks are read up to the first that is incomplete or has another CRC-32; what follows is cut off, with
+   a warning.
 4. One process at a time: a lock beside the file, which the operating system lets go of when its holder ends.
 """
 

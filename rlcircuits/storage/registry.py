@@ -1,7 +1,8 @@
 """Tables of named things kept as YAML: what is known by name, and what a user's file adds to it.
 
 1. A file is read by ``yaml.safe_load``; it maps names to mappings. A name or key that is there twice is refused.
-2. Every key must be known and its value of the kind expected (`check_keys`); a mistake names file, entry, key and the nearest key.
+2. Every key must be known and its value of the kind expected (`check_keys`); a mistake names file, entry, key and the
+   nearest key.
 3. A user's file extends the built-in one; an entry of the same name takes its place, which is said (`Overridden`).
 """
 
@@ -25,11 +26,7 @@ class Overridden(UserWarning):
 
 
 def entries(
-    builtin: str,
-    file: str | os.PathLike[str] | None,
-    environment: str,
-    kinds: Kinds,
-    needed: Mapping[str, str],
+    builtin: str, file: str | os.PathLike[str] | None, environment: str, kinds: Kinds, needed: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The entries of a built-in table and of a user's, by name.
 

@@ -1,12 +1,12 @@
 """Steps: computations whose results are kept, each with a version that is part of their keys.
 
-1. A `Step` stands beside the function whose results it names. Its version is raised by hand when the function's results change,
-   and only then: a comment, a new name or a moved file costs nobody what was computed.
-2. A test holds each step's code (its module and what that imports within its room, without comments, docstrings, layout and type
-   hints) against what it was when that was last recorded, so that no change of code goes by without this decision:
-   ``python -m tests.fixtures.steps`` records it.
-3. `versions` reads them from the sources: some, for the key of what several steps make together, or all of the package's and of
-   those that extend it, which is what a whole notebook's results depend on.
+1. A `Step` stands beside the function whose results it names. Its version is raised by hand when the function's results
+   change, and only then: a comment, a new name or a moved file costs nobody what was computed.
+2. A test holds each step's code (its module and what that imports within its room, without comments, docstrings, layout
+   and type hints) against what it was when that was last recorded, so that no change of code goes by without this
+   decision: ``python -m tests.fixtures.steps`` records it.
+3. `versions` reads them from the sources: some, for the key of what several steps make together, or all of the
+   package's and of those that extend it, which is what a whole notebook's results depend on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Step:
     Args:
         name: lower-case letters and hyphens.
         version: raised whenever the same inputs would give other results than before.
-        also: further modules whose code the results depend on, such as those of other rooms; for the test that notices changes.
+        also: further modules whose code the results depend on, such as those of other rooms; for the test that notices
+            changes.
         apart: modules that it imports, but that are another step's, which stands in the same keys; for that test, too.
 
     >>> str(Step('scores', 2))

@@ -2,15 +2,16 @@
 
 An artefact is a folder ``<root>/<kind>/<key>/`` with a ``manifest.json``.
 
-1. key = hash of kind and inputs (`rlcircuits.storage.keys`). Inputs are everything that matters to the result: fingerprints of
-   models and problems, parameters, seeds, the version of the step (`rlcircuits.storage.steps`).
-2. Found: the manifest belongs to the key, and every file it lists has its size and its SHA-256. Nothing else is trusted.
+1. key = hash of kind and inputs (`rlcircuits.storage.keys`). Inputs are everything that matters to the result:
+   fingerprints of models and problems, parameters, seeds, the version of the step (`rlcircuits.storage.steps`).
+2. Found: the manifest belongs to the key, and every file it lists has its size and its SHA-256. Nothing else is
+   trusted.
 3. Not found: under a lock per key, so that of two processes one builds and the other waits, ``build(folder)`` fills a
    temporary folder beside it; the manifest is written last; files and folders are flushed to the disk (fsync); one
    rename gives the folder its name. A crash at any moment leaves the old artefact or the new one.
 4. Damaged: a `DamagedArtefact` warning, then as in 3; the damaged folder steps aside only when the new one is complete.
-5. Left over by a process that died: nobody holds its lock any more. A complete temporary folder gets its name, any other
-   is removed, when the next artefact of that kind is made.
+5. Left over by a process that died: nobody holds its lock any more. A complete temporary folder gets its name, any
+   other is removed, when the next artefact of that kind is made.
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ class Run:
     sides: dict[tuple, Side] = field(default_factory=dict)
 
     def side(self, pair: ModelPair, side: str, device: str, dtype: str) -> Side:
-        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its base."""
+        """Pairs that share a model share its loaded weights; what was tuned may be an adapter, and then depends on its
+        base.
+        """
         key: tuple[Any, ...] = (getattr(pair, side), getattr(pair, f"{side}_revision"), pair.trust_remote_code)
         key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
         return self.sides.setdefault(key, Side(pair, side, device, dtype))

@@ -1,9 +1,10 @@
 """What a cell is told, and the record that tells what became of it.
 
 1. An `Order` is all that a process needs, here or on another machine.
-2. A record carries its own checksum and the notebook's, and bears the order's key and token: half a record is no record, and an
-   earlier attempt's is not this one's.
-3. What failed is worth another try when the fault may pass (memory, a lost kernel, a connection), and not when the input is wrong.
+2. A record carries its own checksum and the notebook's, and bears the order's key and token: half a record is no
+   record, and an earlier attempt's is not this one's.
+3. What failed is worth another try when the fault may pass (memory, a lost kernel, a connection), and not when the
+   input is wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ _PASSING_NAMES = {
     "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError", "ZMQError",
 }  # fmt: skip
 _PASSING_WORDS = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|Kernel died|Kernel didn't respond",
-    re.IGNORECASE,
+    r"out of memory|can't allocate memory|cannot allocate memory|Kernel died|Kernel didn't respond", re.IGNORECASE
 )
 _MEMORY = re.compile(r"memory", re.IGNORECASE)
 _LONGEST_ERROR = 2000

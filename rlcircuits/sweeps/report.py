@@ -1,7 +1,8 @@
 """What came out of a sweep: a table, an index page, and a page for each executed notebook.
 
-1. `summary_table`: one row per cell in the file's order: its parameters, ``status``, one column per glued number, ``seconds``,
-   ``error``. It is made from the cells' records alone, so it is the same whichever way the sweep came to its end.
+1. `summary_table`: one row per cell in the file's order: its parameters, ``status``, one column per glued number,
+   ``seconds``, ``error``. It is made from the cells' records alone, so it is the same whichever way the sweep came to
+   its end.
 2. `index_page`: the same as a page, each cell with a link to its executed notebook. Every text is escaped.
 3. `notebook_page`: an executed notebook as a page that needs no network; plotly.js lies once in the sweep's folder.
 """
@@ -39,10 +40,10 @@ def summary_table(plan: Plan, records: Records, folder: Path) -> pd.DataFrame:
         folder: of the sweep, for the links.
 
     Returns:
-        Columns ``cell``, the parameters that the file gives, ``status`` (``"done"``, ``"failed"``, ``"not run"``), the metrics,
-        ``seconds`` (of the last attempt, kernel and pages included), ``attempts``, ``error`` and ``notebook`` (path of the
-        executed notebook, seen from the folder). A parameter or metric that bears the name of another column is called
-        ``parameter.<name>`` or ``metric.<name>``.
+        Columns ``cell``, the parameters that the file gives, ``status`` (``"done"``, ``"failed"``, ``"not run"``), the
+        metrics, ``seconds`` (of the last attempt, kernel and pages included), ``attempts``, ``error`` and ``notebook``
+        (path of the executed notebook, seen from the folder). A parameter or metric that bears the name of another
+        column is called ``parameter.<name>`` or ``metric.<name>``.
     """
     import pandas as pd
 

@@ -1,10 +1,11 @@
 """One cell of a sweep, in a process of its own.
 
-1. The process leaves the terminal's group, so that a Ctrl-C is its parent's to handle, and ends when its parent does, however
-   that ended; its kernel ends with it.
+1. The process leaves the terminal's group, so that a Ctrl-C is its parent's to handle, and ends when its parent does,
+   however that ended; its kernel ends with it.
 2. It holds the lock of the cell's folder: after a crash, the next attempt waits until the last one is really gone.
 3. The notebook, a copy made when the sweep began, runs with the cell's parameters into ``running.ipynb``.
-4. ``notebook.ipynb``, ``notebook.html`` and, last, ``record.json`` are written, each to a temporary name, flushed and renamed.
+4. ``notebook.ipynb``, ``notebook.html`` and, last, ``record.json`` are written, each to a temporary name, flushed and
+   renamed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def work(order: Order) -> None:
 
 
 def main() -> None:
-    """``python -m rlcircuits.sweeps.worker``: the order as JSON on the standard input; a SIGTERM ends the kernel with it."""
+    """``python -m rlcircuits.sweeps.worker``: the order as JSON on the standard input; a SIGTERM ends the kernel with
+    it.
+    """
     signal.signal(signal.SIGTERM, lambda *_: end_tree(os.getpid()))
     work(json.loads(sys.stdin.read()))
 

@@ -239,7 +239,9 @@ def test_what_does_not_fit_is_refused_by_name(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_scaled_branch_is_noticed_and_rounding_is_not(dtype):
-    """bfloat16 keeps three digits: the check must tell a branch that counts 0.9-fold from a sum that was rounded 80 times."""
+    """bfloat16 keeps three digits: the check must tell a branch that counts 0.9-fold from a sum that was rounded 80
+    times.
+    """
     with pytest.raises(rc.InputError, match="is not the sum of what was written"):
         rc.Graph.of(refused("granite, scaled branches", residual_multiplier=0.9).to(dtype))
     for kind in ("llama", "gemma2", "gpt2", "gpt-neox"):

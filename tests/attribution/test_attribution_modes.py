@@ -118,7 +118,9 @@ def test_integrated_gradients_average_the_gradient_at_midpoints(level, memory):
 
 
 def test_integrated_gradients_of_the_input_add_up_to_the_change_of_the_loss():
-    """Completeness (Sundararajan et al. 2017): Σ_d W[input, d] → L(I′) − L(I), fast where the loss is smooth along the path."""
+    """Completeness (Sundararajan et al. 2017): Σ_d W[input, d] → L(I′) − L(I), fast where the loss is smooth along the
+    path.
+    """
     hf = in_float64(tiny("llama", rms_norm_eps=0.5))
     partner = [rc.Trace("c", OTHER, ANSWER)]
     other, clean = outputs_of(hf, OTHER, ANSWER, "block")[0], loss(hf, PROMPT, ANSWER, "block")

@@ -1,4 +1,6 @@
-"""Others' formats: against files written by hand in their form, round trips, and readers that share no code with the writers."""
+"""Others' formats: against files written by hand in their form, round trips, and readers that share no code with the
+writers.
+"""
 
 from __future__ import annotations
 

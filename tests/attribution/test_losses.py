@@ -27,7 +27,9 @@ def mean(values, weights=(1.0,) * len(ANSWER)):
 
 
 def made(name, reference):
-    """The loss of that name, and the same written by hand: a function of logits ``(answer token, vocabulary)`` and answer."""
+    """The loss of that name, and the same written by hand: a function of logits ``(answer token, vocabulary)`` and
+    answer.
+    """
     rows = torch.arange(len(ANSWER))
     q = torch.softmax(loss(reference, PROMPT, ANSWER, "block", of=lambda logits, _: logits), -1).detach()
 

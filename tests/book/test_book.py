@@ -1,6 +1,7 @@
 """The book: every page is there, says what it should, and works in a browser that can reach no host.
 
-In the browser each page is opened twice, once as on a desk and once as on a phone; what was seen is kept, and the tests ask about it.
+In the browser each page is opened twice, once as on a desk and once as on a phone; what was seen is kept, and the tests
+ask about it.
 """
 
 from __future__ import annotations
@@ -42,12 +43,7 @@ SAYS = {
     "command_line": ["rlcircuits attribute", "--alpha", "exit code 2"],
     "notebook_parameters": ["n_problems", "papermill"],
     "reference": ["activation_intensity", "structural_zeros", "Raises", "InputError"],
-    "bibliography": [
-        "2509.21044",
-        "Attribution Patching",
-        "Proximal Policy Optimization",
-        "Direct Preference",
-    ],
+    "bibliography": ["2509.21044", "Attribution Patching", "Proximal Policy Optimization", "Direct Preference"],
     "troubleshooting": ["make clean", "runs/", "Cause:", "Wrong:", "Right:", "Binder"],
 }
 
@@ -250,7 +246,9 @@ def _faults(browser: Any, axe: str, only: Sequence[str] | None = None) -> list[d
 
 @pytest.fixture(scope="module")
 def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
-    """Opens a page as on a desk, then as on a phone; the second time it is asked for, it tells what it saw the first time."""
+    """Opens a page as on a desk, then as on a phone; the second time it is asked for, it tells what it saw the first
+    time.
+    """
     seen: dict[str, Visit] = {}
 
     def look(name: str) -> Visit:
@@ -496,7 +494,8 @@ def test_the_recipe_of_the_book_is_the_recipe() -> None:
 
 def test_docstrings_become_markdown() -> None:
     text = reference.prose(
-        "First line.\n\nArgs:\n    a: one,\n        and more.\n    b (int): two.\n\nReturns:\n    What.\n\n>>> f(1)\n2\n\nWrite {glue:text}`x`."
+        "First line.\n\nArgs:\n    a: one,\n        and more.\n    b (int): two.\n\nReturns:\n    What.\n\n>>> "
+        "f(1)\n2\n\nWrite {glue:text}`x`."
     )
     assert "- `a`: one, and more." in text and "- `b` (int): two." in text
     assert "```python\n>>> f(1)\n2\n```" in text
@@ -525,10 +524,7 @@ def test_every_notebook_is_in_the_book() -> None:
 
 
 def _write(path: Path, source: str) -> Path:
-    cells = [
-        nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(source),
-    ]
+    cells = [nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(source)]
     for number, cell in enumerate(cells):
         cell["id"] = f"c{number}"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)

@@ -16,7 +16,8 @@ from rlcircuits.lab import parameters as notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# In place of the defaults, wherever a notebook has a parameter of the name; few problems, as they were all run for the book.
+# In place of the defaults, wherever a notebook has a parameter of the name; few problems, as they were all run for the
+# book.
 OTHERS: dict[str, Any] = {
     "alpha": 0.5,
     "n_problems": 60,
@@ -40,7 +41,9 @@ CHANGED = {
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "welcome"], ids=lambda p: p.stem)
 def test_with_its_defaults_it_runs_to_its_end(path: Path, book: Path) -> None:
-    """As it was run for the book, which is the one time it is: every cell, none with an error, nothing but what is in git."""
+    """As it was run for the book, which is the one time it is: every cell, none with an error, nothing but what is in
+    git.
+    """
     given, ran = (nbformat.read(file, as_version=4).cells for file in (path, book.parent / "notebooks" / path.name))
     assert [cell.source for cell in ran] == [cell.source for cell in given]
     code = [cell for cell in ran if cell.cell_type == "code"]

@@ -154,10 +154,12 @@ def test_one_model_alone(world, capsys):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"pair": "famly/grpo", "base": None, "tuned": None, "problems": None}, "unknown pair 'famly/grpo'.*did you mean 'family/grpo'"),
+        ({"pair": "famly/grpo", "base": None, "tuned": None, "problems": None}, "unknown pair 'famly/grpo'.*did you "
+                                                                                "mean 'family/grpo'"),
         ({"pair": "mistrl", "base": None, "tuned": None}, "unknown pair 'mistrl'.*did you mean 'mistral'"),
         ({"pair": "mistral"}, "both --pair and --base"),
-        ({"pair": "mistral", "base": None, "tuned": None, "problems": None}, "no problems are given: expected --problems FILE"),
+        ({"pair": "mistral", "base": None, "tuned": None, "problems": None}, "no problems are given: expected "
+                                                                             "--problems FILE"),
         ({"base": None}, "only --tuned is given"),
         ({"base": None, "tuned": None}, "no model is given"),
         ({"base": "/nowhere/x"}, "no checkpoint at '/nowhere/x'"),

@@ -1,7 +1,7 @@
 """Wrong files of every kind: each is valid, or one `InputError`; nothing else ever comes out.
 
-Each generator starts from a right file and breaks it: bytes, structure, types, names. Seeded, so that a failure comes back.
-RLCIRCUITS_FUZZ sets how many files of each kind are tried (default 40; the whole campaign is 1,000).
+Each generator starts from a right file and breaks it: bytes, structure, types, names. Seeded, so that a failure comes
+back. RLCIRCUITS_FUZZ sets how many files of each kind are tried (default 40; the whole campaign is 1,000).
 """
 
 from __future__ import annotations

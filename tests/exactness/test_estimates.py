@@ -1,4 +1,6 @@
-"""Weighted metrics: of a population where every run occurs as often as its weight says, they are the metrics themselves."""
+"""Weighted metrics: of a population where every run occurs as often as its weight says, they are the metrics
+themselves.
+"""
 
 from __future__ import annotations
 

@@ -150,14 +150,16 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
     assert browser.execute_script("return window.evil") is None
     assert (
         browser.execute_script(
-            "return document.querySelectorAll('.rlc-explorer mjx-container, .rlc-explorer script, .rlc-explorer strong').length"
+            "return document.querySelectorAll('.rlc-explorer mjx-container, .rlc-explorer script, .rlc-explorer "
+            "strong').length"
         )
         == 0
     )
 
     # what is drawn is what the study holds
     drawn = browser.execute_script(
-        "return [...document.querySelectorAll('.rlc-explorer .rlc-cell')].map(c => [c.dataset.edge, c.querySelector('title').textContent])"
+        "return [...document.querySelectorAll('.rlc-explorer .rlc-cell')].map(c => [c.dataset.edge, "
+        "c.querySelector('title').textContent])"
     )
     scores = study.pairs["one"].base_scores.sel(sample=both[-1])
     for edge, said in drawn[:15]:

@@ -24,8 +24,7 @@ def small(tmp_path: Path) -> Path:
     cells = [
         nbformat.v4.new_markdown_cell("# How much?"),
         nbformat.v4.new_code_cell(
-            'alpha = 0.3\nlevel = "block"\nn: int = 10\nkeep = True\nmodel = None',
-            metadata={"tags": ["parameters"]},
+            'alpha = 0.3\nlevel = "block"\nn: int = 10\nkeep = True\nmodel = None', metadata={"tags": ["parameters"]}
         ),
         nbformat.v4.new_code_cell(
             "from rlcircuits.lab.parameters import number, validate\n"

@@ -26,10 +26,7 @@ def scores_of(rows, sources: int = 1) -> xr.DataArray:
     w = w.reshape(len(w), sources, -1)
     names = {"sample": [f"p/{i}" for i in range(len(w))], "source": [f"s{i}" for i in range(sources)]}
     return xr.DataArray(
-        w,
-        dims=metrics.DIMS,
-        coords=names | {"destination": [f"d{i}" for i in range(w.shape[2])]},
-        name="score",
+        w, dims=metrics.DIMS, coords=names | {"destination": [f"d{i}" for i in range(w.shape[2])]}, name="score"
     )
 
 
@@ -156,11 +153,7 @@ def test_structural_zeros_about_double_kurtosis_of_half_full_scores():
 
 @pytest.mark.parametrize(
     ("draw", "kurtosis", "tau"),
-    [
-        ("normal", 0.0, 30 / math.pi * math.atan(math.sqrt(2)) - 9),
-        ("laplace", 3.0, 17 / 72),
-        ("uniform", -1.2, 0.0),
-    ],
+    [("normal", 0.0, 30 / math.pi * math.atan(math.sqrt(2)) - 9), ("laplace", 3.0, 17 / 72), ("uniform", -1.2, 0.0)],
 )
 def test_large_samples_reach_the_distributions_kurtosis_and_l_kurtosis(draw, kurtosis, tau):
     w = scores_of(getattr(np.random.default_rng(3), draw)(size=(1, 400_000)))

@@ -43,7 +43,8 @@ def test_the_registered_pairs_have_these_sizes_without_any_file():
     assert {name: pair.parameters for name, pair in rc.pairs().items()} == sizes
     assert sizes["mistral"] == PUBLISHED["Mistral-7B"][0]
     assert sizes["qwen2.5"] == sizes["distilled-qwen"] == PUBLISHED["Qwen2.5-7B"][0]
-    # deepseek-math by hand: two embeddings, 30 layers of four square matrices, three of the MLP and two norms, one norm more
+    # deepseek-math by hand: two embeddings, 30 layers of four square matrices, three of the MLP and two norms, one norm
+    # more
     assert sizes["deepseek-math"] == 2 * 102400 * 4096 + 30 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 4096
 
 

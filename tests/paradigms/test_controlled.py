@@ -1,4 +1,6 @@
-"""The controlled study: its statistics against known truths, its rules on synthetic tables, and a tiny study killed and resumed."""
+"""The controlled study: its statistics against known truths, its rules on synthetic tables, and a tiny study killed and
+resumed.
+"""
 
 from __future__ import annotations
 

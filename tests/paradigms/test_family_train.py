@@ -20,19 +20,7 @@ from filelock import FileLock
 import rlcircuits
 from paradigms.family import TINY, checkpoints, family_pairs, load_curves, make_families, make_family
 from paradigms.family.member import member_inputs, recipe_from
-from paradigms.family.recipe import (
-    BASES,
-    CORE,
-    DEFAULT,
-    GRPO,
-    MEMBERS,
-    PPO,
-    SECOND,
-    SFT,
-    Recipe,
-    SFTMore,
-    Shape,
-)
+from paradigms.family.recipe import BASES, CORE, DEFAULT, GRPO, MEMBERS, PPO, SECOND, SFT, Recipe, SFTMore, Shape
 from paradigms.family.sft import new_model
 from paradigms.family.task import build_tokenizer
 from rlcircuits.errors import InputError
@@ -61,7 +49,9 @@ def place(root: Path, member: str, seed: int = 0) -> Path:
 
 
 def interrupt(call: str, held: Path) -> dict[str, object]:
-    """Run the call in a process of its own and interrupt it while it trains a descendant, which a lock keeps from ending."""
+    """Run the call in a process of its own and interrupt it while it trains a descendant, which a lock keeps from
+    ending.
+    """
     code = f"from paradigms.family import MEMBERS, TINY, make_families, make_family\n{call}"
     environment = {**os.environ, "PYTHONPATH": str(Path(rlcircuits.__file__).parents[1])}
     held.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +239,7 @@ def test_several_families_interrupted_and_resumed(tiny_family):
     assert (base / "model.safetensors").stat().st_mtime_ns == written
     for row in table.itertuples():
         summary = json.loads((Path(row.folder) / "member.json").read_text())
-        assert (summary["seed"], summary["member"], summary["accuracy"]) == (
-            row.seed,
-            row.member,
-            row.accuracy,
-        )
+        assert (summary["seed"], summary["member"], summary["accuracy"]) == (row.seed, row.member, row.accuracy)
 
 
 def test_a_diverged_member_is_reported_the_others_finish_and_it_is_not_tried_again(tiny_family, monkeypatch):

@@ -6,15 +6,7 @@ import re
 
 import pytest
 
-from paradigms.family.stories import (
-    DISTRACTORS,
-    LARGEST,
-    STORIES,
-    is_correct,
-    problem_set,
-    split_of,
-    story_problems,
-)
+from paradigms.family.stories import DISTRACTORS, LARGEST, STORIES, is_correct, problem_set, split_of, story_problems
 from rlcircuits.answers import grade
 from rlcircuits.errors import InputError
 

@@ -108,11 +108,7 @@ def test_the_manifest_records_what_made_it(tmp_path):
     assert manifest["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert manifest["seconds"] >= 0 and manifest["device"] and manifest["created"].endswith("+00:00")
     seen = subprocess.run(
-        ["sha256sum", "deeper/second.bin"],
-        cwd=store.path("thing", INPUTS),
-        capture_output=True,
-        text=True,
-        check=True,
+        ["sha256sum", "deeper/second.bin"], cwd=store.path("thing", INPUTS), capture_output=True, text=True, check=True
     )
     assert manifest["files"]["deeper/second.bin"] == {"bytes": 10240, "sha256": seen.stdout.split()[0]}
     with pytest.raises(InputError, match="no manifest of an artefact"):

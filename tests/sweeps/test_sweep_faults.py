@@ -1,6 +1,7 @@
 """Sweeps survive: kills at random moments, full disks, damaged files, lost kernels, and each other.
 
-``RLCIRCUITS_KILLS=50 python -m pytest tests/sweeps/test_sweep_faults.py -k kill_9 -s`` runs the whole campaign of kills.
+``RLCIRCUITS_KILLS=50 python -m pytest tests/sweeps/test_sweep_faults.py -k kill_9 -s`` runs the whole campaign of
+kills.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def test_an_interrupted_sweep_ends_and_goes_on(tmp_path: Path) -> None:
 def test_an_interruption_while_a_process_is_started_is_put_off(
     tmp_path: Path, monkeypatch, capfd, sign: signal.Signals
 ) -> None:
-    """Raised between the two halves of a start, it would end the fork server with a traceback and leave a process nobody knows."""
+    """Raised between the two halves of a start, it would end the fork server with a traceback and leave a process
+    nobody knows.
+    """
     hand_over, calls = reduction.sendfds, []
 
     def interrupted(*arguments: object) -> None:
@@ -327,10 +330,7 @@ def test_an_unreadable_copy_of_the_notebook_fails_its_cells_with_a_reason(tmp_pa
     spoiling = [COUNTED[0], "from pathlib import Path\nPath(store, 'spoils.ipynb').write_text('{')"]
     write_notebook(tmp_path / "spoils.ipynb", spoiling)
     file = write_sweep(
-        tmp_path / "spoils.yaml",
-        notebook="spoils.ipynb",
-        grid={"x": [1, 2]},
-        fixed={"store": str(tmp_path / "out")},
+        tmp_path / "spoils.yaml", notebook="spoils.ipynb", grid={"x": [1, 2]}, fixed={"store": str(tmp_path / "out")}
     )
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--processes", "1"]) == 1
     table = pd.read_parquet(tmp_path / "out" / "summary.parquet")

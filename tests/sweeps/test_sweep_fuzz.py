@@ -31,19 +31,19 @@ ODD: list[Any] = [
 ]  # fmt: skip
 RAW = [
     b"", b"\xff\xfe\x00", b"\x00", b"notebook", b"- a\n- b", b"{", b"[" * 3000, b"a: b: c", b"\tnotebook: x", b"a: &a [*a]", b"%YAML 9.9",
-    b"notebook: !!python/object/apply:os.system ['true']", b"? [a]\n: b", b"grid: {alpha: [0.1]}\ngrid: {alpha: [0.2]}", b"--- 1\n--- 2",
+    b"notebook: !!python/object/apply:os.system "
+    b"['true']", b"? [a]\n: b", b"grid: {alpha: [0.1]}\ngrid: {alpha: [0.2]}", b"--- 1\n--- 2",
     b"a: &x [1]\nb: *x", b"notebook: 2024-13-45", b"notebook: 2024-01-01", b"n: " + b"9" * 5000, b"'" + b"x" * 100, b"<<: [1, 2]", b"=: 1",
-    b"notebook: !!binary zzz", b"notebook: !!int zz", b"notebook: !!float zz", b"notebook: !!set {a, b}", b"!!omap 3", b"notebook: \"\\ud800\"",
+    b"notebook: !!binary "
+    b"zzz", b"notebook: !!int zz", b"notebook: !!float "
+                                   b"zz", b"notebook: !!set {a, b}", b"!!omap 3", b"notebook: \"\\ud800\"",
     b"{a: 1, a: 2}", b"notebook: ~", b"1: 2", b"? {a: b}\n: c", b"notebook: !!timestamp x", b"&a", b"*a", b"!", b"!!null x", b"... ", b"@", b"`",
 ]  # fmt: skip
 
 
 def valid(chance: random.Random) -> dict[str, Any]:
     """A right sweep file."""
-    content: dict[str, Any] = {
-        "notebook": "small.ipynb",
-        "grid": {"alpha": [0.1, 0.3], "level": ["block", "head"]},
-    }
+    content: dict[str, Any] = {"notebook": "small.ipynb", "grid": {"alpha": [0.1, 0.3], "level": ["block", "head"]}}
     if chance.random() < 0.5:
         content["fixed"] = {"n": 5, "pair": "family/ppo"}
     if chance.random() < 0.3:
@@ -218,10 +218,7 @@ def test_wrong_options_end_in_one_message(small: Path) -> None:
     [
         ("notebok: small.ipynb", ["unknown key 'notebok'", "did you mean 'notebook'?"]),
         ("notebook: smal.ipynb\ngrid: {alpha: [1]}", ["no file 'smal.ipynb'", "did you mean 'small.ipynb'?"]),
-        (
-            "notebook: small.ipynb\ngrid: {alhpa: [0.1]}",
-            ["grid", "unknown parameter 'alhpa'", "did you mean 'alpha'?"],
-        ),
+        ("notebook: small.ipynb\ngrid: {alhpa: [0.1]}", ["grid", "unknown parameter 'alhpa'", "did you mean 'alpha'?"]),
         ("notebook: small.ipynb\ngrid: {alpha: 0.1}", ["grid: alpha is the number 0.1", "such as [0.1]"]),
         ("notebook: small.ipynb\ngrid: {alpha: [1e-3]}", ["parameter alpha is '1e-3' (str)", "1.0e-3"]),
         ("notebook: small.ipynb\ngrid: {alpha: [1.5]}", ["parameter alpha is 1.5", "at most 1"]),
@@ -229,22 +226,13 @@ def test_wrong_options_end_in_one_message(small: Path) -> None:
             "notebook: small.ipynb\ngrid: {pair: [family/pppo]}",
             ["unknown pair 'family/pppo'", "did you mean 'family/ppo'?"],
         ),
-        (
-            "notebook: small.ipynb\ngrid: {level: [haed]}",
-            ["parameter level is 'haed'", "did you mean 'head'?"],
-        ),
+        ("notebook: small.ipynb\ngrid: {level: [haed]}", ["parameter level is 'haed'", "did you mean 'head'?"]),
         ("notebook: small.ipynb\ngrid: {n: [1, 1]}", ["n lists '1' twice"]),
         ("notebook: small.ipynb\ngrid: {n: [1]}\nfixed: {n: 2}", ["n stands in grid and in fixed"]),
         ("notebook: small.ipynb\ngrid: {n: [1]}\ngrid: {n: [2]}", ["line 3", "'grid' is given twice"]),
-        (
-            "notebook: small.ipynb\ngrid: {n: [1, 2]}\nshare: [piar]",
-            ["share names 'piar'", "did you mean 'pair'?"],
-        ),
+        ("notebook: small.ipynb\ngrid: {n: [1, 2]}\nshare: [piar]", ["share names 'piar'", "did you mean 'pair'?"]),
         ("notebook: small.ipynb\ncells: [{n: 1}, {n: 1}]", ["the same cell twice"]),
-        (
-            "notebook: small.ipynb\ncells: [{n: 1}, {n: one}]",
-            ["cells, number 2: n", "parameter n is 'one' (str)"],
-        ),
+        ("notebook: small.ipynb\ncells: [{n: 1}, {n: one}]", ["cells, number 2: n", "parameter n is 'one' (str)"]),
         ("notebook: small.ipynb\ngrid: {n: [1]}\ntimeout: soon", ["timeout is the text 'soon'", "seconds"]),
         ("notebook: small.ipynb", ["has no cells"]),
     ],

@@ -1,4 +1,6 @@
-"""A sweep on a real Slurm: its cells are jobs that outlive it, are found again, move from a lost node, and end with a Ctrl-C."""
+"""A sweep on a real Slurm: its cells are jobs that outlive it, are found again, move from a lost node, and end with a
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ WAITING = [
     "import os, time\nfrom rlcircuits.lab.parameters import glue\n\n"
     "with open(store + '-journal.txt', 'a') as lines:\n    lines.write(f'{x} {os.getpid()}\\n')\n\n"
     "while not os.path.exists(store + '-open'):\n    time.sleep(0.1)",
-    "glue('square', x * x)\nglue('node', os.environ['SLURMD_NODENAME'])\nglue('threads', os.environ['OMP_NUM_THREADS'])",
+    "glue('square', x * x)\nglue('node', os.environ['SLURMD_NODENAME'])\nglue('threads', "
+    "os.environ['OMP_NUM_THREADS'])",
 ]
 
 
@@ -68,7 +71,9 @@ def kernels(folder: Path) -> list[int]:
 
 
 def test_jobs_of_a_killed_sweep_are_found_again(ours: Cluster, tmp_path: Path) -> None:
-    """The first cell of a group is a job, the other waits in the sweep; what outlives the sweep is waited for, not begun again."""
+    """The first cell of a group is a job, the other waits in the sweep; what outlives the sweep is waited for, not
+    begun again.
+    """
     file, out, before = waiting(tmp_path, xs=2, share=["store"]), tmp_path / "out", len(ours.jobs())
     options = ["--engine", "slurm", "--cpus-per-cell", "1", "--memory-per-cell", "100M", "--time-per-cell", "7"]
     first = start(file, out, *options, "--sbatch=--comment=ours --nice=3")
@@ -139,12 +144,15 @@ def test_what_slurm_refuses_is_said_in_a_line(ours: Cluster, tmp_path: Path, cap
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of commands in place of Slurm's: `squeue` prints the file ``queue``, `sbatch` fails as long as ``refuse`` is there."""
+    """A folder of commands in place of Slurm's: `squeue` prints the file ``queue``, `sbatch` fails as long as
+    ``refuse`` is there.
+    """
     bodies = dict.fromkeys(slurm.COMMANDS, "exit 0")
     bodies["squeue"] = f"cat {tmp_path}/queue"
     bodies["sbatch"] = (
         f'[ -e {tmp_path}/refuse ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}\n'
-        f'for word in "$@"; do case $word in --job-name=*) echo "9|RUNNING|${{word#*=}}" >> {tmp_path}/queue;; esac; done'
+        f'for word in "$@"; do case $word in --job-name=*) echo "9|RUNNING|${{word#*=}}" >> {tmp_path}/queue;; esac; '
+        "done"
     )
     (tmp_path / "bin").mkdir()
     for name, body in bodies.items():
@@ -205,7 +213,9 @@ def test_a_record_ends_a_cell_whatever_slurm_says(pretended: Path) -> None:
 
 
 def test_a_full_queue_is_waited_for(pretended: Path) -> None:
-    """A refusal while other cells run may be the limit of jobs a user may submit; the cell is handed over when there is room."""
+    """A refusal while other cells run may be the limit of jobs a user may submit; the cell is handed over when there is
+    room.
+    """
     made = engine(pretended)
     made.start(order(pretended, "one"))
     (pretended / "refuse").touch()

@@ -24,8 +24,8 @@ class Settings:
 
     Attributes:
         engine: one of `ENGINES`.
-        processes: cells at a time; by default as many as there are cores for here, as many as its resources allow on Ray, and 100
-            jobs on Slurm.
+        processes: cells at a time; by default as many as there are cores for here, as many as its resources allow on
+            Ray, and 100 jobs on Slurm.
         address: of a Ray cluster; one on this machine when None.
         gpus: per cell.
         cpus: per cell; by default an equal share of this machine's, and on a cluster one.
@@ -111,7 +111,8 @@ class Engine(Protocol):
     """Runs orders somewhere."""
 
     def resume(self, folder: Path, wanted: Callable[[Order], bool]) -> list[Order] | None:
-        """Take over, once and before the first start, what an earlier sweep in this folder began and its end did not end.
+        """Take over, once and before the first start, what an earlier sweep in this folder began and its end did not
+        end.
 
         Args:
             folder: of the sweep.

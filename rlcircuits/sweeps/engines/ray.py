@@ -1,10 +1,10 @@
 """The cells of a sweep as tasks of a Ray cluster.
 
 1. Without an address, a Ray of this machine alone is started, bound to 127.0.0.1, and ended with the sweep.
-2. Each cell is one task that asks for CPUs and, perhaps, GPUs. The task starts the cell's own process on its node, as the local
-   engine does, and waits for it; the process ends when its task's worker does.
-3. Results travel through the sweep's folder, which must lie on storage that all nodes share, under the same path. A task that
-   ended well but left no record there says so.
+2. Each cell is one task that asks for CPUs and, perhaps, GPUs. The task starts the cell's own process on its node, as
+   the local engine does, and waits for it; the process ends when its task's worker does.
+3. Results travel through the sweep's folder, which must lie on storage that all nodes share, under the same path. A
+   task that ended well but left no record there says so.
 4. Ray itself retries nothing: a lost worker or node is reported to the sweep, which decides.
 """
 
