@@ -20,41 +20,27 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import xarray as xr
 
 from rlcircuits import figures
 from rlcircuits.attribution import LEVELS
 from rlcircuits.errors import InputError, choose, require
-from rlcircuits.figures import NODE, node_of
 from rlcircuits.lab.jobs import NotStored, Report, Worker, make_at, make_effects, only_stored, skeleton
-from rlcircuits.lab.pictures import Dots, escaped, graph_svg, heatmap_svg, scatter_svg
+from rlcircuits.lab.markup import answers_html, edge_html, notes_html, saved_html, shorten, table_html
+from rlcircuits.lab.panels import KINDS, Shown, largest, layer_of, merged
+from rlcircuits.lab.parts import MAKE, levels_of, opened, pairs_of, part, question_of
+from rlcircuits.lab.pictures import escaped, graph_svg, heatmap_svg
+from rlcircuits.lab.views import CHOICES, FORMAT, checked_view, target, write
+from rlcircuits.lab.widgets import View, clicks, put
 
 MEAN = "mean of all problems"
 NO_EDGE = ("(choose one, or click it in a picture or the table)", "")
-KINDS = {"input": "input", "attention": "a", "MLP": "m", "logits": "logits"}
-FORMAT = 1
-LONGEST = 800
-"""Tokens of an answer that are shown one by one; the rest is counted."""
-ATTRIBUTE = "make them with rc.study(…) or rc.attribute(model, traces)"
-GENERATE = "make them with rc.study(…) or rlcircuits.answers.generation.generate(model, problems)"
-MAKE = {
-    "pairs": "the study holds no pair; make one with rc.study(pairs=[…], problems=…)",
-    "base_scores": f"no edge scores of the base; {ATTRIBUTE}",
-    "tuned_scores": f"no edge scores of the tuned model; {ATTRIBUTE}",
-    "base_answers": f"no answers of the base; {GENERATE}",
-    "tuned_answers": f"no answers of the tuned model; {GENERATE}",
-    "problems": "no problems, so no questions; make the study with rc.study(pairs=[…], problems=…)",
-    "tokenizer": "no tokenizer, so answers are shown whole; keep the base's checkpoint where the pair has it",
-}
 
 
 def explore(study: Any, view: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Any:
@@ -76,62 +62,6 @@ def explore(study: Any, view: str | os.PathLike[str] | Mapping[str, Any] | None 
     return Explorer(study, view).box
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the pictures show: the scores of one or two models, ready to be cut out of.
-
-    Attributes:
-        names: of the models.
-        arrays: their scores ``(sample, source, destination)``, aligned.
-        samples, sources, destinations: names.
-        means: the mean over samples of each, float64 ``(source, destination)``.
-    """
-
-    names: tuple[str, ...]
-    arrays: tuple[xr.DataArray, ...]
-    samples: tuple[str, ...]
-    sources: tuple[str, ...]
-    destinations: tuple[str, ...]
-    means: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of(cls, given: Mapping[str, xr.DataArray]) -> Shown:
-        """From scores by model.
-
-        Raises:
-            InputError: two models that cannot be paired.
-        """
-        arrays = [scores.transpose("sample", "source", "destination") for scores in given.values()]
-        if len(arrays) == 2:
-            arrays = list(figures.paired_shown(*arrays))
-        samples, sources, destinations = (
-            tuple(str(n) for n in arrays[0][dim].values) for dim in ("sample", "source", "destination")
-        )
-        means = tuple(a.values.sum(axis=0, dtype=np.float64) / max(1, a.sizes["sample"]) for a in arrays)
-        return cls(tuple(given), tuple(arrays), samples, sources, destinations, means)
-
-    def panels(self, sample: str | None) -> dict[str, np.ndarray]:
-        """Matrices by name, float64 ``(source, destination)``: each model, and with two their difference."""
-        if sample is None:
-            matrices = list(self.means)
-        else:
-            matrices = [a.values[self.samples.index(sample)].astype(np.float64) for a in self.arrays]
-        found = dict(zip(self.names, matrices, strict=True))
-        if len(matrices) == 2:
-            found[f"{self.names[1]} − {self.names[0]}"] = matrices[1] - matrices[0]
-        return found
-
-    def of_edge(self, edge: str) -> list[np.ndarray]:
-        """Each model's scores of one edge, ``(sample,)``; none where the edge is not in this graph."""
-        source, _, destination = edge.partition("->")
-        if source not in self.sources or destination not in self.destinations:
-            return []
-        at = self.sources.index(source), self.destinations.index(destination)
-        if not np.isfinite(self.means[0][at]):
-            return []
-        return [a.values[:, at[0], at[1]].astype(np.float64) for a in self.arrays]
-
-
 class Explorer:
     """The explorer's controls and views; changing a control's ``value`` redraws, with or without a browser.
 
@@ -148,8 +78,8 @@ class Explorer:
     """
 
     def __init__(self, study: Any, view: Any = None) -> None:
-        self.study, trouble = _opened(study)
-        self.pairs = _pairs(self.study)
+        self.study, trouble = opened(study)
+        self.pairs = pairs_of(self.study)
         # Loading a tokenizer takes a second, which the first answer shown should not wait for.
         threading.Thread(target=self._load_tokenizers, daemon=True).start()
         self.worker = Worker()
@@ -163,7 +93,7 @@ class Explorer:
         self.box.explorer = self
         self.box.add_class("rlc-explorer")
         if not self.pairs:
-            self.message.value = _notes([trouble or MAKE["pairs"]])
+            self.message.value = notes_html([trouble or MAKE["pairs"]])
             return
         self._on_pair()
         self._listen()
@@ -256,7 +186,7 @@ class Explorer:
     def _load_tokenizers(self) -> None:
         for pair in list(self.pairs.values()):
             try:
-                _part(pair, "tokenizer")
+                part(pair, "tokenizer")
             except Exception:  # it is loaded again, and the reason told, when an answer is shown
                 return
 
@@ -265,22 +195,22 @@ class Explorer:
     def _on_pair(self, _change: Any = None) -> None:
         """Fill the controls with what the chosen pair has, then draw."""
         pair = self.pairs[self.pair.value]
-        scores = [s for s in (_part(pair, "base_scores")[0], _part(pair, "tuned_scores")[0]) if s is not None]
+        scores = [s for s in (part(pair, "base_scores")[0], part(pair, "tuned_scores")[0]) if s is not None]
         scored = [str(i) for i in scores[0]["sample"].values] if scores else []
-        answered = [_part(pair, side)[0] or {} for side in ("base_answers", "tuned_answers")]
+        answered = [part(pair, side)[0] or {} for side in ("base_answers", "tuned_answers")]
         others = [i for i in dict.fromkeys(str(i) for a in answered for i in a) if i not in set(scored)]
-        questions = _part(pair, "problems")[0]
+        questions = part(pair, "problems")[0]
         self._drawing = True
         try:
             kept, level, all_layers = self.problem.value, self.level.value, self.layers.value == (0, self.layers.max)
-            options = [(_shorten(f"{i}: {_question(questions, i)}"), i) for i in scored]
-            options += [(_shorten(f"{i} (not selected): {_question(questions, i)}"), i) for i in others]
+            options = [(shorten(f"{i}: {question_of(questions, i)}"), i) for i in scored]
+            options += [(shorten(f"{i} (not selected): {question_of(questions, i)}"), i) for i in others]
             self.problem.options = [(MEAN, MEAN), *options]
             self.problem.value = kept if kept in [i for _, i in options] else MEAN
-            own = _levels(scores[0]) if scores else ["block"]
+            own = levels_of(scores[0]) if scores else ["block"]
             self.level.options = list(dict.fromkeys([*own, *(LEVELS if self._computes else ())]))
             self.level.value = level if self._started and level in self.level.options else own[0]
-            last = max((_layer(n) for n in scores[0]["source"].values), default=0) if scores else 0
+            last = max((layer_of(n) for n in scores[0]["source"].values), default=0) if scores else 0
             low, high = self.layers.value
             self.layers.max = max(last, 0)
             self.layers.value = (
@@ -311,7 +241,7 @@ class Explorer:
             self._clear()
             notes.append(str(error))
             self._draw_answers(self.pairs[self.pair.value], notes)
-        _put(self.message, _notes(notes))
+        put(self.message, notes_html(notes))
 
     def _key(self) -> tuple[str, str, float]:
         return self.pair.value, self.level.value, float(self.alpha.value)
@@ -320,9 +250,9 @@ class Explorer:
         """The chosen pair at the chosen level and α; None, and a note, where that is being computed or cannot be had."""
         name, level, alpha = self._key()
         own = self.pairs[name]
-        scores = next((s for s in (_part(own, "base_scores")[0], _part(own, "tuned_scores")[0]) if s is not None), None)
+        scores = next((s for s in (part(own, "base_scores")[0], part(own, "tuned_scores")[0]) if s is not None), None)
         same = not self._computes or alpha == self.study.alpha
-        if same and (scores is None or level in _levels(scores)):
+        if same and (scores is None or level in levels_of(scores)):
             return own
         key = (name, level, alpha)
         if key not in self._others and key not in self._asked:
@@ -342,12 +272,12 @@ class Explorer:
     def _prepare(self, pair: Any, notes: list[str]) -> Shown | None:
         given = {}
         for name in ("base_scores", "tuned_scores"):
-            scores, note = _part(pair, name)
+            scores, note = part(pair, name)
             if scores is None:
                 notes.append(note)
             else:
                 level = self.level.value
-                merge = level != str(scores.attrs.get("level", "block")) and level in _levels(scores)
+                merge = level != str(scores.attrs.get("level", "block")) and level in levels_of(scores)
                 given[name.removesuffix("_scores")] = merged(scores) if merge else scores
         if not given:
             return None
@@ -362,17 +292,21 @@ class Explorer:
         self.graph.clear()
         self.heatmap.clear()
         for place in (self.largest, self.one_edge):
-            _put(place, "")
+            put(place, "")
 
     def _draw_answers(self, pair: Any, notes: list[str]) -> None:
         key = (id(pair), self.problem.value)
-        if key not in self._texts:
-            missing: list[str] = []
-            text = _answers_html(pair, self.problem.value, missing)
-            notes += missing
-            if not missing:
-                self._texts[key] = text
-        _put(self.answers, self._texts[key] if key in self._texts else text)
+        if self.problem.value == MEAN:
+            self._texts[key] = ""
+        if key in self._texts:
+            put(self.answers, self._texts[key])
+            return
+        missing: list[str] = []
+        text = answers_html(pair, self.problem.value, missing)
+        notes += missing
+        if not missing:
+            self._texts[key] = text
+        put(self.answers, text)
 
     def _draw_scores(self, pair: Any, notes: list[str]) -> None:
         shown = None if pair is None else self._prepare(pair, notes)
@@ -383,9 +317,9 @@ class Explorer:
         if shown is None:
             self._clear()
             return
-        keep = self._kept(shown)
+        keep = shown.kept(self.layers.value, self.sources.value, self.destinations.value)
         panels = {name: np.where(keep, matrix, np.nan) for name, matrix in shown.panels(sample).items()}
-        table = _largest(panels, shown.sources, shown.destinations)
+        table = largest(panels, shown.sources, shown.destinations)
         self._fill_edges(table, shown)
         chosen = self.edge.value
         names: dict[str, Any] = {"sample": sample, "names": shown.names}
@@ -393,29 +327,11 @@ class Explorer:
         k = self.k.value
         self.graph.show(
             graph_svg(panels, *nodes, k, chosen),
-            lambda: figures.residual_graph(*self._filtered(shown, keep), k=k, **names),
+            lambda: figures.residual_graph(*shown.where(keep), k=k, **names),
         )
-        _put(self.largest, _table_html(table.head(10), two=len(shown.arrays) == 2, chosen=chosen))
+        put(self.largest, table_html(table.head(10), two=len(shown.arrays) == 2, chosen=chosen))
         self._draw_edge(pair, shown, sample, notes)
-        self.heatmap.show(
-            heatmap_svg(panels, *nodes, chosen), lambda: figures.adjacency(*self._filtered(shown, keep), **names)
-        )
-
-    def _filtered(self, shown: Shown, keep: np.ndarray) -> tuple[xr.DataArray, xr.DataArray | None]:
-        first, *second = (array.where(xr.DataArray(keep, dims=("source", "destination"))) for array in shown.arrays)
-        return first, second[0] if second else None
-
-    def _kept(self, shown: Shown) -> np.ndarray:
-        """Which edges the layers and kinds chosen leave, bool ``(source, destination)``."""
-        low, high = self.layers.value
-        sides = []
-        for names, kind in ((shown.sources, self.sources.value), (shown.destinations, self.destinations.value)):
-            keep = [
-                (kind == "all" or _kind(n) == KINDS[kind]) and (_layer(n) < 0 or low <= _layer(n) <= high)
-                for n in names
-            ]
-            sides.append(np.array(keep, bool))
-        return sides[0][:, None] & sides[1][None, :]
+        self.heatmap.show(heatmap_svg(panels, *nodes, chosen), lambda: figures.adjacency(*shown.where(keep), **names))
 
     def _fill_edges(self, table: pd.DataFrame, shown: Shown) -> None:
         """Offer the edges that differ most, and keep the one that is chosen while the graph has it."""
@@ -439,31 +355,10 @@ class Explorer:
         edge = self.edge.value
         scores = shown.of_edge(edge) if edge else []
         if not scores:
-            _put(self.one_edge, "")
+            put(self.one_edge, "")
             return
         effects = self._exact_effects(pair, shown, edge, notes) if self.exact.value else None
-        pictures = []
-        if len(scores) == 2:
-            dots = [Dots("problems", scores[0], scores[1], shown.samples)]
-            pictures.append(
-                scatter_svg(dots, f"{edge}: score on each problem", "base (nats)", "tuned (nats)", "no change", sample)
-            )
-        if effects is not None:
-            dots = [
-                Dots(name, values, effects[name].to_numpy(float), shown.samples)
-                for name, values in zip(shown.names, scores, strict=True)
-            ]
-            pictures.append(
-                scatter_svg(
-                    dots,
-                    "What removing it really does",
-                    "score (nats)",
-                    "loss without it − loss (nats)",
-                    "exact = score",
-                    sample,
-                )
-            )
-        _put(self.one_edge, _edge_html(edge, shown, scores, effects, sample, pictures))
+        put(self.one_edge, edge_html(edge, shown, scores, effects, sample))
 
     def _exact_effects(self, pair: Any, shown: Shown, edge: str, notes: list[str]) -> pd.DataFrame | None:
         """Exact effects of an edge by problem; None, and a note, while they are computed or cannot be."""
@@ -530,7 +425,7 @@ class Explorer:
 
     def view(self) -> dict[str, Any]:
         """The choices, as JSON values."""
-        values = {name: getattr(self, name).value for name in _VIEW}
+        values = {name: getattr(self, name).value for name in CHOICES}
         return {"rlcircuits view": FORMAT, **values, "layers": list(self.layers.value)}
 
     def open(self, view: str | os.PathLike[str] | Mapping[str, Any]) -> None:
@@ -539,7 +434,7 @@ class Explorer:
         Raises:
             InputError: no view, or one that does not fit this study.
         """
-        choices = _checked_view(view)
+        choices = checked_view(view)
         choose("pair", choices["pair"], self.pairs)
         self.pair.value = choices["pair"]
         choose("problem", choices["problem"], [value for _, value in self.problem.options])
@@ -551,7 +446,7 @@ class Explorer:
             )
         self._drawing = True
         try:
-            for name in _VIEW:
+            for name in CHOICES:
                 if name not in ("pair", "edge"):
                     getattr(self, name).value = tuple(choices[name]) if name == "layers" else choices[name]
             if choices["edge"]:
@@ -567,9 +462,9 @@ class Explorer:
         Raises:
             InputError: another suffix, or it cannot be written.
         """
-        path = _target(file, (".json",))
-        _written(path, json.dumps(self.view(), indent=1, ensure_ascii=False) + "\n")
-        self.saved.value = _said_saved(path, f"open it with rc.explore(study, view={str(path)!r})")
+        path = target(file, (".json",))
+        write(path, json.dumps(self.view(), indent=1, ensure_ascii=False) + "\n")
+        self.saved.value = saved_html(path, f"open it with rc.explore(study, view={str(path)!r})")
         return path
 
     def export(self, file: str | os.PathLike[str]) -> Path:
@@ -578,16 +473,16 @@ class Explorer:
         Raises:
             InputError: nothing is shown, another suffix, no kaleido or browser, or it cannot be written.
         """
-        path = _target(file, (".svg", ".html", ".png", ".pdf"))
+        path = target(file, (".svg", ".html", ".png", ".pdf"))
         if not self.graph.svg:
             raise InputError("no graph is shown, so there is none to save; choose a problem that has scores")
         if path.suffix == ".svg":
-            _written(path, self.graph.svg)
+            write(path, self.graph.svg)
         else:
             from rlcircuits.lab.display import export
 
             export(self.graph.figure, path)
-        self.saved.value = _said_saved(path, "")
+        self.saved.value = saved_html(path, "")
         return path
 
     def _try(self, action: Any) -> None:
@@ -595,370 +490,4 @@ class Explorer:
         try:
             action()
         except InputError as error:
-            self.saved.value = _notes([str(error)])
-
-
-_VIEW = ("pair", "problem", "level", "alpha", "k", "layers", "sources", "destinations", "edge", "exact")
-_CLICKS = """
-export default { render({ model, el }) {
-  // A click, or Enter, on anything within this explorer that stands for an edge.
-  const heard = (event) => {
-    const place = event.target.closest && event.target.closest("[data-edge]");
-    const box = el.closest(".rlc-explorer");
-    if (!place || !box || !box.contains(place)) return;
-    if (event.type === "keydown" && event.key !== "Enter" && event.key !== " ") return;
-    if (event.type === "keydown") event.preventDefault();
-    model.set("picked", { edge: place.dataset.edge, at: Date.now() });
-    model.save_changes();
-  };
-  document.addEventListener("click", heard);
-  document.addEventListener("keydown", heard);
-  return () => { document.removeEventListener("click", heard); document.removeEventListener("keydown", heard); };
-} };
-"""
-
-
-def clicks() -> Any:
-    """An invisible widget that tells which edge was clicked; None where anywidget is not installed (the list of edges remains)."""
-    try:
-        import anywidget
-        import traitlets
-    except ImportError:
-        return None
-
-    class Clicks(anywidget.AnyWidget):
-        """``picked``: the edge last clicked, and when."""
-
-        _esm = _CLICKS
-        picked = traitlets.Dict().tag(sync=True)
-
-    return Clicks()
-
-
-class View:
-    """A place for a picture.
-
-    Attributes:
-        widget: to put into the page.
-        svg: the picture shown, empty when there is none.
-    """
-
-    def __init__(self) -> None:
-        import ipywidgets
-
-        self.svg = ""
-        self._figure: Any = None
-        self.widget = ipywidgets.HTML()
-
-    @property
-    def figure(self) -> go.Figure | None:
-        """The same as a plotly figure, for saving; None when there is none."""
-        return None if self._figure is None else self._figure()
-
-    def show(self, svg: str, figure: Any) -> None:
-        """Replace what is shown; `figure` makes the plotly figure when it is asked for."""
-        self.svg, self._figure = svg, figure
-        _put(self.widget, svg)
-
-    def clear(self) -> None:
-        """Show nothing."""
-        self.svg, self._figure = "", None
-        _put(self.widget, "")
-
-
-def _put(widget: Any, text: str) -> None:
-    if widget.value != text:
-        widget.value = text
-
-
-def largest_differences(
-    base: xr.DataArray,
-    tuned: xr.DataArray | None = None,
-    sample: str | None = None,
-    names: Sequence[str] = ("base", "tuned"),
-    n: int = 10,
-) -> pd.DataFrame:
-    """The `n` edges that differ most between tuned and base, or the strongest of one model.
-
-    Returns:
-        A column ``edge``, one for each model under its name and, with two, ``difference`` (second − first),
-        in nats, largest |difference| first; of one problem, or of the mean over problems.
-
-    Raises:
-        InputError: an unknown problem, or two models that cannot be paired.
-    """
-    return _largest(*figures.panels_of(base, tuned, sample, names), n)
-
-
-def _largest(
-    matrices: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str], n: int = 50
-) -> pd.DataFrame:
-    values = list(matrices.values())
-    rows, columns = np.nonzero(np.isfinite(values[-1]))
-    order = np.argsort(-np.abs(values[-1][rows, columns]), kind="stable")[:n]
-    rows, columns = rows[order], columns[order]
-    table: dict[str, Any] = {
-        "edge": [f"{sources[int(i)]}->{destinations[int(j)]}" for i, j in zip(rows, columns, strict=True)]
-    }
-    for name, matrix in zip([*list(matrices)[:2], "difference"], values, strict=False):
-        table[name] = matrix[rows, columns]
-    return pd.DataFrame(table)
-
-
-def merged(scores: xr.DataArray) -> xr.DataArray:
-    """Scores at level ``block`` from those at level ``qkv``: an attention's is the sum of its q, k and v.
-
-    Exact, as the gradient at the attention's input is the sum of the gradients through its three readers.
-    """
-    nodes = [node_of(str(n)) for n in scores["destination"].values]
-    names = list(dict.fromkeys(nodes))
-    scores = scores.transpose("sample", "source", "destination")
-    parts = [scores.values[:, :, [i for i, n in enumerate(nodes) if n == name]].sum(axis=2) for name in names]
-    coords = {"sample": scores["sample"].values, "source": scores["source"].values, "destination": names}
-    return xr.DataArray(
-        np.stack(parts, axis=2),
-        dims=scores.dims,
-        coords=coords,
-        name=scores.name,
-        attrs={**scores.attrs, "level": "block"},
-    )
-
-
-# --- parts of a study -----------------------------------------------------------------------------
-
-
-def _pairs(study: Any) -> dict[str, Any]:
-    """The study's pairs by name; none where there is nothing to show."""
-    pairs = getattr(study, "pairs", None)
-    if isinstance(pairs, Mapping):
-        return {str(name): pair for name, pair in pairs.items()}
-    if any(getattr(study, name, None) is not None for name in ("base_scores", "tuned_scores", "base_answers")):
-        return {str(getattr(getattr(study, "pair", None), "name", "pair")): study}
-    if isinstance(study, xr.DataArray):
-        return {str(study.attrs.get("model", "scores")): SimpleNamespace(base_scores=study)}
-    return {}
-
-
-def _opened(study: Any) -> tuple[Any, str]:
-    """The study, from a path too; None, and what is wrong, where there is none."""
-    if not isinstance(study, (str, os.PathLike)):
-        return study, ""
-    from rlcircuits.storage import load_scores
-
-    path = Path(study).expanduser()
-    files = {f"{side}_scores": path / f"{side}.nc" for side in ("base", "tuned")}
-    found = {name: file for name, file in files.items() if file.is_file()}
-    if not found:
-        there = "is no folder" if not path.is_dir() else "holds neither base.nc nor tuned.nc"
-        return None, (
-            f"no study at {str(path)!r}: it {there}. Give a folder that `rlcircuits attribute --out` wrote, or a study: "
-            "rc.explore(rc.study(pairs=[…], problems=…))"
-        )
-    try:
-        return SimpleNamespace(pairs={path.name: SimpleNamespace(**{n: load_scores(f) for n, f in found.items()})}), ""
-    except InputError as error:
-        return None, str(error)
-
-
-def _part(pair: Any, name: str) -> tuple[Any, str]:
-    """An attribute of the pair, or None and how to make it."""
-    try:
-        value = getattr(pair, name, None)
-    except (InputError, OSError) as error:
-        return None, f"{MAKE[name]} ({error})"
-    return (None, MAKE[name]) if value is None else (value, "")
-
-
-def _problem(problems: Any, problem: str) -> Any:
-    """The problem with this id, from a mapping or a problem set."""
-    if isinstance(problems, Mapping):
-        return problems.get(problem)
-    return next((p for p in problems or () if str(getattr(p, "id", None)) == problem), None)
-
-
-def _question(problems: Any, problem: str) -> str:
-    return str(getattr(_problem(problems, problem), "question", ""))
-
-
-def _shorten(text: str, length: int = 80) -> str:
-    text = " ".join(text.split()).removesuffix(":")
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _levels(scores: xr.DataArray) -> list[str]:
-    """Levels that can be shown: that of the scores, and what they sum to."""
-    level = str(scores.attrs.get("level", "block"))
-    return ["qkv", "block"] if level == "qkv" else [level]
-
-
-def _layer(name: object) -> int:
-    """Layer of a source or destination; −1 for the input, the logits and names that have none."""
-    found = NODE.fullmatch(node_of(str(name)))
-    return int(found["layer"]) if found and found["layer"] else -1
-
-
-def _kind(name: str) -> str:
-    found = NODE.fullmatch(node_of(name))
-    return (found["kind"] or found[0]) if found else ""
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def _notes(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{escaped(note)}</li>" for note in dict.fromkeys(notes))
-    return f'<ul class="mathjax_ignore" style="color:#8a3b00">{items}</ul>' if items else ""
-
-
-def _answers_html(pair: Any, problem: str, notes: list[str]) -> str:
-    """The question, the reference and both answers token by token."""
-    if problem == MEAN:
-        return ""
-    parts = []
-    problems, note = _part(pair, "problems")
-    found = _problem(problems, problem)
-    if found is not None:
-        parts.append(f"<p><b>{escaped(found.question)}</b><br>reference: {escaped(found.reference)}</p>")
-    elif problems is None:
-        notes.append(note)
-    tokenizer, note = _part(pair, "tokenizer")
-    if tokenizer is None:
-        notes.append(note)
-    cut = getattr(getattr(pair, "selection", None), "t_cut", None)
-    for side in ("base", "tuned"):
-        answers, note = _part(pair, f"{side}_answers")
-        if answers is None:
-            notes.append(note)
-        elif (answer := answers.get(problem)) is None:
-            notes.append(
-                f"no answer of the {side} model to {problem}; make it with rlcircuits.answers.generation.generate(…)"
-            )
-        else:
-            losses = (getattr(pair, f"{side}_losses", None) or {}).get(problem)
-            parts.append(_answer_html(side, answer, tokenizer, cut, losses))
-    return f'<div class="mathjax_ignore tex2jax_ignore" style="line-height:1.9">{"".join(parts)}</div>'
-
-
-def _answer_html(side: str, answer: Any, tokenizer: Any, cut: int | None, losses: Sequence[float] | None) -> str:
-    verdict = "correct" if answer.correct else "wrong"
-    if tokenizer is None:
-        return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
-    ids = list(answer.answer)
-    spans = []
-    for position, token in enumerate(ids[:LONGEST]):
-        scored = cut is None or position < cut
-        loss = losses[position] if losses is not None and position < len(losses) else None
-        title = f"token {position + 1}, id {token}" + (f", loss {loss:.3g} nats" if loss is not None else "")
-        shade = "#ffe3a3" if scored else "#f0f0f0"
-        if loss is not None:
-            shade = f"rgba(230,159,0,{min(1.0, max(0.0, float(loss)) / 3):.2f})"
-        border = "border-bottom:2px solid #0072B2;" if scored else ""
-        spans.append(
-            f'<span title="{escaped(title)}" style="background:{shade};{border}padding:1px 4px;margin:1px;'
-            f'white-space:pre">{escaped(tokenizer.decode([token]))}</span>'
-        )
-    if len(ids) > LONGEST:
-        spans.append(f"… {len(ids) - LONGEST:,} more")
-    scored_tokens = f", first {min(cut, len(ids))} scored" if cut is not None else ""
-    return f"<p><b>{side}</b> ({verdict}, {len(ids)} tokens{scored_tokens}): {' '.join(spans)}</p>"
-
-
-def _table_html(table: pd.DataFrame, two: bool, chosen: str = "") -> str:
-    if table.empty:
-        return "<p>No edge is left by the layers and kinds chosen.</p>"
-    title = "Largest differences (nats); click an edge" if two else "Strongest edges (nats); click one"
-    head = "".join(f"<th style='padding:0 10px;text-align:right'>{escaped(c)}</th>" for c in table.columns)
-    rows = "".join(
-        f'<tr data-edge="{escaped(row[0])}" tabindex="0" style="cursor:pointer{";background:#ffe3a3" if row[0] == chosen else ""}">'
-        + "".join(
-            f"<td style='padding:0 10px;text-align:right;white-space:nowrap'>{escaped(cell)}</td>"
-            for cell in (v if isinstance(v, str) else f"{v:.3g}" for v in row)
-        )
-        + "</tr>"
-        for row in table.itertuples(index=False)
-    )
-    return f'<p><b>{title}</b></p><table class="mathjax_ignore tex2jax_ignore"><tr>{head}</tr>{rows}</table>'
-
-
-def _edge_html(
-    edge: str,
-    shown: Shown,
-    scores: Sequence[np.ndarray],
-    effects: pd.DataFrame | None,
-    sample: str | None,
-    pictures: Sequence[str],
-) -> str:
-    """One edge in numbers and pictures."""
-    rows = []
-    for name, values in zip(shown.names, scores, strict=True):
-        said = f"{name}: score {values.mean():.3g} nats on average over {len(values)} problems"
-        if sample is not None:
-            said += f", {values[shown.samples.index(sample)]:.3g} on this one"
-        if effects is not None:
-            exact = effects[name].to_numpy(float)
-            said += f"; exactly {np.nanmean(exact):.3g}"
-            if sample is not None:
-                said += f", {exact[shown.samples.index(sample)]:.3g} on this one"
-        rows.append(f"<li>{escaped(said)}</li>")
-    head = f"<p><b>Edge {escaped(edge)}</b></p><ul>{''.join(rows)}</ul>"
-    return f'<div class="mathjax_ignore tex2jax_ignore">{head}{"".join(pictures)}</div>'
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
-    path = Path(file).expanduser()
-    if path.suffix not in suffixes:
-        raise InputError(f"cannot save to {str(file)!r}: expected a file name that ends in {' or '.join(suffixes)}")
-    return path
-
-
-def _written(path: Path, text: str) -> None:
-    from rlcircuits.storage import written
-
-    with written(path) as temporary:
-        temporary.write_text(text, "utf-8")
-
-
-def _said_saved(path: Path, more: str) -> str:
-    return f'<span class="mathjax_ignore">saved: {escaped(path)}{escaped("; " + more if more else "")}</span>'
-
-
-def _checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The choices of a saved view, each of its type.
-
-    Raises:
-        InputError: naming what is wrong.
-    """
-    where = "the view"
-    if not isinstance(view, Mapping):
-        path = Path(view).expanduser()
-        where = f"the view {str(path)!r}"
-        try:
-            view = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"no view at {str(path)!r} ({error.strerror}): expected a file that the explorer saved"
-            ) from None
-        except ValueError as error:
-            raise InputError(f"{where} cannot be read ({error}): expected a file that the explorer saved") from None
-    if not isinstance(view, Mapping) or view.get("rlcircuits view") != FORMAT:
-        raise InputError(f'{where} is none: expected a file that the explorer saved, with "rlcircuits view": {FORMAT}')
-    for name in view:
-        choose(f"choice in {where}:", name, ("rlcircuits view", *_VIEW))
-    kinds: dict[str, Any] = {"alpha": (int, float), "k": int, "layers": list, "exact": bool}
-    for name in _VIEW:
-        kind = kinds.get(name, str)
-        if not isinstance(view.get(name), kind):
-            raise InputError(f"{where}: {name} is {view.get(name)!r}, expected {getattr(kind, '__name__', 'a number')}")
-    if len(view["layers"]) != 2 or not all(isinstance(n, int) for n in view["layers"]):
-        raise InputError(f"{where}: layers is {view['layers']!r}, expected the first and the last")
-    kinds_of = ("all", *KINDS)
-    for name in ("sources", "destinations"):
-        choose(f"kind of {name} in {where}:", view[name], kinds_of)
-    if not 0.001 <= view["alpha"] <= 1 or view["k"] < 1:
-        raise InputError(
-            f"{where}: alpha is {view['alpha']}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1"
-        )
-    return dict(view)
+            self.saved.value = notes_html([str(error)])

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from rlcircuits.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -298,23 +300,14 @@ def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:
 
 
 def _is(value: object, kind: Any) -> bool:
-    """isinstance for the types of parameters: int is a float, bool is neither; knows list[str] and unions."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is(value, part) for part in arguments)
-    if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(_is(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_is(k, arguments[0]) and _is(v, arguments[1]) for k, v in value.items())
-    if kind is None or kind is types.NoneType:
-        return value is None
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (list, tuple):
-        return isinstance(value, list | tuple)
-    return isinstance(value, kind)
+    """Whether a value is of a type, as pydantic's strict mode has it: int is a float, bool is neither. A tuple may stand for a list."""
+    try:
+        TypeAdapter(list if kind is tuple else kind).validate_python(
+            list(value) if isinstance(value, tuple) else value, strict=True
+        )
+    except ValidationError:
+        return False
+    return True
 
 
 def _words(kind: Any) -> str:

@@ -16,7 +16,8 @@ import xarray as xr
 
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.errors import InputError
-from rlcircuits.lab.explorer import MEAN, Shown, explore, largest_differences, merged
+from rlcircuits.lab.explorer import MEAN, explore
+from rlcircuits.lab.panels import Shown, largest_differences, merged
 from rlcircuits.lab.pictures import Dots, graph_svg, heatmap_svg, png, scatter_svg
 from rlcircuits.metrics import definitions as metrics
 from tests.fixtures.waiting import until
