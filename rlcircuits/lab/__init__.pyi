@@ -2,7 +2,6 @@ from .display import comparison as comparison
 from .display import digits as digits
 from .display import show as show
 from .explorer import explore as explore
-from .explorer import largest_differences as largest_differences
 from .inputs import chosen_pair as chosen_pair
 from .inputs import chosen_problems as chosen_problems
 from .inputs import known_pair as known_pair
