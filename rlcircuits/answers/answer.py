@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers.problems import ProblemSet, grade
+from rlcircuits.answers.problems import ProblemSet, verdict
 from rlcircuits.attribution import Trace
 from rlcircuits.errors import InputError
 from rlcircuits.storage import written
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_FIELDS = {"problem": str, "prompt": list, "answer": list, "text": str, "correct": bool, "finished": bool}
+_FIELDS = {
+    "problem": str,
+    "prompt": list,
+    "answer": list,
+    "text": str,
+    "correct": bool,
+    "finished": bool,
+    "strict": bool,
+}
 
 
 class SpecialTokens(UserWarning):
@@ -42,8 +50,9 @@ class Answer:
         prompt: token ids of the prompt, without padding.
         answer: token ids as generated, without the final end-of-sequence token and without padding; may be empty.
         text: the answer decoded, special tokens left out; what was graded.
-        correct: the grader's verdict.
+        correct: the grader's verdict: the text states the right answer.
         finished: whether the model ended the answer itself, rather than being stopped at the longest answer allowed.
+        strict: it is correct and states so in a form made for it (boxed, after ``####``, "the answer is"), see `rlcircuits.answers.grading`.
     """
 
     problem: str
@@ -52,6 +61,7 @@ class Answer:
     text: str
     correct: bool
     finished: bool
+    strict: bool
 
     def __post_init__(self) -> None:
         for name in ("prompt", "answer"):
@@ -128,7 +138,8 @@ def answer_of(
     """An answer from its token ids: decoded and graded. `index` is that of the problem."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     problem = problems[index]
-    return Answer(problem.id, prompt, tuple(ids), text, grade(problems, problem, text), finished)
+    correct, strict = verdict(problems, problem, text)
+    return Answer(problem.id, prompt, tuple(ids), text, correct, finished, strict)
 
 
 def save_answers(answers: Sequence[Answer], file: str | os.PathLike[str]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 
-ANSWERS = Step("answers", 1, also=("rlcircuits.models.outline",))
+ANSWERS = Step("answers", 2, also=("rlcircuits.models.outline",))
 #: an answer in a journal: a row whose token is `_ENDED` or `_STOPPED`, then a row for each of its tokens
 _ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
 _STOPPED, _ENDED = -1, -2

@@ -1,12 +1,14 @@
-r"""What a text states as its answer, and whether that is the reference.
+r"""Whether what a text states as its answer is the reference.
 
 1. An extractor says what of a reference is the answer: what it states, or only a ``\boxed{…}``, or only what follows ``####``, or
    all of it.
-2. A grader compares what a text *states* as its answer with what the reference states:
+2. A grader compares what a text states with that, and says whether it is right and, strictly, whether it is right **and** stated in a
+   form made for it. The two side by side tell a gain in form from a gain in reasoning:
 
-   - ``"final"``: what follows the last ``#``, exactly; numbers as exact rationals (``1,200`` = ``1200``, ``0.5`` = ``1/2``).
-   - ``"math"``: the content of the last ``\boxed{…}``, else the line after the last ``####``, else what follows words such as "the
-     answer is"; equal as text, or as mathematics by math-verify. A number that merely passes by is no answer.
+   - ``"final"``: what follows the last ``#``, exactly; numbers as exact rationals (``1,200`` = ``1200``, ``0.5`` = ``1/2``). Strict by
+     itself.
+   - ``"math"``: what `rlcircuits.answers.extraction` finds. Numbers are equal as rationals, whatever their units, currency or
+     separators, and a percentage equals its number and its hundredth; all else is equal as text, or as mathematics by math-verify.
 """
 
 from __future__ import annotations
@@ -16,9 +18,22 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
+from rlcircuits.answers.extraction import after_hashes, boxed, spelt, stated, value
 from rlcircuits.errors import InputError
+
+
+class Verdict(NamedTuple):
+    """What a grader says of a text.
+
+    Attributes:
+        correct: what it states is the reference, wherever it states it.
+        strict: and it states it in a form made for it.
+    """
+
+    correct: bool
+    strict: bool
 
 
 def grade_final(reference: str, text: str) -> bool:
@@ -37,22 +52,37 @@ def grade_final(reference: str, text: str) -> bool:
     return numbers[0] == numbers[1] if None not in numbers else stated == expected
 
 
-def grade_math(reference: str, text: str) -> bool:
-    r"""Whether `text` states the reference or something mathematically equal to it.
+def grade_math(reference: str, text: str) -> Verdict:
+    r"""Whether `text` states the reference or something equal to it, see above.
 
-    What a text states is the content of its last ``\boxed{…}``, else the line after its last ``####``, else what math-verify finds
-    after words such as "the answer is". A reference that states nothing in these ways is all answer. Equality is that of
-    math-verify (https://github.com/huggingface/Math-Verify), which gives up after 5 seconds and then counts as unequal.
+    A reference that states nothing in a marked form is all answer. math-verify (https://github.com/huggingface/Math-Verify)
+    gives up after 5 seconds; then it counts as unequal.
 
     Raises:
-        InputError: math-verify is not installed.
+        InputError: math-verify is needed and not installed.
     """
-    parse_answer = _math_verify()
-    expected = _unwrapped(stated_answer(reference) or reference)
-    stated = stated_answer(text)
-    if stated is not None and _unwrapped(stated) == expected:
-        return True
-    return parse_answer(expected, stated, text)
+    expected, found = stated_answer(reference) or reference, stated(text)
+    if spelt(text) == spelt(expected):  # nothing else is said
+        return Verdict(True, True)
+    correct = found is not None and _equal(expected, found.text)
+    return Verdict(correct, correct and found.marked)
+
+
+def _equal(expected: str, found: str) -> bool:
+    expected, found = spelt(expected), spelt(found)
+    if "=" not in expected:
+        found = found.rpartition("=")[2].strip()
+    if expected == found or (len(found) == 3 and expected == found[1:-1] and found[0] + found[2] == "()"):
+        return bool(found)
+    numbers = value(expected), value(found)
+    if None in numbers:
+        return _math_verify()(expected, found)
+    (wanted, percent), (given, also) = numbers
+    return (
+        wanted == given
+        or (also and not percent and wanted == given / 100)
+        or (percent and not also and wanted / 100 == given)
+    )
 
 
 def stated_answer(text: str) -> str | None:
@@ -61,31 +91,22 @@ def stated_answer(text: str) -> str | None:
     >>> stated_answer(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    boxed = _boxed(text)
-    return _after_hashes(text) if boxed is None else boxed
-
-
-def _boxed(text: str) -> str | None:
-    for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
-        depth = 1
-        for i, character in enumerate(text[start:], start):
-            escaped = text[i - 1] == "\\" and text[i - 2] != "\\"
-            depth += 0 if escaped else {"{": 1, "}": -1}.get(character, 0)
-            if depth == 0:
-                return text[start:i].strip()
-    return None
+    span = boxed(text) or after_hashes(text)
+    return None if span is None else text[slice(*span)].strip()
 
 
 def _boxed_reference(text: str) -> str | None:
-    r"""As `_boxed`; references also write ``\boxed 5$``, which TeX takes as a box around the 5."""
+    r"""The content of the last box; references also write ``\boxed 5$``, which TeX takes as a box around the 5."""
     bare = re.findall(r"\\boxed\s+([^\s{$\\]+)\s*\$", text)
-    boxed = _boxed(text)
-    return bare[-1].rstrip(".,") or None if boxed is None and bare else boxed
+    span = boxed(text)
+    if span is None:
+        return bare[-1].rstrip(".,") or None if bare else None
+    return text[slice(*span)].strip()
 
 
 def _after_hashes(text: str) -> str | None:
-    _, mark, last = text.rpartition("####")
-    return (last.strip().splitlines() or [""])[0].strip() if mark else None
+    span = after_hashes(text)
+    return None if span is None else text[slice(*span)] or None
 
 
 #: extractors by name: what of a reference is the answer, or None when it is not there. "stated": the content of the last
@@ -93,10 +114,10 @@ def _after_hashes(text: str) -> str | None:
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "stated": lambda text: stated_answer(text) or text,
     "boxed": _boxed_reference,
-    "hashes": lambda text: _after_hashes(text) or None,
+    "hashes": _after_hashes,
     "whole": lambda text: text.strip() or None,
 }
-GRADERS: dict[str, Callable[[str, str], bool]] = {"final": grade_final, "math": grade_math}
+GRADERS: dict[str, Callable[[str, str], Verdict | bool]] = {"final": grade_final, "math": grade_math}
 """Graders by name: functions of the reference and of the text that is graded."""
 _NUMBER = re.compile(r"([+-]?)\s*(\d+|\d{1,3}(?:,\d{3})+)?(\.\d+)?(?:\s*/\s*([1-9]\d*))?")
 
@@ -159,29 +180,20 @@ def _as_math(answer: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _math_verify() -> Callable[[str, str | None, str], bool]:
+def _math_verify() -> Callable[[str, str], bool]:
     try:
-        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+        from math_verify import parse, verify
         from math_verify.errors import TimeoutException
     except ImportError as error:
         raise InputError(
             "the 'math' grader needs math-verify, which is not installed: pip install 'rlcircuits[math]', or use grader='final'"
         ) from error
-    anchored = [
-        LatexExtractionConfig(try_extract_without_anchor=False),
-        ExprExtractionConfig(try_extract_without_anchor=False),
-    ]
 
-    def equal(expected: str, stated: str | None, text: str) -> bool:
+    def equal(expected: str, found: str) -> bool:
         limit = _time_limit()
-
-        def parsed(answer: str) -> list[Any]:
-            return parse(answer if re.search(r"(?<!\\)\$", answer) else f"\\boxed{{{answer}}}", parsing_timeout=limit)
-
         try:
-            gold = parsed(expected)
-            found = parse(text, anchored, parsing_timeout=limit) if stated is None else parsed(_unwrapped(stated))
-            return bool(gold and found) and bool(verify(gold, found, timeout_seconds=limit))
+            gold, given = (parse(_as_math(answer), parsing_timeout=limit) for answer in (expected, found))
+            return bool(gold and given) and bool(verify(gold, given, timeout_seconds=limit))
         except TimeoutException:
             return False
 

@@ -1,7 +1,7 @@
 """Answers in and out: one file of JSON lines with token ids, whatever engine made them.
 
 1. A line is one answer: ``side`` (``"base"`` or ``"tuned"``), ``problem`` (its id), ``prompt`` and ``answer`` (token ids), ``finished``
-   (whether the model ended it). ``text`` and ``correct`` are written for readers; read again they are made anew from the ids.
+   (whether the model ended it). ``text``, ``correct`` and ``strict`` are written for readers; read again they are made anew from the ids.
 2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a token that ends
    an answer. A mistake names file and line. Each side must answer every problem once.
 3. A prompt that is left out is made as `rlcircuits.answers.answer.encode_prompt` makes it; one that differs from that is kept, and said.
@@ -34,6 +34,7 @@ _FIELDS = {
     "finished": bool,
     "text": str,
     "correct": bool,
+    "strict": bool,
     "note": str,
 }
 _NEEDED = {"problem": "the id of one", "answer": "token ids"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from rlcircuits.answers.grading import EXTRACTORS, GRADERS
+from rlcircuits.answers.grading import EXTRACTORS, GRADERS, Verdict
 from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import canonical_json
 
@@ -144,10 +144,17 @@ def grade(grader: ProblemSet | str, problem: Problem, text: str) -> bool:
     Raises:
         InputError: an unknown grader, or one whose package is not installed.
     """
-    if not isinstance(grader, ProblemSet):
-        return GRADERS[choose("grader", grader, GRADERS)](problem.reference, text)
-    reference = reference_answer(grader, problem)
-    return reference is not None and GRADERS[grader.grader](reference, text)
+    return verdict(grader, problem, text).correct
+
+
+def verdict(grader: ProblemSet | str, problem: Problem, text: str) -> Verdict:
+    """As `grade`, and whether the text states the right answer in a form made for it."""
+    if isinstance(grader, ProblemSet):
+        name, reference = grader.grader, reference_answer(grader, problem)
+    else:
+        name, reference = choose("grader", grader, GRADERS), problem.reference
+    said = False if reference is None else GRADERS[name](reference, text)
+    return said if isinstance(said, Verdict) else Verdict(said, said)
 
 
 def reference_answer(problems: ProblemSet, problem: Problem) -> str | None:

@@ -1,18 +1,18 @@
-r"""What part an answer's tokens play: labels by which scores are resolved, ``rlcircuits.attribute(…, groups=token_groups(…))``.
+"""What part an answer's tokens play: labels by which scores are resolved, ``rlcircuits.attribute(…, groups=token_groups(…))``.
 
 1. Every token of the prompt is ``"prompt"``.
-2. The answer's tokens are decoded. Those that spell what the answer finally states are the ``"result"``: the content of the last
-   ``\boxed{…}``, else what follows the last ``#`` on its line, else the last number.
+2. The answer's tokens are decoded. Those that spell what the answer states are the ``"result"``: what graders read, see
+   `rlcircuits.answers.extraction`.
 3. Other tokens that hold a digit are ``"numbers"``, all the rest is ``"working"``.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlcircuits.answers.extraction import stated
 from rlcircuits.attribution import Trace
 from rlcircuits.errors import InputError
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKEN_GROUPS = ("prompt", "working", "numbers", "result")
-
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def token_groups(tokenizer: PreTrainedTokenizerBase | Any, traces: Sequence[Trace]) -> list[list[str]]:
@@ -50,27 +48,11 @@ def _of_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[s
 
     spelt = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
     labels = ["numbers" if any(c.isdigit() for c in piece) else "working" for piece in spelt]
-    if (span := result_span(text(len(ids)))) is not None:
+    if (found := stated(text(len(ids)))) is not None:
+        begin, stop = found.span
         # The texts of the first 0, 1, 2, … tokens grow: the result's first token is the last one before which it has not begun.
         ends = range(len(ids) + 1)
-        first = bisect_right(ends, span[0], key=lambda end: len(text(end))) - 1
-        last = bisect_left(ends, span[1], key=lambda end: len(text(end)))
+        first = bisect_right(ends, begin, key=lambda end: len(text(end))) - 1
+        last = bisect_left(ends, stop, key=lambda end: len(text(end)))
         labels[first:last] = ["result"] * (last - first)
     return labels
-
-
-def result_span(text: str) -> tuple[int, int] | None:
-    r"""Where in a text stands what it finally states, as ``(begin, end)``; None where it states nothing.
-
-    >>> text = "2 + 3 = 5, so \\boxed{5}."
-    >>> text[slice(*result_span(text))]
-    '5'
-    """
-    boxed = list(re.finditer(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", text))
-    marked = list(re.finditer(r"#[ \t]*([^#\n]*[^#\s])", text))
-    numbers = list(_NUMBER.finditer(text))
-    if boxed and boxed[-1][1].strip():
-        return boxed[-1].span(1)
-    if marked:
-        return marked[-1].span(1)
-    return numbers[-1].span() if numbers else None

@@ -45,7 +45,12 @@ def answers(
     found = generate_pair(two, asked, store, device, dtype, batch_size, engine)
     write_answers(found, out)
     for side, said in found.items():
-        right = sum(answer.correct for answer in said) / len(said)
+        right, strictly = (
+            sum(getattr(answer, which) for answer in said) / len(said) for which in ("correct", "strict")
+        )
         finished = sum(answer.finished for answer in said)
-        print(f"{two.name} ({side}): {len(said)} answers, {right:.1%} right, {finished} finished", file=sys.stderr)
+        print(
+            f"{two.name} ({side}): {len(said)} answers, {right:.1%} right ({strictly:.1%} strictly), {finished} finished",
+            file=sys.stderr,
+        )
     print(f"written: {out}")

@@ -190,11 +190,12 @@ def _write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any]
     for name, scores in sides.items():
         save_scores(scores, out / name)
     save_table(table.reset_index(), out / "metrics.parquet")
-    before, after = one.accuracy
+    (before, after), strictly = one.accuracy, one.strict_accuracy
     found = {
         "asked": asked,
         "problems": len(one.problems),
         "accuracy": {"base": before} if alone else {"base": before, "tuned": after},
+        "strict_accuracy": dict(zip(("base",) if alone else ("base", "tuned"), strictly)),
         "t_bar": one.selection.t_bar,
         "t_cut": one.selection.t_cut,
         "kept": list(one.selection.problems),
@@ -207,8 +208,8 @@ def _write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any]
 
 
 def _show(one: PairStudy, table: pd.DataFrame, alone: bool) -> None:
-    before, after = one.accuracy
-    right = f"{before:.1%} right" if alone else f"{before:.1%} right before, {after:.1%} after"
+    before, after = (f"{a:.1%} ({s:.1%} strictly)" for a, s in zip(one.accuracy, one.strict_accuracy))
+    right = f"{before} right" if alone else f"{before} right before, {after} after"
     kept = one.selection
     print(
         f"{one.pair.name}: {right}; {len(kept.problems)} of {len(one.problems)} problems kept, {kept.t_cut} tokens of each scored\n"

@@ -67,17 +67,25 @@ class PairStudy:
     @property
     def accuracy(self) -> tuple[float, float]:
         """Share of all problems answered correctly, base and tuned."""
+        return self._share("correct")
+
+    @property
+    def strict_accuracy(self) -> tuple[float, float]:
+        """Share answered correctly in a form made for answers: where this gains and `accuracy` does not, the form has changed."""
+        return self._share("strict")
+
+    def _share(self, which: str) -> tuple[float, float]:
         base, tuned = (
-            sum(a.correct for a in answers.values()) / len(answers)
+            sum(getattr(answer, which) for answer in answers.values()) / len(answers)
             for answers in (self.base_answers, self.tuned_answers)
         )
         return base, tuned
 
     def __repr__(self) -> str:
-        before, after = self.accuracy
+        (before, after), strictly = self.accuracy, self.strict_accuracy
         return (
             f"PairStudy({self.pair.name!r}: {len(self.selection.problems)} problems, T_cut {self.selection.t_cut}, "
-            f"accuracy {before:.1%} → {after:.1%})"
+            f"accuracy {before:.1%} → {after:.1%}, strictly {strictly[0]:.1%} → {strictly[1]:.1%})"
         )
 
 

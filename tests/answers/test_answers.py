@@ -326,7 +326,7 @@ def test_files_that_hold_no_answers(tmp_path):
 
 
 def answer(problem, length, correct=True, prompt=3):
-    return Answer(problem, tuple(range(prompt)), tuple(range(length)), "", correct, True)
+    return Answer(problem, tuple(range(prompt)), tuple(range(length)), "", correct, True, correct)
 
 
 def sides(base, tuned):

@@ -53,7 +53,16 @@ def read(world, file):
 def test_answers_come_back_as_they_were(world, tmp_path):
     assert read(world, world.file) == world.made
     rows = lines(world)
-    assert len(rows) == 12 and set(rows[0]) == {"side", "problem", "prompt", "answer", "text", "correct", "finished"}
+    assert len(rows) == 12 and set(rows[0]) == {
+        "side",
+        "problem",
+        "prompt",
+        "answer",
+        "text",
+        "correct",
+        "finished",
+        "strict",
+    }
     least = [{key: row[key] for key in ("side", "problem", "answer", "finished")} for row in reversed(rows)]
     assert read(world, written(tmp_path, least)) == world.made
     sides = [

@@ -263,7 +263,9 @@ MATH = [
     ("18", r"\boxed{18", False),
     ("18", "The answer is: 18", True),
     ("18", "The answer is: 17", False),
-    ("18", "there are 18 ducks", False),
+    ("18", "there are 18 ducks", True),
+    ("18", "there are 18 ducks and a dog", True),
+    ("18", "there are 17 ducks", False),
     ("18", "", False),
     ("#### 2,125", r"\boxed{2125}", True),
     ("worked 3 + 2\n#### 5", "Step 1: 3 + 2 = 5.\nThe answer is: 5", True),
@@ -296,7 +298,7 @@ def test_the_math_grader_works_in_a_thread():
     thread = threading.Thread(target=lambda: found.append(GRADERS["math"](r"\frac{1}{2}", r"\boxed{0.5}")))
     thread.start()
     thread.join()
-    assert found == [True]
+    assert found == [(True, True)]
 
 
 def test_without_math_verify_the_extra_is_named(monkeypatch):
@@ -304,7 +306,7 @@ def test_without_math_verify_the_extra_is_named(monkeypatch):
     _math_verify.cache_clear()
     try:
         with pytest.raises(InputError, match=r"pip install 'rlcircuits\[math\]'"):
-            grade("math", Problem("a", "q", "1"), r"\boxed{1}")
+            grade("math", Problem("a", "q", "1"), r"\boxed{x}")
     finally:
         _math_verify.cache_clear()
 
