@@ -132,7 +132,9 @@ def execute(paths: Sequence[Path], folder: Path, processes: int) -> list[str]:
 
 
 def key(path: Path) -> str:
-    """The hash of what an executed notebook depends on: its cells, the packages' source, committed results, the lock."""
+    """The hash of what an executed notebook depends on: its cells, the packages' source, committed results, the
+    lock.
+    """
     digest = hashlib.sha256()
     for cell in notebook.read_notebook(path).cells:
         digest.update(json.dumps([cell.cell_type, cell.source, cell.metadata.get("tags", [])]).encode())
@@ -186,7 +188,9 @@ def build(paths: Sequence[Path], out: Path) -> int:
 
 
 def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
-    """Put the book's source together; a file that did not change keeps its time, so that its page is not built again."""
+    """Put the book's source together; a file that did not change keeps its time, so that its page is not built
+    again.
+    """
     wanted: set[Path] = set()
 
     def put(target: Path, content: bytes) -> None:
@@ -233,7 +237,9 @@ def frame(source: Path) -> str:
 
 
 def for_pages(path: Path) -> str:
-    """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages, progress."""
+    """An executed notebook without what is for who runs it: figures as only JupyterLab draws them, messages,
+    progress.
+    """
     content = notebook.read_notebook(path)
     # In the folder the number puts the notebooks in order; on pages the table of contents does.
     content.cells[0].source = re.sub(r"\A# \d+\. ", "# ", content.cells[0].source)

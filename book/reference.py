@@ -33,9 +33,9 @@ from rlcircuits.lab import parameters as notebook
 
 HEAD = """# Python reference
 
-What the package gives, from its docstrings, room by room as in its folders. `import rlcircuits as rc` gives the names that
-have an entry in the index; all others are imported from their room (`from rlcircuits.storage import Step`). Each is loaded when
-it is first used. `paradigms` is the experiment that the book reports, made with the rest.
+What the package gives, from its docstrings, room by room as in its folders. `import rlcircuits as rc` gives the names
+that have an entry in the index; all others are imported from their room (`from rlcircuits.storage import Step`). Each
+is loaded when it is first used. `paradigms` is the experiment that the book reports, made with the rest.
 """
 ROOMS = (
     *(
@@ -145,7 +145,9 @@ def commands() -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Text that MyST shows as it is: what could open a tag, a role, a table or emphasis is escaped outside of `code`."""
+    """Text that MyST shows as it is: what could open a tag, a role, a table or emphasis is escaped outside of
+    `code`.
+    """
     text = re.sub(r"(?<![`\w-])(--[a-z][\w-]*)(?![`\w])", r"`\1`", text)  # "--base" would become "–base"
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\<>{}\[\]*_#|$~])", r"\\\1", part) for part in parts)

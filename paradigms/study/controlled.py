@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from rlcircuits.storage import Store
 
 TABLES = (
-    "members", "curves", "effects", "values", "exactness", "exact_effects", "dynamics", "lags", "cause", "sensitivity", "verdicts",
+    "members", "curves", "effects", "values", "exactness", "exact_effects", "dynamics", "lags", "cause",
+    "sensitivity", "verdicts",
 )  # fmt: skip
 SEEDS, SECOND_SEEDS = tuple(range(8)), tuple(range(4))
 

@@ -206,7 +206,9 @@ def equal_loss(
 
 
 def contrast_of(cells: Sequence[SeedCell], contrast: str, logarithm: bool) -> tuple[np.ndarray, np.ndarray]:
-    """D ``(cell, metric)`` and D of the resamples ``(cell, metric, resample)`` of one contrast, or of its logarithms."""
+    """D ``(cell, metric)`` and D of the resamples ``(cell, metric, resample)`` of one contrast, or of its
+    logarithms.
+    """
     observed, boot = [], []
     for cell in cells:
         weights = contrast_weights(contrast, cell.corners)

@@ -100,8 +100,10 @@ def effect_forest(
     bases = list(dict.fromkeys(rows["base"]))
     names = in_order(rows["paradigm"])
     figure = make_subplots(
-        rows=len(bases), cols=len(metrics), shared_yaxes=True, shared_xaxes="columns", horizontal_spacing=0.03, vertical_spacing=0.12,
-        subplot_titles=["<br>".join(textwrap.wrap(label_of(m), 18)) for m in metrics], row_titles=[as_text(b) for b in bases] if len(bases) > 1 else None,
+        rows=len(bases), cols=len(metrics), shared_yaxes=True, shared_xaxes="columns", horizontal_spacing=0.03,
+        vertical_spacing=0.12,
+        subplot_titles=["<br>".join(textwrap.wrap(label_of(m), 18)) for m in metrics],
+        row_titles=[as_text(b) for b in bases] if len(bases) > 1 else None,
     )  # fmt: skip
     said = []
     for r, base in enumerate(bases, start=1):
@@ -180,8 +182,10 @@ def seed_dots(
     for i, (base, part) in enumerate(rows.groupby("base", sort=False)):
         figure.add_trace(
             go.Box(
-                x=[as_text(g) for g in part["group"]], y=part["change"], name=as_text(base), boxpoints="all", pointpos=0, jitter=0.5,
-                fillcolor="rgba(0,0,0,0)", line={"color": "rgba(0,0,0,0)"}, customdata=part[["seed", "paradigm"]].to_numpy(),
+                x=[as_text(g) for g in part["group"]], y=part["change"], name=as_text(base), boxpoints="all",
+                pointpos=0, jitter=0.5,
+                fillcolor="rgba(0,0,0,0)", line={"color": "rgba(0,0,0,0)"},
+                customdata=part[["seed", "paradigm"]].to_numpy(),
                 marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 7}, offsetgroup=str(i),
                 hovertemplate="%{customdata[1]}, seed %{customdata[0]}: %{y:.3g}<extra></extra>",
             )
@@ -213,9 +217,12 @@ def alpha_curves(effects: pd.DataFrame, metric: str = "activation_intensity", ti
             middle, left, right = (one[n].to_numpy(float) for n in ("middle", "left", "right"))
             figure.add_trace(
                 go.Scatter(
-                    x=one["alpha"], y=middle, mode="lines+markers", name=as_text(paradigm), legendgroup=paradigm, showlegend=c == 1,
-                    line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)]}, marker={"symbol": SYMBOLS[i % len(SYMBOLS)]},
-                    error_y={"type": "data", "symmetric": False, "array": right - middle, "arrayminus": middle - left, "width": 3, "thickness": 1},
+                    x=one["alpha"], y=middle, mode="lines+markers", name=as_text(paradigm), legendgroup=paradigm,
+                    showlegend=c == 1,
+                    line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)]},
+                    marker={"symbol": SYMBOLS[i % len(SYMBOLS)]},
+                    error_y={"type": "data", "symmetric": False, "array": right - middle, "arrayminus": middle - left,
+                             "width": 3, "thickness": 1},
                 ),
                 row=1, col=c,
             )  # fmt: skip
@@ -256,9 +263,12 @@ def token_split(
             middle, left, right = (one[n].to_numpy(float) for n in ("middle", "left", "right"))
             figure.add_trace(
                 go.Bar(
-                    x=[as_text(n) for n in one.index], y=middle, name="both: own tokens" if part == "own" else part, legendgroup=part,
-                    showlegend=c == 1, marker={"color": (PALETTE[5], PALETTE[1], NEUTRAL)[i], "pattern": {"shape": ("", "/", ".")[i]}},
-                    error_y={"type": "data", "symmetric": False, "array": right - middle, "arrayminus": middle - left, "width": 3, "thickness": 1},
+                    x=[as_text(n) for n in one.index], y=middle, name="both: own tokens" if part == "own" else part,
+                    legendgroup=part,
+                    showlegend=c == 1,
+                    marker={"color": (PALETTE[5], PALETTE[1], NEUTRAL)[i], "pattern": {"shape": ("", "/", ".")[i]}},
+                    error_y={"type": "data", "symmetric": False, "array": right - middle, "arrayminus": middle - left,
+                             "width": 3, "thickness": 1},
                 ),
                 row=1, col=c,
             )  # fmt: skip
@@ -290,8 +300,10 @@ def dynamics(
             )
             figure.add_trace(
                 go.Scatter(
-                    x=one["accuracy"], y=one[metric], mode="lines+markers", name=as_text(paradigm), legendgroup=paradigm, showlegend=c == 1,
-                    line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)]}, customdata=np.stack([one.index, one["kl"]], -1),
+                    x=one["accuracy"], y=one[metric], mode="lines+markers", name=as_text(paradigm),
+                    legendgroup=paradigm, showlegend=c == 1,
+                    line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)]},
+                    customdata=np.stack([one.index, one["kl"]], -1),
                     marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": np.linspace(4, 11, max(len(one), 1))},
                     hovertemplate="update %{customdata[0]}: accuracy %{x:.3f}, KL %{customdata[1]:.3g}, "
                                   "%{y:.3g}<extra></extra>",
@@ -332,10 +344,13 @@ def lags(
             one = rows[(rows["base"] == base) & (rows["paradigm"] == paradigm)].sort_values("lag")
             figure.add_trace(
                 go.Scatter(
-                    x=one["lag"] + 0.06 * (i - len(names) / 2), y=one["correlation"], mode="lines+markers", name=as_text(paradigm),
-                    legendgroup=paradigm, showlegend=c == 1, line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)], "width": 1},
+                    x=one["lag"] + 0.06 * (i - len(names) / 2), y=one["correlation"], mode="lines+markers",
+                    name=as_text(paradigm),
+                    legendgroup=paradigm, showlegend=c == 1,
+                    line={"color": colour_of(paradigm), "dash": DASHES[i % len(DASHES)], "width": 1},
                     marker={"symbol": SYMBOLS[i % len(SYMBOLS)]},
-                    error_y={"type": "data", "symmetric": False, "array": one["high"] - one["correlation"], "arrayminus": one["correlation"] - one["low"], "width": 2, "thickness": 1},
+                    error_y={"type": "data", "symmetric": False, "array": one["high"] - one["correlation"],
+                             "arrayminus": one["correlation"] - one["low"], "width": 2, "thickness": 1},
                 ),
                 row=1, col=c,
             )  # fmt: skip
@@ -364,8 +379,10 @@ def exactness(table: pd.DataFrame, title: str | None = None) -> go.Figure:
                 continue
             figure.add_trace(
                 go.Box(
-                    x=[as_text(n) for n in one["model"]], y=one["value"], name=method, legendgroup=method, showlegend=quantity == "CPR",
-                    boxpoints="all", pointpos=0, jitter=0.4, fillcolor="rgba(0,0,0,0)", line={"color": "rgba(0,0,0,0)"}, offsetgroup=str(i),
+                    x=[as_text(n) for n in one["model"]], y=one["value"], name=method, legendgroup=method,
+                    showlegend=quantity == "CPR",
+                    boxpoints="all", pointpos=0, jitter=0.4, fillcolor="rgba(0,0,0,0)",
+                    line={"color": "rgba(0,0,0,0)"}, offsetgroup=str(i),
                     marker={"color": (PALETTE[0], PALETTE[1], NEUTRAL)[i], "symbol": SYMBOLS[i], "size": 5},
                 ),
                 row=1, col=c,
@@ -376,7 +393,10 @@ def exactness(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     if len(slopes):  # a few, of scores that are almost 0, would hide all others
         figure.update_yaxes(range=list(slopes.quantile([0.05, 0.95])), col=1 + quantities.index("slope"))
     figure.update_layout(boxmode="group")
-    subtitle = "a dot a model of one seed; slope: exact effect over score, the middle 90 %; CPR: more is better, CMD: 0 is best"
+    subtitle = (
+        "a dot a model of one seed; slope: exact effect over score, the middle 90 %; "
+        "CPR: more is better, CMD: 0 is best"
+    )
     return _dress(figure, title or "Is EAP right here?", subtitle, "; ".join(said), 520)
 
 
@@ -397,8 +417,10 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     text = [[("" if np.isnan(v) else f"{v:.0%}") for v in line] for line in share.to_numpy(float)]
     figure = go.Figure(
         go.Heatmap(
-            z=share.to_numpy(float), x=[as_text(v) for v in share.columns], y=[label_of(m) for m in share.index], zmin=0, zmax=1, text=text,
-            texttemplate="%{text}", customdata=count.to_numpy(float), colorscale=[(0, "#FFFFFF"), (1, PALETTE[5])], hoverongaps=False,
+            z=share.to_numpy(float), x=[as_text(v) for v in share.columns], y=[label_of(m) for m in share.index],
+            zmin=0, zmax=1, text=text,
+            texttemplate="%{text}", customdata=count.to_numpy(float), colorscale=[(0, "#FFFFFF"), (1, PALETTE[5])],
+            hoverongaps=False,
             colorbar={"title": {"text": "survive"}, "tickformat": ".0%"}, hovertemplate="%{y}, %{x}: %{z:.0%} of "
                                                                                         "%{customdata}<extra></extra>",
         )
@@ -433,8 +455,10 @@ def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
         }
         figure.add_trace(
             go.Scatter(
-                x=one["effect_x"], y=one["effect_y"], mode="markers+text", text=[as_text(f"× {s}" if intervention == "logits scaled" else s) for s in one["setting"]],
-                textposition=("top center", "bottom center")[i % 2], name=as_text(f"{base}: {intervention}"), marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 10}, **arms,
+                x=one["effect_x"], y=one["effect_y"], mode="markers+text",
+                text=[as_text(f"× {s}" if intervention == "logits scaled" else s) for s in one["setting"]],
+                textposition=("top center", "bottom center")[i % 2], name=as_text(f"{base}: {intervention}"),
+                marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 10}, **arms,
             )
         )  # fmt: skip
     figure.add_hline(y=0, line={"color": "#333333", "width": 1})

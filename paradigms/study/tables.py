@@ -191,7 +191,8 @@ def verdict_table(pairs: Sequence[tuple[Task, Path]], values: pd.DataFrame) -> p
             found = judge_claim(claim, lambda one, measured=measured: claim_effect(one, measured)[:3], spreads)
             rows.append(
                 {
-                    "base": base, "claim": claim.name, "scope": "PPO and GRPO" if scope == "all" else scope, "metric": claim.metric,
+                    "base": base, "claim": claim.name, "scope": "PPO and GRPO" if scope == "all" else scope,
+                    "metric": claim.metric,
                     "direction": claim.direction, "verdict": found.verdict, "effect": effect, "low": low, "high": high,
                     "scale": "log ratio" if logarithm else "difference", "spread": found.spread, "null": found.null,
                     "reason": found.reason, "n_seeds": n_seeds,
@@ -426,7 +427,8 @@ def _variants(folders: Sequence[Path]) -> Iterable[dict[str, Any]]:
                 effect, low, high = (float(columns[name][i]) for name in names)
                 n_problems = float(columns["n_problems"][i])
                 yield {
-                    "metric": metric, "variant": measured[0].facts["variant"], "effect": effect, "low": low, "high": high,
+                    "metric": metric, "variant": measured[0].facts["variant"], "effect": effect, "low": low,
+                    "high": high,
                     "scale": "log ratio" if logs else "difference", "n_seeds": len(cells), "n_problems": n_problems,
                 }  # fmt: skip
     arrays = [dict(np.load(folder / "histograms.npz")) for folder in folders]

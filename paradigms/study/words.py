@@ -105,7 +105,9 @@ def overall(verdicts: pd.DataFrame) -> str:
 
 
 def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:
-    """How much of each RL paradigm's intensity is other tokens, and how much another circuit; intensity at equal loss."""
+    """How much of each RL paradigm's intensity is other tokens, and how much another circuit; intensity at equal
+    loss.
+    """
     rows = effects[(effects["level"] == "block") & (effects["alpha"] == alpha)]
     said = []
     for (base, paradigm), one in rows[rows["paradigm"].isin([*RL, "dpo"])].groupby(["base", "paradigm"], sort=False):
@@ -278,7 +280,8 @@ def cause_sentences(cause: pd.DataFrame) -> str:
         parts = [
             f"intensity {amount(*(at.loc['activation_intensity', c] for c in ('effect', 'low', 'high')), 'log ratio')}",
             f"accuracy {amount(*(at.loc['accuracy', c] for c in ('effect', 'low', 'high')), 'difference')}",
-            f"supervised loss {amount(*(at.loc['supervised_loss', c] for c in ('effect', 'low', 'high')), 'difference')}",
+            "supervised loss "
+            f"{amount(*(at.loc['supervised_loss', c] for c in ('effect', 'low', 'high')), 'difference')}",
         ]
         moved = at.loc["accuracy", "low"] > 0 or at.loc["accuracy", "high"] < 0
         said.append(
@@ -293,8 +296,9 @@ def cause_sentences(cause: pd.DataFrame) -> str:
     for (base, setting), one in hot.groupby(["base", "setting"], sort=False) if len(hot) else ():
         at = one[(one["alpha"] == 0.3) | one["alpha"].isna()].set_index("quantity")
         policy = at.loc["policy entropy"] if "policy entropy" in at.index else None
-        follow = [METRICS[m].label for m in ("information_complexity", "edge_entropy", "output_edge_entropy", "log_histogram_entropy")
-                  if m in at.index and (at.loc[m, "low"] > 0 or at.loc[m, "high"] < 0)]  # fmt: skip
+        spread = ("information_complexity", "edge_entropy", "output_edge_entropy", "log_histogram_entropy")
+        known = [m for m in spread if m in at.index]
+        follow = [METRICS[m].label for m in known if at.loc[m, "low"] > 0 or at.loc[m, "high"] < 0]
         entropy = (
             ""
             if policy is None
@@ -333,7 +337,8 @@ def member_grid(results: Results) -> pd.DataFrame:
     """Accuracy by base and paradigm over seeds: mean, lowest, highest, how many were trained and how many were not."""
     table = results.members[~results.members["paradigm"].str.contains(",")]
     grid = table.groupby(["base", "paradigm"], sort=False).agg(
-        accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"), kl=("kl", "mean"), length=("length", "mean"),
+        accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"), kl=("kl", "mean"),
+        length=("length", "mean"),
         trained=("accuracy", "count"), failed=("accuracy", lambda a: int(a.isna().sum())),
     )  # fmt: skip
     return grid.round(3)

@@ -173,7 +173,9 @@ def _form(layer: Layer) -> tuple:
 
 
 def _heads_are(parts: Parts, args: tuple, kwargs: dict) -> bool:
-    """Step 2 on the first layer, on one batch: a row for each part of each head, set to 0 there, and one left as it is."""
+    """Step 2 on the first layer, on one batch: a row for each part of each head, set to 0 there, and one left as it
+    is.
+    """
     layer, heads, groups = parts.layers[0], parts.n_heads, parts.n_kv_heads
     split = {"q": (layer.q, heads), "k": (layer.k, groups), "v": (layer.v, groups)}
     if any(len(torch.arange(part.size)[part.channels]) % count for part, count in split.values()):

@@ -99,7 +99,8 @@ def attribute(
             path from the replaced to the clean input I. 1 is EAP itself: the gradient at I. The scores out of ``input``
             should add up to L(I′) − L(I). On language models they often do not, whatever m: with I′ = 0 the inputs
             half-way are nonsense to the model and the loss is rough there. The attribute ``completeness_gap`` is Σ
-            |gap| / Σ |L(I′) − L(I)| over traces, the coordinate ``gap`` what is too much for each; above 0.1 there is a warning (`NotConverged`).
+            |gap| / Σ |L(I′) − L(I)| over traces,
+            the coordinate ``gap`` what is too much for each; above 0.1 there is a warning (`NotConverged`).
         groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the
             `cut`), such as `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group
             apart.

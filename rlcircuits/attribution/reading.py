@@ -189,7 +189,9 @@ def _allowed(dtype: torch.dtype) -> float:
 
 
 def _split(adapter: Any, fused: Projection | None) -> tuple[Projection | None, ...]:
-    """Queries, keys and values as channels of one module, found by splitting a weight that holds its channels' numbers."""
+    """Queries, keys and values as channels of one module, found by splitting a weight that holds its channels'
+    numbers.
+    """
     bridge = adapter.component_mapping["blocks"].submodules["attn"]
     split = getattr(bridge, "split_qkv_matrix", None)
     if split is None or fused is None or not fused.affine:

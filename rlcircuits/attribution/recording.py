@@ -126,7 +126,9 @@ class Recorder:
         return hook
 
     def _output(self, index: int, parts: dict[str, Projection]) -> Callable[[nn.Module, Any, Tensor], None]:
-        """Catch the gradient at a projection's output, and part it where queries, keys and values share the projection."""
+        """Catch the gradient at a projection's output, and part it where queries, keys and values share the
+        projection.
+        """
 
         def catch(gradient: Tensor) -> None:
             for name, part in parts.items():

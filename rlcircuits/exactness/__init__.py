@@ -1,4 +1,6 @@
-"""Exact effects at a price one can pay: estimated from a sample of re-runs, with intervals, beside first-order scores."""
+"""Exact effects at a price one can pay: estimated from a sample of re-runs, with intervals, beside first-order
+scores.
+"""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ class Draws:
         self._add(cells, np.full(len(cells), np.nan), 0)
 
     def draw(self, sizes: np.ndarray, n: int, rng: np.random.Generator, strata: np.ndarray | None = None) -> np.ndarray:
-        """A stage of n cells from the rest, by `sizes` ``(rest,)``; `strata` ``(cell,)`` are of the whole population."""
+        """A stage of n cells from the rest, by `sizes` ``(rest,)``; `strata` ``(cell,)`` are of the whole
+        population.
+        """
         rest = self.rest
         probabilities = inclusion_probabilities(sizes, n)
         drawn = systematic(probabilities, rng, None if strata is None else strata[rest])

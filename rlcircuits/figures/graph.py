@@ -88,7 +88,9 @@ def adjacency(
 def _without_heads(
     panels: Mapping[str, np.ndarray], sources: Sequence[str], destinations: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """The panels with heads summed within their layer, `a3.h5<q>` into `a3<q>`: what a page can hold of a large graph."""
+    """The panels with heads summed within their layer, `a3.h5<q>` into `a3<q>`: what a page can hold of a large
+    graph.
+    """
     kept: list[list[str]] = []
     places = []
     for names in (sources, destinations):

@@ -273,7 +273,8 @@ def edge_scatter(
         hoverinfo="skip",
     )
     figure.add_scatter(
-        x=across(x), y=along(y), mode="markers", name="problems", marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
+        x=across(x), y=along(y), mode="markers", name="problems",
+        marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
         customdata=np.stack([x, y], axis=-1), text=[as_text(i) for i in base["sample"].values],
         hovertemplate="%{text}<br>%{customdata[0]:.3g} → %{customdata[1]:.3g} nats<extra></extra>",
     )  # fmt: skip
@@ -314,7 +315,8 @@ def _means(
         for axis, m, b in zip((across, along), middle, bounds, strict=True)
     ]
     return go.Scatter(
-        x=across(middle[:1]), y=along(middle[1:]), mode="markers", name="mean, 95 % interval", error_x=bars[0], error_y=bars[1],
+        x=across(middle[:1]), y=along(middle[1:]), mode="markers", name="mean, 95 % interval", error_x=bars[0],
+        error_y=bars[1],
         marker={"color": PALETTE[1], "size": 12, "symbol": "diamond"}, customdata=[[*middle, *bounds[0], *bounds[1]]],
         hovertemplate="%{customdata[0]:.3g} [%{customdata[2]:.3g}, %{customdata[3]:.3g}] → "
         f"%{{customdata[1]:.3g}} [%{{customdata[4]:.3g}}, %{{customdata[5]:.3g}}] {unit}<extra>means</extra>",

@@ -97,7 +97,9 @@ def graph_svg(
 def _strongest_edges(
     matrix: np.ndarray, k: int, chosen: str, sources: Sequence[str], destinations: Sequence[str]
 ) -> list[tuple[int, int]]:
-    """Rows and columns of the `k` largest |score|, weakest first so that the strongest lie above, then the chosen edge."""
+    """Rows and columns of the `k` largest |score|, weakest first so that the strongest lie above, then the chosen
+    edge.
+    """
     sizes = np.abs(np.where(np.isfinite(matrix), matrix, 0.0)).ravel()
     k = min(k, int(np.count_nonzero(sizes)))
     if not k:
@@ -184,7 +186,8 @@ def heatmap_svg(
     ]
     for number, (name, matrix) in enumerate(panels.items()):
         reach = reaches[number]
-        title = f'<text class="rlc-name" x="0" y="16">{escaped(name)} <tspan class="rlc-quiet">±{reach:.2g} nats</tspan></text>'
+        scale = f'<tspan class="rlc-quiet">±{reach:.2g} nats</tspan>'
+        title = f'<text class="rlc-name" x="0" y="16">{escaped(name)} {scale}</text>'
         marks = "".join(
             f'<text class="rlc-quiet" transform="translate({(j + 0.5) * cell + 4:.0f},{above + high + 6:.0f}) '
             f'rotate(-60)" text-anchor="end">{escaped(destinations[j])}</text>'
@@ -226,7 +229,8 @@ def _cells(
         found.append(
             f'<rect class="{kind}" data-edge="{escaped(name)}" x="{j * cell:.1f}" y="{above + i * cell:.1f}" '
             f'width="{cell:.1f}" height="{cell:.1f}" '
-            f'fill="#{colours[i, j].tobytes().hex()}"><title>{_said(i, j, panels, sources, destinations)}</title></rect>'
+            f'fill="#{colours[i, j].tobytes().hex()}">'
+            f"<title>{_said(i, j, panels, sources, destinations)}</title></rect>"
         )
     return "".join(found)
 

@@ -131,8 +131,8 @@ def scores_html(array: xr.DataArray) -> str:
         "edges": f"{len(edges.names):,}",
     }
     facts = {name: value for name, value in facts.items() if value != ""}
-    hint = f"<p>{_text('nats; strongest edges by mean score. One edge: scores.rlc[name]; more: scores.rlc.strongest(n)')}</p>"
-    return card("Edge scores", facts, table_html(edges.strongest(5)), hint, plain)
+    hint = "nats; strongest edges by mean score. One edge: scores.rlc[name]; more: scores.rlc.strongest(n)"
+    return card("Edge scores", facts, table_html(edges.strongest(5)), f"<p>{_text(hint)}</p>", plain)
 
 
 def register_accessor() -> None:

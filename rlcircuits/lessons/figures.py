@@ -90,7 +90,8 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
         part = table[table["metric"] == metric]
         for i, (name, line) in enumerate(part.groupby("deformation", sort=False)):
             figure.add_scatter(
-                x=line["factor"], y=line["share"], name=name, legendgroup=name, showlegend=number == 0, mode="lines+markers",
+                x=line["factor"], y=line["share"], name=name, legendgroup=name, showlegend=number == 0,
+                mode="lines+markers",
                 line={"color": PALETTE[i], "dash": DASHES[i]}, marker={"symbol": SYMBOLS[i], "size": 7},
                 hovertemplate="× %{x}<br>%{y:.3g} of its value<extra>" + name + "</extra>", **at,
             )  # fmt: skip

@@ -88,7 +88,9 @@ class ModelPair:
         )
 
     def fingerprint(self, side: str) -> str | None:
-        """What identifies a side's weights and tokenizer, as `Model.fingerprint`, where its files are here; else None."""
+        """What identifies a side's weights and tokenizer, as `Model.fingerprint`, where its files are here; else
+        None.
+        """
         choose("side", side, ("base", "tuned"))
         folder = local_checkpoint(getattr(self, side))
         if folder is None:

@@ -23,11 +23,13 @@ from rlcircuits.storage import canonical_json, written
 
 RECORD, NOTEBOOK, PAGE = "record.json", "notebook.ipynb", "notebook.html"
 _PASSING = {
-    errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED,
+    errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
+    errno.ECONNREFUSED,
     errno.ECONNABORTED, errno.EPIPE, errno.EADDRINUSE, errno.EMFILE, errno.ENFILE, errno.EBUSY,
 }  # fmt: skip
 _PASSING_NAMES = {
-    "MemoryError", "OutOfMemoryError", "DeadKernelError", "BlockingIOError", "InterruptedError", "TimeoutError", "ConnectionError",
+    "MemoryError", "OutOfMemoryError", "DeadKernelError", "BlockingIOError", "InterruptedError", "TimeoutError",
+    "ConnectionError",
     "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError", "ZMQError",
 }  # fmt: skip
 _PASSING_WORDS = re.compile(

@@ -206,11 +206,14 @@ def _page(title: str, body: str) -> str:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a;
+background: #fff }
 a { color: #00528a } h1 { font-size: 1.4rem } .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .85rem } th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ccc }
+table { border-collapse: collapse; font-size: .85rem }
+th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ccc }
 tr.failed td { background: #fdece4 } tr.not-run td { color: #595959 }
-pre { overflow-x: auto; background: #f6f6f6; padding: .5rem; font-size: .85rem } .jp-InputPrompt, .jp-OutputPrompt { display: none }
+pre { overflow-x: auto; background: #f6f6f6; padding: .5rem; font-size: .85rem }
+.jp-InputPrompt, .jp-OutputPrompt { display: none }
 img { max-width: 100% }
 """
 
