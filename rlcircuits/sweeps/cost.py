@@ -1,7 +1,7 @@
 """What the cells of a sweep will cost, as far as anything is known of it.
 
 1. A cell that ran before under any key: the seconds it took.
-2. Otherwise `rlcircuits.models.cost`, for a cell that names a pair.
+2. Otherwise `rlcircuits.models.estimate`, for a cell that names a registered pair or two checkpoints.
 3. Otherwise the mean of the cells that ran before in the same folder. Otherwise unknown, NaN.
 """
 
@@ -11,11 +11,14 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcircuits.errors import InputError
-from rlcircuits.sweeps.plan import Cell, Plan
+from rlcircuits.sweeps.plan import Plan
 from rlcircuits.sweeps.records import read_record
+
+if TYPE_CHECKING:
+    from rlcircuits.models import Estimate
 
 
 def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -36,29 +39,49 @@ def seconds_of(plan: Plan, folder: Path, records: Mapping[str, Mapping[str, Any]
             continue
         estimated = known.get(cell.name)
         if estimated is None:
-            estimated = _estimate(cell, first=cell.group not in answered)
+            estimated = _estimate({**plan.defaults, **cell.inputs}, first=cell.group not in answered)
         seconds[cell.name] = mean if estimated is None else estimated
         answered.add(cell.group)
     return seconds
 
 
-def _estimate(cell: Cell, first: bool) -> float | None:
-    """By the model's size; the first cell of a group also pays for the answers."""
-    from rlcircuits.models import estimate, provider_of
-
-    given = cell.parameters
-    if not given.get("pair") or provider_of(given["pair"]) is not None:
-        return None
+def _estimate(given: Mapping[str, Any], first: bool) -> float | None:
+    """By the models' size; the first cell of a group also pays for the answers."""
     asked = given.get("n_problems") or (_count(given.get("problems", "")) if first else None)
     if first and asked is None:
         return None
-    dtype = given.get("dtype", "auto")
-    chosen = {name: given[name] for name in ("level", "alpha", "n") if name in given}
+    names = ("pair", "pairs", "base", "tuned", "max_new_tokens", "level", "alpha", "n", "dtype")
     try:
-        found = estimate(given["pair"], asked, dtype="bfloat16" if dtype == "auto" else dtype, **chosen)
-    except (InputError, OSError):
+        found = _estimated(asked, **{name: given[name] for name in names if name in given})
+    except (InputError, OSError, TypeError):  # no configuration to be had, or values that this notebook means otherwise
         return None
-    return found.seconds if first else 2 * given.get("n", 100) * found.trace_seconds
+    if found is None or first:
+        return found and found.seconds
+    return 2 * given.get("n", 100) * found.trace_seconds
+
+
+@functools.cache
+def _estimated(
+    asked: int | None,
+    pair: str = "",
+    pairs: str = "",
+    base: str = "",
+    tuned: str = "",
+    max_new_tokens: int = 64,
+    dtype: str = "auto",
+    **chosen: Any,
+) -> Estimate | None:
+    """Of a registered pair or two checkpoints; None for what a provider may have to make first."""
+    from rlcircuits import models
+
+    if (pair and models.provider_of(pair) is not None) or not (pair or (base and tuned)):
+        return None
+    own = (
+        models.pair(pair, pairs or None)
+        if pair
+        else models.ModelPair("own", base, tuned, max_new_tokens=max_new_tokens)
+    )
+    return models.estimate(own, asked, dtype="bfloat16" if dtype == "auto" else dtype, **chosen)
 
 
 @functools.cache

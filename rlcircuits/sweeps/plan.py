@@ -2,7 +2,7 @@
 
 A sweep file is YAML::
 
-    notebook: ../notebooks/08_your_own_pair.ipynb    # seen from the file
+    notebook: ../notebooks/08_your_own_pair.ipynb    # seen from this file, as every path in it is
     grid: {pair: [family/ppo, family/dpo], alpha: [0.1, 0.3]}
     fixed: {level: block}
 
@@ -53,15 +53,17 @@ class Cell:
 
     Attributes:
         name: its folder, readable and distinct.
-        parameters: everything the notebook is given.
+        parameters: what the notebook is given, as the file has it.
         key: of what its result depends on.
         group: cells of one group share artefacts; None where nothing is known to be shared.
+        inputs: the parameters with the paths of files made absolute.
     """
 
     name: str
     parameters: Mapping[str, Any] = field(hash=False)
     key: str
     group: str | None
+    inputs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Plan:
         varying: the parameters that differ between cells, in the file's order.
         show: metrics that the table on the terminal shows.
         timeout: seconds a cell may take, or None.
+        defaults: of the notebook's parameters.
     """
 
     file: Path
@@ -83,6 +86,7 @@ class Plan:
     varying: tuple[str, ...]
     show: tuple[str, ...]
     timeout: float | None
+    defaults: Mapping[str, Any] = field(hash=False)
 
 
 def load_plan(file: str | os.PathLike[str]) -> Plan:
@@ -102,17 +106,19 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
     source = _notebook(path, content)
     rows = list(_rows(path, content))
     checks = _Checks(path, source)
-    for where, row in rows:
-        checks.check(where, row)
+    inputs = [checks.checked(where, row) for where, row in rows]
     varying = _varying(path, [row for _, row in rows])
     share = _names(path, content, "share", [name for name in SHARED if name in varying])
     for name in share:
         if name not in checks.known:
             raise InputError(f"{path}: share names {name!r}, which the notebook has not{near(name, checks.known)}")
-    digest = _Digest(source)
-    cells = tuple(Cell(_folder(row, varying), row, digest.key(row), _group(row, share)) for _, row in rows)
+    digest = _Digest(path, source, checks.known)
+    cells = tuple(
+        Cell(_folder(row, varying), row, digest.key(row), _group(row, share), given)
+        for (_, row), given in zip(rows, inputs, strict=True)
+    )
     show = tuple(_names(path, content, "show", []))
-    return Plan(path, source, cells, tuple(varying), show, _timeout(path, content))
+    return Plan(path, source, cells, tuple(varying), show, _timeout(path, content), checks.known)
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -318,7 +324,8 @@ class _Checks:
         self.validation = _validation(source)
         self.done: set[str] = set()
 
-    def check(self, where: str, row: Mapping[str, Any]) -> None:
+    def checked(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a cell with their paths made absolute."""
         for name, value in row.items():
             try:
                 check_parameter(name, value, self.known, self.name)
@@ -327,10 +334,11 @@ class _Checks:
                 if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
                     hint = "; YAML reads a number with an exponent only as 1.0e-3, with point and sign"
                 raise InputError(f"{self.path}: {where}: {name}: {error}{hint}") from None
-        values = {**self.known, **row}
+        inputs = {name: self._seen(name, value) for name, value in row.items()}
+        values = {**self.known, **inputs}
         text = canonical_json(values)
         if self.validation is None or text in self.done:
-            return
+            return inputs
         self.done.add(text)
         try:
             exec(self.validation, values)
@@ -338,6 +346,20 @@ class _Checks:
             raise InputError(f"{self.path}: {where}: {error}") from None
         except Exception:  # it needs more of the notebook than this: the notebook itself will say
             self.validation = None
+        return inputs
+
+    def _seen(self, name: str, value: Any) -> Any:
+        """A path as seen from the sweep file: what is written as one, as its default is, or names something there."""
+        if isinstance(value, list):
+            return [self._seen(name, one) for one in value]
+        if not isinstance(value, str) or not value or name == "pair":  # which is a name, whatever lies beside the file
+            return value
+        try:
+            path = Path(os.path.abspath(self.path.absolute().parent / Path(value).expanduser()))
+            written = any(str(one).startswith(("./", "../")) for one in (value, self.known[name]))
+            return str(path) if written or path.is_file() or (path / "config.json").is_file() else value
+        except (OSError, ValueError, RuntimeError):  # a text that can be no path
+            return value
 
 
 def _validation(source: Path) -> Any:
@@ -392,15 +414,17 @@ def _group(row: Mapping[str, Any], share: Iterable[str]) -> str | None:
 class _Digest:
     """Keys of cells: the notebook, and each file that is named, are read once."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, path: Path, source: Path, known: Mapping[str, Any]) -> None:
         self.folder = source.parent
         cells = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in read_notebook(source).cells]
         self.notebook = hashlib.sha256(json.dumps(cells).encode()).hexdigest()
-        self.known = default_parameters(source)
+        self.known, self.seen_from = known, path.absolute().parent
         self.read = functools.cache(identified)
 
     def key(self, row: Mapping[str, Any]) -> str:
+        """Of a cell as the file has it: where the file lies does not count, what lies there does."""
         files = named_files({**self.known, **row}, self.folder, self.read)
+        files |= named_files(row, self.seen_from, self.read)
         return key_of(
             "sweep-cell",
             {"notebook": self.notebook, "steps": versions(), "parameters": row, "files": files},

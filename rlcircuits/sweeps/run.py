@@ -290,7 +290,7 @@ class _Sweep:
         return Order(
             name=cell.name,
             key=cell.key,
-            parameters=dict(cell.parameters),
+            parameters=dict(cell.inputs),
             folder=str(self.folder / "cells" / cell.name),
             source=str(self.source[0]),
             source_sha256=self.source[1],

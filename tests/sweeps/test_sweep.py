@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
 from rlcircuits.lab.inputs import known_pair, known_problems
-from rlcircuits.sweeps import Settings, sweep
+from rlcircuits.sweeps import Settings, preview, sweep
 from rlcircuits.sweeps.engines.local import Local
 from rlcircuits.sweeps.plan import Cell, load_plan
 from rlcircuits.sweeps.records import read_record, worth_retrying, write_record
@@ -79,6 +80,75 @@ def test_a_key_follows_notebook_parameters_and_files_and_nothing_else(tmp_path: 
     content.cells[1].source += "\n"
     nbformat.write(content, tmp_path / "simple.ipynb")
     assert key() not in (first, second)
+
+
+def test_paths_are_seen_from_the_sweep_file_wherever_they_stand(tmp_path: Path) -> None:
+    """The notebook lies in another folder, and the command is given from a third."""
+    for name in ("notebooks", "own/weights"):
+        (tmp_path / name).mkdir(parents=True)
+    write_notebook(
+        tmp_path / "notebooks" / "n.ipynb",
+        ['pair = ""\nbase = ""\nproblems = ""\nlevel = ""\nruns = "../runs"\nmore = []'],
+    )
+    (tmp_path / "own" / "p.jsonl").write_text("1")
+    (tmp_path / "own" / "family").mkdir()
+    for folder in ("own/weights", "own/family"):
+        (tmp_path / folder / "config.json").write_text("{}")
+    file = write_sweep(
+        tmp_path / "own" / "s.yaml",
+        notebook="../notebooks/n.ipynb",
+        grid={"base": ["weights", "org/name"], "problems": ["p.jsonl", "../none.jsonl"]},
+        fixed={"runs": "kept", "pair": "family", "level": "block"},
+        cells=[{"base": str(tmp_path), "more": ["./a", "p.jsonl", "b"], "runs": "~/kept"}],
+    )
+    cells = load_plan(file).cells
+    own = tmp_path / "own"
+    assert [(c.inputs["base"], c.inputs["problems"]) for c in cells[:4]] == [
+        (str(own / "weights"), str(own / "p.jsonl")),
+        (str(own / "weights"), str(tmp_path / "none.jsonl")),
+        ("org/name", str(own / "p.jsonl")),
+        ("org/name", str(tmp_path / "none.jsonl")),
+    ]
+    assert {(c.inputs["runs"], c.inputs["pair"], c.inputs["level"]) for c in cells[:4]} == {
+        (str(own / "kept"), "family", "block")
+    }
+    assert cells[4].inputs["more"] == [str(own / "a"), str(own / "p.jsonl"), "b"]
+    assert cells[4].inputs["base"] == str(tmp_path) and cells[4].inputs["runs"] == str(Path("~/kept").expanduser())
+    assert cells[0].parameters["base"] == "weights" and cells[0].parameters["runs"] == "kept"
+    before = [cell.key for cell in cells]
+    (own / "p.jsonl").write_text("2")
+    assert [a == b.key for a, b in zip(before, load_plan(file).cells, strict=True)] == [False, True, False, True, True]
+
+
+def test_a_dry_run_knows_what_known_pairs_will_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `rlcircuits.estimate` has it: the first cell of a group generates the answers, the others only attribute."""
+    from rlcircuits.models import ModelPair, estimate
+    from tests.fixtures.models import tiny
+
+    monkeypatch.setattr("rlcircuits.models.cost.throughput", lambda *_: (1e6, "as pretended"))
+    tiny("qwen2", layers=2).config.save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "tuned")
+    (tmp_path / "pairs.yaml").write_text("mine: {base: ./base, tuned: ./tuned, method: GRPO, max_new_tokens: 9}\n")
+    file = write_sweep(
+        tmp_path / "s.yaml",
+        notebook=str(ROOT / "notebooks" / "08_your_own_pair.ipynb"),
+        grid={"alpha": [0.1, 0.5]},
+        cells=[{"pair": "mine", "pairs": "pairs.yaml"}, {"pair": "family/ppo"}],
+        fixed={"base": "base", "tuned": "tuned", "max_new_tokens": 20, "n_problems": 30, "n": 10},
+        share=["base"],
+    )
+    content = yaml.safe_load(file.read_text())
+    content["cells"] = [{**one, "base": "", "tuned": ""} for one in content["cells"]]
+    file.write_text(yaml.safe_dump(content))
+    pair = ModelPair("own", str(tmp_path / "base"), str(tmp_path / "tuned"), max_new_tokens=20)
+    mine = ModelPair("mine", pair.base, pair.tuned, max_new_tokens=9)
+    expected = [
+        estimate(pair, 30, alpha=0.1, n=10).seconds,
+        2 * 10 * estimate(pair, 30, alpha=0.5, n=10).trace_seconds,
+        estimate(mine, 30, alpha=0.3, n=10).seconds,
+    ]
+    seconds = list(preview(file, tmp_path / "out")["seconds"])
+    assert seconds[:3] == pytest.approx(expected) and math.isnan(seconds[3])
 
 
 def test_one_of_each_group_goes_first() -> None:
