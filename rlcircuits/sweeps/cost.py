@@ -53,11 +53,11 @@ def _estimate(given: Mapping[str, Any], first: bool) -> float | None:
     names = ("pair", "pairs", "base", "tuned", "max_new_tokens", "level", "alpha", "n", "dtype")
     try:
         found = _estimated(asked, **{name: given[name] for name in names if name in given})
-    except (InputError, OSError, TypeError):  # no configuration to be had, or values that this notebook means otherwise
+    except (ValueError, OSError, TypeError):  # no configuration to be had, or values that this notebook means otherwise
         return None
-    if found is None or first:
-        return found and found.seconds
-    return 2 * given.get("n", 100) * found.trace_seconds
+    if found is None:
+        return None
+    return found.seconds if first else 2 * given.get("n", 100) * found.trace_seconds
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlcircuits.errors import InputError
 from rlcircuits.storage import written
@@ -162,7 +162,7 @@ class Slurm(Engine):
             self.silent = True
             return {}
         self.silent, now = False, time.monotonic()
-        ends: dict[str, Any] = {}
+        ends: dict[str, End | None] = {}
         for name in names:
             job = found.get(name)
             if job is not None and not job.over:
