@@ -23,7 +23,9 @@ from .attribution import token_losses as token_losses
 from .attribution import write_graph as write_graph
 from .errors import InputError as InputError
 from .exactness import ExactMetrics as ExactMetrics
+from .exactness import Trust as Trust
 from .exactness import exact_metrics as exact_metrics
+from .exactness import trust as trust
 from .lab import explore as explore
 from .metrics import METRICS as METRICS
 from .metrics import activation_intensity as activation_intensity

@@ -1,2 +1,5 @@
 from .exact import ExactMetrics as ExactMetrics
 from .exact import exact_metrics as exact_metrics
+from .judging import QUANTITIES as QUANTITIES
+from .judging import Trust as Trust
+from .judging import trust as trust
