@@ -2,6 +2,7 @@ from .answers import answer_tokens as answer_tokens
 from .answers import dropped_by_rule as dropped_by_rule
 from .comparisons import forest as forest
 from .exactness import ablation_scatter as ablation_scatter
+from .exactness import agreement_intervals as agreement_intervals
 from .exactness import cost_curves as cost_curves
 from .exactness import faithfulness_curves as faithfulness_curves
 from .graph import NODE as NODE

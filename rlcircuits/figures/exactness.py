@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from rlcircuits.errors import InputError
-from rlcircuits.figures.theme import NEUTRAL, PALETTE, SYMBOLS, SignedLog, as_text, dress, line_of
+from rlcircuits.errors import InputError, choose
+from rlcircuits.figures.theme import NEUTRAL, PALETTE, SYMBOLS, SignedLog, as_text, dress, grid, line_of
 
 
 def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
@@ -119,6 +119,79 @@ def faithfulness_curves(circuits: Mapping[str, xr.Dataset], title: str | None = 
         "1 is the whole model, 0 the model without edges; strongest helpful edges first",
         f"Faithfulness against the share of edges kept. Areas under the curves (CPR): {areas}.",
         height=440,
+    )
+
+
+def agreement_intervals(
+    table: pd.DataFrame, quantities: Sequence[str] | None = None, title: str | None = None
+) -> go.Figure:
+    """What each method's scores have in common with exact removal: one panel per quantity, one row per method.
+
+    Args:
+        table: by method and quantity, with columns value, low and high, as `rlcircuits.trust` gives; the method "random" is drawn as a line.
+        quantities: which to show; by default all that some method has a value of.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: another table, no quantity with a value, or an unknown one.
+    """
+    if list(table.index.names) != ["method", "quantity"] or {"value", "low", "high"} - set(table.columns):
+        raise InputError(
+            "expected the table of rlcircuits.trust: by method and quantity, with columns value, low and high"
+        )
+    methods = [name for name in dict.fromkeys(table.index.get_level_values("method")) if name != "random"]
+    known = [
+        name
+        for name in dict.fromkeys(table.index.get_level_values("quantity"))
+        if table.loc[(methods, name), "value"].notna().any()
+    ]
+    shown = known if quantities is None else [choose("quantity", name, known) for name in quantities]
+    if not shown:
+        raise InputError("no quantity has a value: expected at least one to draw")
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    height, gap = grid(rows, 50 + 28 * len(methods))
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=gap, subplot_titles=shown
+    )
+    for place, quantity in enumerate(shown):
+        row, column = place // columns + 1, place % columns + 1
+        values = table.xs(quantity, level="quantity").loc[methods, ["value", "low", "high"]].to_numpy(float)
+        middle, low, high = values.T
+        dots = go.Scatter(
+            x=middle,
+            y=[as_text(name) for name in methods],
+            mode="markers",
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": high - middle,
+                "arrayminus": middle - low,
+                "color": "#444444",
+            },
+            marker={"size": 9, "color": PALETTE[0]},
+            customdata=values[:, 1:],
+            hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
+            showlegend=False,
+            name=quantity,
+        )
+        figure.add_trace(dots, row=row, col=column)
+        if ("random", quantity) in table.index and math.isfinite(table.loc[("random", quantity), "value"]):
+            at = float(table.loc[("random", quantity), "value"])
+            figure.add_vline(x=at, line={"color": NEUTRAL, "dash": "dot"}, row=row, col=column)
+    names = [as_text(name) for name in methods][::-1]
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names)
+    figure.update_xaxes(nticks=5)
+    said = "; ".join(
+        f"{quantity}: " + ", ".join(f"{name} {table.loc[(name, quantity), 'value']:.2f}" for name in methods)
+        for quantity in shown
+    )
+    return dress(
+        figure,
+        title or "What are the scores good for?",
+        "Scores against exact removal; bars: intervals; dotted: a random ranking",
+        f"Agreement of edge scores with exact removal. {said}.",
+        height=height,
     )
 
 

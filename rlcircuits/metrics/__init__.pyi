@@ -21,7 +21,9 @@ from .definitions import summary as summary
 from .definitions import top_share as top_share
 from .edges import Edges as Edges
 from .inference import COMPARISON as COMPARISON
+from .inference import SURE as SURE
 from .inference import WHOLE_SET as WHOLE_SET
+from .inference import SureAnswers as SureAnswers
 from .inference import compare as compare
 from .inference import compare_values as compare_values
 from .inference import holm as holm

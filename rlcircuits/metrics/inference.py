@@ -44,9 +44,18 @@ from rlcircuits.metrics.definitions import (
 )
 from rlcircuits.storage import Step
 
+
+class SureAnswers(UserWarning):
+    """First-order scores of answers so sure that they do not tell what removing edges does."""
+
+
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts (resample, 2n) -> values (resample,)
 
 COMPARISON = Step("comparison", 1)
+#: mean loss, in nats per token, below which first-order scores do not have the size of exact effects: on trained models of half a million parameters
+#: with answers of .002 to .05 nats, exact intensity was 15 to 2,300 times that of EAP, and signs agreed for .56 to .82 of edges; on a language
+#: model of 135 million parameters with .3 to .7 nats it was 1.5 times
+SURE = 0.05
 BINS, EPSILON = 100, 1e-12  # information_complexity's defaults
 ROUNDING = 1e-9  # differences below this share of the metric are rounding error
 
@@ -76,12 +85,16 @@ def compare(
         ("BCa", "percentile" or "none") and ``note`` (why something is missing, else empty). ``attrs``: n,
         confidence, n_resamples, seed.
 
+    Warns:
+        SureAnswers: first-order scores of answers of less than `SURE` nats per token.
+
     Raises:
         InputError: the two hold different problems or graphs, an unknown metric, or a parameter out of range.
     """
     names = chosen(metrics)
     _check_parameters(confidence, n_resamples, seed)
     base, tuned = paired(base_scores, tuned_scores)
+    _warn_if_sure(base, tuned)
     n = base.sizes["sample"]
     base_values, tuned_values = (np.array([METRICS[m].value(s) for m in names]) for s in (base, tuned))
 
@@ -90,6 +103,23 @@ def compare(
         return [_statistic(names[k], base, tuned, stacked) for k in usable]
 
     return _compared(names, base_values, tuned_values, n, statistics, confidence, n_resamples, seed)
+
+
+def _warn_if_sure(*scores: xr.DataArray) -> None:
+    """Say so when what is compared are first-order scores of a loss near 0, where the gradient nearly vanishes and the effects do not."""
+    first_order = [
+        s
+        for s in scores
+        if s.attrs.get("method", "").startswith("EAP") and s.attrs.get("loss", "nll") == "nll" and "loss" in s.coords
+    ]
+    loss = min((float(s["loss"].mean()) for s in first_order), default=math.inf)
+    if loss < SURE:
+        warnings.warn(
+            f"the answers are so sure ({loss:.2g} nats per token) that first-order scores say what the loss is sensitive to, not what removing edges "
+            f"does: below {SURE:g} nats they were found too small by a factor of 15 to 2,300; rlcircuits.exact_metrics estimates exact effects",
+            SureAnswers,
+            stacklevel=3,
+        )
 
 
 def compare_values(

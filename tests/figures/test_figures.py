@@ -424,6 +424,27 @@ def test_faithfulness_curves_show_the_signed_ranking_and_random_edges():
         figures.faithfulness_curves({})
 
 
+def test_agreement_is_drawn_with_its_intervals_beside_a_random_ranking():
+    rows = {
+        ("EAP", "overlap"): (0.6, 0.5, 0.8),
+        ("EAP", "CPR"): (np.nan, np.nan, np.nan),
+        ("random", "overlap"): (0.02, np.nan, np.nan),
+        ("random", "CPR"): (0.4, 0.3, 0.5),
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["method", "quantity"])
+    table = pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high"])
+    figure = figures.agreement_intervals(table)
+    (dots,) = figure.data
+    assert list(dots.x) == [0.6] and list(dots.y) == ["EAP"]
+    assert list(dots.error_x.array) == pytest.approx([0.2]) and list(dots.error_x.arrayminus) == pytest.approx([0.1])
+    assert figure.layout.shapes[0].x0 == 0.02
+    assert "EAP 0.60" in figure.layout.meta["alt"]
+    with pytest.raises(InputError, match="quantity"):
+        figures.agreement_intervals(table, ["CPR"])
+    with pytest.raises(InputError, match="the table of rlcircuits.trust"):
+        figures.agreement_intervals(table.reset_index())
+
+
 def test_one_edge_is_scattered_with_its_means_and_intervals():
     base, tuned = graph_scores(0, n=40), graph_scores(1, n=40)
     figure = figures.edge_scatter(base, tuned, "a0->m1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from rlcircuits.errors import InputError
 from rlcircuits.metrics import definitions as metrics
 from rlcircuits.metrics import inference
 from rlcircuits.metrics.definitions import METRICS
-from rlcircuits.metrics.inference import compare, holm
+from rlcircuits.metrics.inference import SureAnswers, compare, holm
 
 SET_WIDE = [name for name, metric in METRICS.items() if metric.per_sample is None]
 
@@ -300,3 +301,27 @@ def test_holm_is_the_closed_test_of_bonferroni(p):
 def test_holm_refuses_what_is_no_probability():
     with pytest.raises(InputError, match=r"between 0 and 1; got 1\.2"):
         holm([0.1, 1.2])
+
+
+@pytest.mark.parametrize(
+    ("loss", "attrs", "warns"),
+    [
+        (0.01, {"method": "EAP"}, True),
+        (0.01, {"method": "EAP-IG, 5 midpoints", "loss": "nll"}, True),
+        (0.2, {"method": "EAP"}, False),
+        (0.01, {"method": "exact ablation"}, False),
+        (0.01, {"method": "EAP", "loss": "kl"}, False),
+        (0.01, {}, False),
+        (None, {"method": "EAP"}, False),
+    ],
+)
+def test_first_order_scores_of_sure_answers_are_warned_of(loss, attrs, warns):
+    values = np.random.default_rng(0).normal(size=(3, 2, 2))
+    coords = {"sample": ["a", "b", "c"]} | ({} if loss is None else {"loss": ("sample", [loss] * 3)})
+    scores = xr.DataArray(values, coords, dims=("sample", "source", "destination"), attrs=attrs)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compare(scores, 2 * scores, ["gini"], n_resamples=9)
+    assert [w.category for w in told] == [SureAnswers] * warns
+    if warns:
+        assert "0.01 nats per token" in str(told[0].message)
