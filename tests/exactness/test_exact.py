@@ -14,6 +14,8 @@ from rlcircuits.exactness.collecting import collect, stages
 from tests.attribution.test_attribution import traces
 from tests.fixtures.models import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world():

@@ -16,6 +16,8 @@ from rlcircuits.exactness.words import sentences
 from tests.attribution.test_attribution import traces
 from tests.fixtures.models import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world():
