@@ -2,9 +2,10 @@
 
 1. Greedy answers to a fixed set of validation problems, disjoint from training and test, give the **accuracy** and the
    mean **length**.
-2. Sampled answers (temperature 1) to the same problems visit states s_t; the policy's distribution there is kept.
+2. Sampled answers (temperature 1) to the same problems visit states s_t; they are kept.
 3. **entropy** = mean over those tokens of H(π(·|s_t)); **kl** = mean of KL(π(·|s_t) ‖ π_base(·|s_t)), both exact over the
-   vocabulary, in nats a token. The base's own training is measured against the base it ends as.
+   vocabulary, in nats a token. A small base's own training is measured against the base it ends as, a real one's against what it
+   starts from. The divergence is computed afterwards, from the checkpoints, a few answers at a time.
 4. At each point the policy is saved as a complete checkpoint, so that all else can be measured along the run later.
 5. Training's own random numbers are left as they were, so a curve with more points is of the same training.
 """
@@ -16,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from paradigms.family.task import WordProblem, is_correct
+from paradigms.family.policy import Start, opened, plain
+from paradigms.family.tasks import TaskProblem
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ CHECKPOINTS = "checkpoints"
 
 
 _SAMPLED_AT_ONCE = 512
+_ROWS = 16
+"""Answers whose distributions over a whole vocabulary are in memory at a time."""
 
 
 class TrainingDiverged(InputError):
@@ -62,27 +66,34 @@ class Answers:
         """(answer,) answer tokens, the end-of-sequence token not counted."""
         return self.mask.sum(1) - torch.tensor(self.finished, dtype=torch.long)
 
-    def rewards(self, references: Sequence[str]) -> torch.Tensor:
-        """(answer,) 1 for an answer that ended by itself with the reference, else 0."""
-        pairs = zip(self.texts, self.finished, references, strict=True)
-        return torch.tensor([float(done and is_correct(text, reference)) for text, done, reference in pairs])
+    def rewards(self, problems: Sequence[TaskProblem]) -> torch.Tensor:
+        """(answer,) 1 for an answer that ended by itself with its problem's result, else 0."""
+        pairs = zip(self.texts, self.finished, problems, strict=True)
+        return torch.tensor([float(done and problem.is_right(text)) for text, done, problem in pairs])
+
+    def parts(self, rows: int = _ROWS) -> Iterator[Answers]:
+        """The same answers, some at a time."""
+        for first in range(0, len(self.texts), rows):
+            part = slice(first, first + rows)
+            yield Answers(*(getattr(self, name)[part] for name in ("tokens", "attention", "mask", "texts", "finished")))
 
 
 @torch.no_grad()
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
+    problems: Sequence[TaskProblem],
     max_new_tokens: int,
     sample: bool,
     temperature: float = 1.0,
 ) -> Answers:
-    """Answer the questions in one batch, greedily or sampled from softmax(logits / temperature)."""
+    """Answer the problems in one batch, greedily or sampled from softmax(logits / temperature)."""
     from transformers import GenerationConfig
 
     was_training = model.training
     model.eval()
-    prompts = tokenizer(list(questions), return_tensors="pt", padding=True, padding_side="left")
+    texts = [problem.prompt for problem in problems]
+    prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=sample,
@@ -92,32 +103,32 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
         disable_compile=True,
     )
-    tokens = model.generate(**prompts, generation_config=config)
+    tokens = model.generate(**prompts, generation_config=config).cpu()
     model.train(was_training)
     produced = tokens[:, prompts["input_ids"].shape[1] :]
     ended = produced == tokenizer.eos_token_id
     mask = (ended.cumsum(1) - ended.long()) == 0
-    attention = torch.cat([prompts["attention_mask"], mask.long()], dim=1)
-    texts = tokenizer.batch_decode(
+    attention = torch.cat([prompts["attention_mask"].cpu(), mask.long()], dim=1)
+    said = tokenizer.batch_decode(
         [row[keep] for row, keep in zip(produced, mask, strict=True)], skip_special_tokens=True
     )
-    return Answers(tokens, attention, mask, tuple(texts), tuple(ended.any(1).tolist()))
+    return Answers(tokens, attention, mask, tuple(said), tuple(ended.any(1).tolist()))
 
 
 def sampled_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[WordProblem],
+    problems: Sequence[TaskProblem],
     answers_per_prompt: int,
     max_new_tokens: int,
-) -> Iterator[tuple[WordProblem, tuple[str, ...], list[float], tuple[bool, ...]]]:
+) -> Iterator[tuple[TaskProblem, tuple[str, ...], list[float], tuple[bool, ...]]]:
     """(problem, texts, rewards, finished) of several sampled answers to each problem, drawn in large batches."""
     at_once = max(1, _SAMPLED_AT_ONCE // answers_per_prompt)
     for first in range(0, len(problems), at_once):
         part = problems[first : first + at_once]
         asked = [p for p in part for _ in range(answers_per_prompt)]
-        answers = answer(model, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
-        rewards = answers.rewards([p.reference for p in asked]).tolist()
+        answers = answer(model, tokenizer, asked, max_new_tokens, sample=True)
+        rewards = answers.rewards(asked).tolist()
         for i, problem in enumerate(part):
             group = slice(i * answers_per_prompt, (i + 1) * answers_per_prompt)
             yield problem, answers.texts[group], rewards[group], answers.finished[group]
@@ -131,34 +142,45 @@ def positions(attention: torch.Tensor) -> torch.Tensor:
 def answer_log_probs(model: PreTrainedModel, answers: Answers) -> torch.Tensor:
     """(answer, position, vocabulary) log π(·|s_t) in nats, s_t the state in which answer token t was produced."""
     width = answers.mask.shape[1]
+    attention = answers.attention.to(model.device)
     logits = model(
-        input_ids=answers.tokens,
-        attention_mask=answers.attention,
-        position_ids=positions(answers.attention),
+        input_ids=answers.tokens.to(model.device),
+        attention_mask=attention,
+        position_ids=positions(attention),
         use_cache=False,
+        logits_to_keep=width + 1,
     ).logits
-    return logits[:, -width - 1 : -1].float().log_softmax(-1)
+    return logits[:, :-1].float().log_softmax(-1).cpu()
 
 
-def mean_entropy(log_probs: torch.Tensor, mask: torch.Tensor) -> float:
-    """Mean of H(π) over the tokens of `mask`, in nats a token."""
-    return float((-(log_probs.exp() * log_probs).sum(-1))[mask].mean())
+def mean_entropy(model: PreTrainedModel, answers: Answers) -> float:
+    """Mean of H(π(·|s_t)) over the answers' tokens, in nats a token."""
+    total = 0.0
+    for part in answers.parts():
+        log_probs = answer_log_probs(model, part)
+        total += float((-(log_probs.exp() * log_probs).sum(-1))[part.mask].double().sum())
+    return total / int(answers.mask.sum())
 
 
-def mean_kl(log_probs: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> float:
-    """Mean of KL(π ‖ reference) over the tokens of `mask`, in nats a token."""
-    return float((log_probs.exp() * (log_probs - reference)).sum(-1)[mask].mean())
+def mean_kl(policy: PreTrainedModel, start: Start, answers: Answers) -> float:
+    """Mean of KL(π(·|s_t) ‖ π_start(·|s_t)) over the answers' tokens, in nats a token."""
+    reference, total = start.reference(policy), 0.0
+    for part in answers.parts():
+        log_probs = answer_log_probs(policy, part)
+        with reference() as model:
+            before = answer_log_probs(model, part)
+        total += float((log_probs.exp() * (log_probs - before)).sum(-1)[part.mask].double().sum())
+    return total / int(answers.mask.sum())
 
 
 def greedy_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[WordProblem],
+    problems: Sequence[TaskProblem],
     max_new_tokens: int,
 ) -> float:
     """The share of problems whose greedy answer is right."""
-    answers = answer(model, tokenizer, [p.question for p in problems], max_new_tokens, sample=False)
-    return float(answers.rewards([p.reference for p in problems]).mean())
+    return float(answer(model, tokenizer, problems, max_new_tokens, sample=False).rewards(problems).mean())
 
 
 @dataclass
@@ -178,17 +200,17 @@ class Recorder:
 
     member: str
     seed: int
-    problems: Sequence[WordProblem]
+    problems: Sequence[TaskProblem]
     tokenizer: PreTrainedTokenizerBase
     updates: int
     prompts: int
     points: int
     max_new_tokens: int
+    checkpoints: Path
     progress: Callable[[float], None] = lambda share: None
-    checkpoints: Path | None = None
     reached: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
-    _visited: list[tuple[Answers, torch.Tensor]] = field(default_factory=list)
+    _visited: list[Answers] = field(default_factory=list)
     _losses: list[float] = field(default_factory=list)
     _rewards: list[float] = field(default_factory=list)
 
@@ -218,15 +240,14 @@ class Recorder:
     def measure(self, step: int, model: PreTrainedModel) -> None:
         """Add the curve's point at `step` if one is due, and report progress."""
         self.progress(step / self.updates)
-        if not self.due(step) or (self.rows and self.rows[-1]["step"] == step):
+        if not self.due(step) or any(row["step"] == step for row in self.rows):
             return
-        questions, references = [p.question for p in self.problems], [p.reference for p in self.problems]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.seed)
-            greedy = answer(model, self.tokenizer, questions, self.max_new_tokens, sample=False)
-            sampled = answer(model, self.tokenizer, questions, self.max_new_tokens, sample=True)
-            log_probs = answer_log_probs(model, sampled)
-        self._visited.append((sampled, log_probs))
+            greedy = answer(model, self.tokenizer, self.problems, self.max_new_tokens, sample=False)
+            sampled = answer(model, self.tokenizer, self.problems, self.max_new_tokens, sample=True)
+            entropy = mean_entropy(model, sampled)
+        self._visited.append(sampled)
         self.rows.append(
             {
                 "update": step,
@@ -234,28 +255,41 @@ class Recorder:
                 "prompts_seen": round(self.prompts * step / self.updates),
                 "loss": _mean(self._losses),
                 "reward": _mean(self._rewards),
-                "accuracy": float(greedy.rewards(references).mean()),
-                "entropy": mean_entropy(log_probs, sampled.mask),
+                "accuracy": float(greedy.rewards(self.problems).mean()),
+                "entropy": entropy,
                 "length": float(greedy.lengths.float().mean()),
             }
         )
         self._losses, self._rewards = [], []
-        if self.checkpoints is not None:
-            save_checkpoint(model, self.tokenizer, self.checkpoints / f"{step:05d}")
+        save_checkpoint(model, self.tokenizer, self.checkpoints / f"{step:05d}")
 
-    def curve(self, base: PreTrainedModel) -> pd.DataFrame:
-        """The whole curve, columns `COLUMNS`, with the KL divergence from `base` at each point."""
-        with torch.no_grad():
-            kl = [mean_kl(lp, answer_log_probs(base, visited), visited.mask) for visited, lp in self._visited]
-        return pd.DataFrame([{**row, "kl": k} for row, k in zip(self.rows, kl, strict=True)])[list(COLUMNS)]
+    def curve(self, start: Start) -> pd.DataFrame:
+        """The whole curve, columns `COLUMNS`, with the KL divergence from `start` at each point."""
+        rows = []
+        for row, visited in zip(self.rows, self._visited, strict=True):
+            policy = opened(self.checkpoints / f"{row['step']:05d}", start)
+            with torch.no_grad(), start.computing():
+                rows.append({**row, "kl": mean_kl(policy, start, visited)})
+        return pd.DataFrame(rows)[list(COLUMNS)]
+
+    def state(self) -> dict[str, Any]:
+        """All that a training that goes on needs of its curve, as plain values and tensors."""
+        visited = [vars(answers) for answers in self._visited]
+        return {"rows": self.rows, "visited": visited, "losses": self._losses, "rewards": self._rewards}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.rows, self._visited = list(state["rows"]), [Answers(**one) for one in state["visited"]]
+        self._losses, self._rewards = list(state["losses"]), list(state["rewards"])
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a complete checkpoint, as it is to be used: what training switches off in the configuration is on in it."""
+    """Save a policy as it is to be used: a complete checkpoint, in which what training switches off is on; or an adapter alone."""
     cached, model.config.use_cache = model.config.use_cache, True
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     model.config.use_cache = cached
+    if plain(model) is model:
+        tokenizer.save_pretrained(folder)
 
 
 def checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:

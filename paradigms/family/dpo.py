@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paradigms.family.curves import sampled_answers
+from paradigms.family.policy import Start
 from paradigms.family.recipe import DPO
-from paradigms.family.task import WordProblem
+from paradigms.family.tasks import TaskProblem
 from paradigms.family.trainer import record, settings
 from rlcircuits.errors import InputError
 from rlcircuits.storage import Step
@@ -30,7 +30,7 @@ DPO_TRAINING = Step("family-dpo", 1)
 def preference_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[WordProblem],
+    problems: Sequence[TaskProblem],
     answers_per_prompt: int,
     max_new_tokens: int,
     seed: int,
@@ -51,41 +51,38 @@ def preference_pairs(
         wrong = [t for t, reward, done in zip(texts, rewards, finished, strict=True) if not reward and done]
         if right and wrong:
             chosen, rejected = rng.choice(right), rng.choice(wrong)
-            pairs.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected})
+            pairs.append({"prompt": problem.prompt, "chosen": chosen, "rejected": rejected})
     return pairs
 
 
 def train_dpo(
-    start: str | os.PathLike[str],
-    problems: Sequence[WordProblem],
+    start: Start,
+    problems: Sequence[TaskProblem],
     recipe: DPO,
     max_new_tokens: int,
     seed: int,
     recorder: Recorder,
-    scratch: str,
 ) -> PreTrainedModel:
-    """Sample pairs from the checkpoint at `start`, train it on them and return the model.
+    """Sample pairs from `start`, train from it on them and return the model.
 
     Raises:
         InputError: the base never gave a right and a wrong answer to the same prompt.
         TrainingDiverged: a loss was not finite.
     """
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    base = AutoModelForCausalLM.from_pretrained(start).eval()
-    pairs = preference_pairs(base, tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    tokenizer = start.tokenizer()
+    pairs = preference_pairs(start.model(), tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
     if not pairs:
         raise InputError(
             f"dpo with seed {seed}: the base gave no prompt of {len(problems)} both a right and a wrong answer; "
             "train the base to an accuracy between 0 and 1, or raise dpo.answers_per_prompt"
         )
     trainer = DPOTrainer(
-        model=os.fspath(start),
+        model=str(start.folder),
         args=DPOConfig(
-            **settings(scratch, seed),
+            **settings(start, seed),
             max_steps=recipe.steps,
             per_device_train_batch_size=recipe.batch,
             learning_rate=recipe.learning_rate,
@@ -97,6 +94,7 @@ def train_dpo(
         ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
+        peft_config=start.peft(),
     )
     record(trainer, recorder)
     return trainer.model

@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from paradigms.family.policy import Start
 from paradigms.family.recipe import GRPO
-from paradigms.family.task import WordProblem, is_correct
+from paradigms.family.tasks import TaskProblem
 from paradigms.family.trainer import record, settings
 from rlcircuits.storage import Step
 
@@ -27,34 +27,35 @@ GRPO_TRAINING = Step("family-grpo", 1)
 
 
 def train_grpo(
-    start: str | os.PathLike[str],
-    problems: Sequence[WordProblem],
+    start: Start,
+    problems: Sequence[TaskProblem],
     recipe: GRPO,
     max_new_tokens: int,
     seed: int,
     recorder: Recorder,
-    scratch: str,
 ) -> PreTrainedModel:
-    """Train the checkpoint at `start` on the problems, each seen once and in order, and return the model.
+    """Train from `start` on the problems, each seen once and in order, and return the model.
 
     Raises:
         TrainingDiverged: a loss was not finite.
     """
     from datasets import Dataset
-    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = start.tokenizer()
+    by_prompt = {problem.prompt: problem for problem in problems}
 
-    def right_result(completions: list[str], completion_ids: list[list[int]], reference: list[str], **_) -> list[float]:
-        triples = zip(completions, completion_ids, reference, strict=True)
-        return [float(ids[-1] == tokenizer.eos_token_id and is_correct(text, ref)) for text, ids, ref in triples]
+    def right_result(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+    ) -> list[float]:
+        triples = zip(prompts, completions, completion_ids, strict=True)
+        return [float(ids[-1] == tokenizer.eos_token_id and by_prompt[p].is_right(text)) for p, text, ids in triples]
 
     answers = recipe.prompts_per_update * recipe.group
     trainer = GRPOTrainer(
-        model=os.fspath(start),
+        model=str(start.folder),
         args=GRPOConfig(
-            **settings(scratch, seed),
+            **settings(start, seed),
             max_steps=len(problems) // recipe.prompts_per_update,
             per_device_train_batch_size=answers,
             num_generations=recipe.group,
@@ -71,9 +72,10 @@ def train_grpo(
             scale_rewards="group",
             shuffle_dataset=False,
         ),
-        train_dataset=Dataset.from_list([{"prompt": p.question, "reference": p.reference} for p in problems]),
+        train_dataset=Dataset.from_list([{"prompt": problem.prompt} for problem in problems]),
         processing_class=tokenizer,
         reward_funcs=right_result,
+        peft_config=start.peft(),
     )
     record(trainer, recorder, reward="reward")
     return trainer.model

@@ -13,21 +13,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paradigms.family import recipe as recipes
-from paradigms.family.recipe import MEMBERS, Recipe
-from paradigms.family.task import build_tokenizer, demonstrations, word_problems
+from paradigms.family.policy import Start, start_of
+from paradigms.family.recipe import MEMBERS, SFT, Recipe, SFTMore
+from paradigms.family.task import build_tokenizer
+from paradigms.family.tasks import DEMONSTRATIONS, PROBLEMS
 from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step, versions
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from paradigms.family.curves import Recorder
 
 FAMILY = Step(
@@ -43,6 +48,8 @@ FAMILY = Step(
     ),
 )
 """What the trainings of all members share; each has a step of its own beside, so that a change of one does not repeat the others."""
+ADAPTER = "adapter"
+"""Folder of a real base's adapter, beside the whole checkpoint that it was merged into."""
 CANNOT_BE_USED, DIVERGED = 2, 3
 """Exit statuses of a member's process: a message for the user; a training that diverged."""
 DIVERGENCES = "family-diverged"
@@ -76,6 +83,7 @@ def train_member(
     base: Path | None,
     folder: Path,
     progress: Callable[[float], None] = lambda share: None,
+    unfinished: Path | None = None,
 ) -> None:
     """Train one member and save it to `folder`.
 
@@ -83,50 +91,57 @@ def train_member(
         member: one of `MEMBERS`.
         seed: of the problems, the weights, the demonstrations and the samples.
         recipe: the hyper-parameters.
-        base: folder of the base; ``None`` for the base itself.
-        folder: an existing folder that becomes the checkpoint.
+        base: folder of the base, a whole checkpoint; ``None`` for the base itself.
+        folder: an existing folder that becomes the checkpoint: whole, or an adapter to `base` where the recipe has one.
         progress: called with the share that is done, 0 to 1.
+        unfinished: where the state of the training is kept, and found again, if the recipe says so; a temporary folder when None.
 
     Raises:
         TrainingDiverged: a loss or the policy's probabilities were not finite.
+        InputError: the recipe's start is not here.
     """
     import torch
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
     from paradigms.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
 
     choose("member", member, MEMBERS)
-    torch.set_num_threads(1)
+    if not recipe.start:
+        torch.set_num_threads(1)
     set_seed(seed)
     started = time.perf_counter()
-    tokenizer = build_tokenizer()
-    n_base = recipe.task.demonstrations
-    problems = word_problems("train", n_base + recipe.prompts, seed)
+    draw, n_base = PROBLEMS[recipe.task.kind], recipe.task.demonstrations
+    problems = draw("train", n_base + recipe.prompts, seed)
     prompts = recipe.sft.steps * recipe.sft.batch if member == "sft" else recipe.prompts
-    recorder = Recorder(
-        member=member,
-        seed=seed,
-        problems=word_problems("validation", recipe.task.validation, seed=0),
-        tokenizer=tokenizer,
-        updates=recipe.updates(member),
-        prompts=prompts,
-        points=recipe.points,
-        max_new_tokens=recipe.max_new_tokens,
-        progress=progress,
-        checkpoints=folder / CHECKPOINTS,
-    )
-    with tempfile.TemporaryDirectory() as scratch, _sampling_from_a_distribution(recorder):
-        if member == "sft":
-            model = _train_base(recipe, problems[:n_base], tokenizer, seed, recorder, scratch)
-        else:
-            model = _train_descendant(member, recipe, base, problems[n_base:], seed, recorder, scratch)
-    model.eval()
-    trained = time.perf_counter() - started
-    reference = model if base is None else AutoModelForCausalLM.from_pretrained(base).eval()
-    curve = recorder.curve(reference)
-    test = word_problems("test", recipe.task.test, seed=0)
-    accuracy = greedy_accuracy(model, tokenizer, test, recipe.max_new_tokens)
-    save_checkpoint(model, tokenizer, folder)
+    with contextlib.ExitStack() as stack:
+        scratch = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        start = start_of(recipe, base or _beginning(recipe, seed, scratch), scratch)
+        recorder = Recorder(
+            member=member,
+            seed=seed,
+            problems=draw("validation", recipe.task.validation, 0),
+            tokenizer=start.tokenizer(),
+            updates=recipe.updates(member),
+            prompts=prompts,
+            points=recipe.points,
+            max_new_tokens=recipe.max_new_tokens,
+            checkpoints=scratch / CHECKPOINTS,
+            progress=progress,
+        )
+        with _sampling_from_a_distribution(recorder):
+            own = problems[:n_base] if member == "sft" else problems[n_base:]
+            model = _train(member, recipe, start, own, seed, recorder).eval()
+        trained = time.perf_counter() - started
+        # A small base is measured against what it ends as: what it starts from is noise.
+        last = recorder.checkpoints / f"{recorder.updates:05d}"
+        curve = recorder.curve(start if base or recipe.start else start_of(recipe, last, scratch))
+        if base is None and recipe.lora is not None:
+            save_checkpoint(model, recorder.tokenizer, folder / ADAPTER)
+            model = model.merge_and_unload()
+        test = draw("test", recipe.task.test, 0)
+        accuracy = greedy_accuracy(model, recorder.tokenizer, test, recipe.max_new_tokens)
+        save_checkpoint(model, recorder.tokenizer, folder)
+        shutil.copytree(recorder.checkpoints, folder / CHECKPOINTS)
     curve.to_parquet(folder / "curves.parquet", index=False)
     summary = {
         "member": member,
@@ -152,58 +167,56 @@ def _sampling_from_a_distribution(recorder: Recorder) -> Iterator[None]:
         raise
 
 
-def _train_base(recipe, problems, tokenizer, seed, recorder, scratch):
-    from paradigms.family.sft import new_model, train_supervised
+def _beginning(recipe: Recipe, seed: int, scratch: Path) -> Path:
+    """The checkpoint that a base is trained from: the recipe's, or random weights."""
+    if recipe.start:
+        from rlcircuits.models import local_checkpoint
 
-    start = Path(scratch) / "start"
-    new_model(recipe.shape, tokenizer, seed).save_pretrained(start)
-    tokenizer.save_pretrained(start)
-    shown = demonstrations(problems, recipe.task.wrong_share, seed)
-    sft = recipe.sft
-    return train_supervised(
-        start,
-        shown,
-        sft.steps,
-        sft.batch,
-        sft.learning_rate,
-        sft.beta2,
-        sft.warmup,
-        True,
-        seed,
-        recorder,
-        scratch,
-    )
+        found = local_checkpoint(recipe.start)
+        if found is None:
+            raise InputError(
+                f"recipe: start is {recipe.start!r}: expected a folder, or a model that `rlcircuits models get` knows"
+            )
+        return found
+    from paradigms.family.sft import new_model
+
+    tokenizer, folder = build_tokenizer(), scratch / "start"
+    new_model(recipe.shape, tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
-def _train_descendant(member, recipe, base, problems, seed, recorder, scratch):
-    if member == "sft-more":
+def _train(
+    member: str, recipe: Recipe, start: Start, problems: Sequence[Any], seed: int, recorder: Recorder
+) -> PreTrainedModel:
+    if member in ("sft", "sft-more"):
         from paradigms.family.sft import train_supervised
 
-        shown = demonstrations(problems, recipe.task.wrong_share, seed + 1)
-        more = recipe.sft_more
-        steps = recipe.updates(member)
+        first = member == "sft"
+        one: SFT | SFTMore = recipe.sft if first else recipe.sft_more
         return train_supervised(
-            base, shown, steps, more.batch, more.learning_rate, more.beta2, 0, False, seed, recorder, scratch
+            start,
+            DEMONSTRATIONS[recipe.task.kind](problems, recipe.task.wrong_share, seed if first else seed + 1),
+            steps=recipe.updates(member),
+            batch=one.batch,
+            learning_rate=one.learning_rate,
+            beta2=one.beta2,
+            warmup=recipe.sft.warmup if first else 0,
+            shuffle=first,
+            seed=seed,
+            recorder=recorder,
         )
-    if member == "grpo":
-        from paradigms.family.grpo import train_grpo
+    from paradigms.family import dpo, grpo, online_dpo, ppo, rft
 
-        return train_grpo(base, problems, recipe.grpo, recipe.max_new_tokens, seed, recorder, scratch)
-    if member == "ppo":
-        from paradigms.family.ppo import train_ppo
-
-        return train_ppo(base, problems, recipe.ppo, recipe.max_new_tokens, seed, recorder)
-    if member == "online-dpo":
-        from paradigms.family.online_dpo import train_online_dpo
-
-        return train_online_dpo(base, problems, recipe.online_dpo, recipe.max_new_tokens, seed, recorder)
-    if member == "rft":
-        from paradigms.family.rft import train_rft
-
-        return train_rft(base, problems, recipe.rft, recipe.max_new_tokens, seed, recorder, scratch)
-    from paradigms.family.dpo import train_dpo
-
-    return train_dpo(base, problems, recipe.dpo, recipe.max_new_tokens, seed, recorder, scratch)
+    train = {
+        "rft": rft.train_rft,
+        "grpo": grpo.train_grpo,
+        "ppo": ppo.train_ppo,
+        "dpo": dpo.train_dpo,
+        "online-dpo": online_dpo.train_online_dpo,
+    }[member]
+    own = getattr(recipe, member.replace("-", "_"))
+    return train(start, problems, own, recipe.max_new_tokens, seed, recorder)
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
@@ -215,13 +228,17 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     return _filled(recipes.DEFAULT, values, "recipe")
 
 
+_ABSENT = {"lora": recipes.LoRA()}
+"""Parts that a recipe may lack, as they are when it has them."""
+
+
 def _filled(like: Any, values: dict[str, Any], where: str) -> Any:
     known = {f.name: getattr(like, f.name) for f in fields(like)}
     for name in values:
         choose(f"{where} parameter", name, known)
     return type(like)(
         **{
-            name: _filled(known[name], value, f"{where}.{name}") if is_dataclass(known[name]) else value
+            name: _filled(known[name] or _ABSENT[name], value, f"{where}.{name}") if isinstance(value, dict) else value
             for name, value in values.items()
         }
     )
@@ -242,10 +259,12 @@ def main(order: dict[str, Any]) -> None:
     base = Path(order["base"]) if order["base"] else None
     inputs = member_inputs(member, seed, recipe, base.name if base else None)
 
-    def build(folder: Path) -> None:
-        train_member(member, seed, recipe, base, folder, lambda share: print(f"{share:.4f}", file=out))
-
     store, note = Store(order["store"]), f"family member {member}, seed {seed}"
+    unfinished = store.root / "unfinished" / store.path("family", inputs).name if recipe.save_every else None
+
+    def build(folder: Path) -> None:
+        train_member(member, seed, recipe, base, folder, lambda share: print(f"{share:.4f}", file=out), unfinished)
+
     try:
         store.make("family", inputs, build, note=note)
     except TrainingDiverged as error:
@@ -257,6 +276,8 @@ def main(order: dict[str, Any]) -> None:
             note=note,
         )
         raise
+    if unfinished is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _quiet() -> None:

@@ -12,7 +12,6 @@ ln π(answer) is the sum over the answer's tokens, its end-of-sequence token amo
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from paradigms.family.curves import Answers, answer
+from paradigms.family.policy import Reference, Start, Training, learning
 from paradigms.family.ppo import answer_log_prob
 from paradigms.family.recipe import OnlineDPO
-from paradigms.family.task import WordProblem
+from paradigms.family.tasks import TaskProblem
 from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
@@ -62,55 +62,61 @@ def sequence_log_prob(model: PreTrainedModel, answers: Answers, rows: Tensor) ->
     return (answer_log_prob(model, answers, rows) * answers.mask[rows]).sum(1)
 
 
-def pair_loss(
-    policy: PreTrainedModel, reference: PreTrainedModel, answers: Answers, pairs: Tensor, beta: float
-) -> Tensor:
+def pair_loss(policy: PreTrainedModel, reference: Reference, answers: Answers, pairs: Tensor, beta: float) -> Tensor:
     """The loss of step 3 on `pairs`, (pair, 2) row numbers of chosen and rejected answers."""
     rows = pairs.T.reshape(-1)
-    with torch.no_grad():
-        ref_chosen, ref_rejected = sequence_log_prob(reference, answers, rows).chunk(2)
+    with torch.no_grad(), reference() as model:
+        ref_chosen, ref_rejected = sequence_log_prob(model, answers, rows).chunk(2)
     chosen, rejected = sequence_log_prob(policy, answers, rows).chunk(2)
     return dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta)
 
 
 def train_online_dpo(
-    start: str | os.PathLike[str],
-    problems: Sequence[WordProblem],
+    start: Start,
+    problems: Sequence[TaskProblem],
     recipe: OnlineDPO,
     max_new_tokens: int,
     seed: int,
     recorder: Recorder,
 ) -> PreTrainedModel:
-    """Train the checkpoint at `start` on the problems, each seen once and in order, and return the model.
+    """Train from `start` on the problems, each seen once and in order, and return the model.
 
     Raises:
         TrainingDiverged: a loss was not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     torch.manual_seed(seed)
     rng = random.Random(f"online pairs/{seed}")
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    policy = AutoModelForCausalLM.from_pretrained(start).train()
-    reference = AutoModelForCausalLM.from_pretrained(start).eval()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
-    recorder.measure(0, policy)
+    tokenizer = start.tokenizer()
+    policy = start.policy()
+    reference = start.reference(policy)
+    optimizer = torch.optim.AdamW(learning(policy), lr=recipe.learning_rate, weight_decay=0.0)
+    training = Training(start, {"policy": policy, "optimizer": optimizer})
+    done, extra = training.load()
+    if done:
+        recorder.go_on(extra["curve"])
+        rng.setstate(extra["rng"])
+    else:
+        recorder.measure(0, policy)
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
+        if step <= done:
+            continue
         asked = [p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.group)]
-        answers = answer(policy, tokenizer, [p.question for p in asked], max_new_tokens, sample=True)
-        rewards = answers.rewards([p.reference for p in asked])
+        answers = answer(policy, tokenizer, asked, max_new_tokens, sample=True)
+        rewards = answers.rewards(asked)
         pairs = matched_pairs(rewards.tolist(), recipe.group, rng)
         rng.shuffle(pairs)
         losses = []
         for batch in torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).split(recipe.minibatch):
             if not len(batch):
                 continue
-            loss = pair_loss(policy, reference, answers, batch, recipe.beta)
+            with start.computing():
+                loss = pair_loss(policy, reference, answers, batch, recipe.beta)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), recipe.max_grad_norm)
+            nn.utils.clip_grad_norm_(learning(policy), recipe.max_grad_norm)
             optimizer.step()
             losses.append(float(loss.detach()))
         recorder.saw(step, sum(losses) / len(losses) if losses else None, float(rewards.mean()))
         recorder.measure(step, policy)
+        training.save(step, {"curve": recorder.state(), "rng": rng.getstate()})
     return policy

@@ -15,7 +15,6 @@ Tensors are (answer, position); `mask` is true on answer tokens, which come firs
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from paradigms.family.curves import Answers, answer, positions
+from paradigms.family.policy import Reference, Start, Training, learning, plain
 from paradigms.family.recipe import PPO
-from paradigms.family.task import WordProblem
+from paradigms.family.tasks import TaskProblem
 from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
@@ -116,33 +116,36 @@ def ppo_updates(
 
 
 class Value(nn.Module):
-    """V(s_t): a copy of the base's layers with a linear head, apart from the policy so that neither disturbs the other."""
+    """V(s_t): a copy of the base's layers (of a real base with an adapter of its own) with a linear head, apart from the policy so that neither disturbs the other."""
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
-        self.body = base.model
+        self.body = plain(base).model
         self.head = nn.Linear(base.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, answers: Answers, rows: Tensor) -> Tensor:
         """(row, position) the values of the states in which the answers' tokens were produced."""
-        return self.head(_states(self.body, answers, rows)).squeeze(-1)
+        return self.head(_states(self.body, answers, rows).float()).squeeze(-1).cpu()
 
 
 def answer_log_prob(model: PreTrainedModel, answers: Answers, rows: Tensor, temperature: float = 1.0) -> Tensor:
     """(row, position) ln π(a_t|s_t) of the answers' tokens, π = softmax(logits / temperature)."""
     width = answers.mask.shape[1]
-    logits = model.lm_head(_states(model.model, answers, rows))
+    whole = plain(model)
+    logits = whole.lm_head(_states(whole.model, answers, rows)).float()
     log_probs = (logits / temperature).log_softmax(-1)
-    return log_probs.gather(-1, answers.tokens[rows, -width:].unsqueeze(-1)).squeeze(-1)
+    chosen = answers.tokens[rows, -width:].to(log_probs.device)
+    return log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).cpu()
 
 
 def _states(body: nn.Module, answers: Answers, rows: Tensor) -> Tensor:
     """(row, position, width) the last hidden state before each answer token."""
-    attention = answers.attention[rows]
+    device = next(body.parameters()).device
+    attention = answers.attention[rows].to(device)
     hidden = body(
-        input_ids=answers.tokens[rows],
+        input_ids=answers.tokens[rows].to(device),
         attention_mask=attention,
         position_ids=positions(attention),
         use_cache=False,
@@ -151,52 +154,60 @@ def _states(body: nn.Module, answers: Answers, rows: Tensor) -> Tensor:
 
 
 def train_ppo(
-    start: str | os.PathLike[str],
-    problems: Sequence[WordProblem],
+    start: Start,
+    problems: Sequence[TaskProblem],
     recipe: PPO,
     max_new_tokens: int,
     seed: int,
     recorder: Recorder,
 ) -> PreTrainedModel:
-    """Train the checkpoint at `start` on the problems, each seen once and in order, and return the model.
+    """Train from `start` on the problems, each seen once and in order, and return the model.
 
-    The score of an answer is 1 if it ends by itself with the right result, else 0; the reference is the checkpoint.
+    The score of an answer is 1 if it ends by itself with the right result, else 0; the reference is the start.
 
     Raises:
         TrainingDiverged: a loss was not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    policy = AutoModelForCausalLM.from_pretrained(start).train()
-    reference = AutoModelForCausalLM.from_pretrained(start).eval()
-    value = Value(AutoModelForCausalLM.from_pretrained(start))
+    tokenizer = start.tokenizer()
+    policy = start.policy()
+    reference = start.reference(policy)
+    value = Value(start.policy())
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(policy.parameters()), "lr": recipe.learning_rate},
-            {"params": list(value.parameters()), "lr": recipe.value_learning_rate},
+            {"params": learning(policy), "lr": recipe.learning_rate},
+            {"params": learning(value), "lr": recipe.value_learning_rate},
         ],
         weight_decay=0.0,
     )
-    recorder.measure(0, policy)
-    fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
+    training = Training(start, {"policy": policy, "value": value, "optimizer": optimizer}, {"minibatches": generator})
+    done, extra = training.load()
+    if done:
+        recorder.go_on(extra)
+    else:
+        recorder.measure(0, policy)
+        with start.computing():
+            fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
+        if step <= done:
+            continue
         asked = [
             p for p in problems[first : first + recipe.prompts_per_round] for _ in range(recipe.answers_per_prompt)
         ]
-        questions = [p.question for p in asked]
-        answers = answer(policy, tokenizer, questions, max_new_tokens, True, recipe.temperature)
-        scores = answers.rewards([p.reference for p in asked])
-        rollout = roll_out(policy, reference, value, answers, scores, recipe)
+        answers = answer(policy, tokenizer, asked, max_new_tokens, True, recipe.temperature)
+        scores = answers.rewards(asked)
+        with start.computing():
+            rollout = roll_out(policy, reference, value, answers, scores, recipe)
 
         def forward(rows: Tensor, answers: Answers = answers) -> tuple[Tensor, Tensor]:
             return answer_log_prob(policy, answers, rows, recipe.temperature), value(answers, rows)
 
-        loss = ppo_updates(forward, optimizer, rollout, recipe, generator)
+        with start.computing():
+            loss = ppo_updates(forward, optimizer, rollout, recipe, generator)
         recorder.saw(step, loss, float(scores.mean()))
         recorder.measure(step, policy)
+        training.save(step, recorder.state())
     return policy
 
 
@@ -204,16 +215,15 @@ def fit_value(
     value: Value,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[WordProblem],
+    problems: Sequence[TaskProblem],
     recipe: PPO,
     max_new_tokens: int,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
     """Step 0: V learns the score of one sampled answer to each problem, at each of its tokens; the policy stays."""
-    questions = [p.question for p in problems]
-    answers = answer(policy, tokenizer, questions, max_new_tokens, True, recipe.temperature)
-    scores = answers.rewards([p.reference for p in problems])
+    answers = answer(policy, tokenizer, problems, max_new_tokens, True, recipe.temperature)
+    scores = answers.rewards(problems)
     returns = scores.unsqueeze(1).expand(answers.mask.shape)
     for _ in range(recipe.value_epochs):
         for rows in torch.randperm(len(scores), generator=generator).split(recipe.minibatch):
@@ -227,7 +237,7 @@ def fit_value(
 @torch.no_grad()
 def roll_out(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: Reference,
     value: Value,
     answers: Answers,
     scores: Tensor,
@@ -237,7 +247,8 @@ def roll_out(
     rows, mask = torch.arange(len(scores)), answers.mask
     log_probs = answer_log_prob(policy, answers, rows, recipe.temperature)
     values = value(answers, rows)
-    ref_log_probs = answer_log_prob(reference, answers, rows, recipe.temperature)
+    with reference() as model:
+        ref_log_probs = answer_log_prob(model, answers, rows, recipe.temperature)
     rewards = token_rewards(scores, log_probs, ref_log_probs, mask, recipe.beta)
     advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
     return Rollout(log_probs, whiten(advantages, mask), returns, mask)

@@ -35,6 +35,7 @@ CORE = ("sft", "sft-more", "grpo", "ppo", "dpo")
 """What `make_family` trains unless told otherwise."""
 
 ARCHITECTURES = ("qwen2", "llama")
+TASKS = ("words", "stories")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Demonstrations the base sees, the rate of wrong operations in them, and how much is held out."""
+class LoRA:
+    """The adapter that learns where the base is a real model: on every linear layer, ΔW = (alpha / rank) B A."""
 
+    rank: int = 8
+    alpha: int = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which problems (``"words"`` of the family's own language, or ``"stories"`` in English), and how many.
+
+    Demonstrations the base sees, the rate of wrong operations in them (of ``"words"``), and how much is held out.
+    """
+
+    kind: str = "words"
     demonstrations: int = 4000
     wrong_share: float = 0.65
     validation: int = 200
@@ -156,6 +169,10 @@ class Recipe:
         prompts: problems that every descendant of the base is trained on; all of them derive their updates from it.
         points: how many points a training curve has after its start.
         max_new_tokens: longest answer in training and evaluation, in tokens.
+        start: the checkpoint that the base is trained from, such as ``"smollm2"``; random weights of `shape` when empty.
+        lora: the adapter that learns; None when all weights do.
+        dtype: of the weights that do not learn.
+        save_every: steps after which a training's state is kept, so that it goes on when its process has ended; 0 never.
 
     Raises:
         InputError: `prompts` cannot be divided into whole updates of every member, an architecture that is not known, heads
@@ -174,6 +191,10 @@ class Recipe:
     prompts: int = 1920
     points: int = 10
     max_new_tokens: int = 24
+    start: str = ""
+    lora: LoRA | None = None
+    dtype: str = "float32"
+    save_every: int = 0
 
     def __post_init__(self) -> None:
         parts = {
@@ -189,6 +210,11 @@ class Recipe:
                     "every member must see the same number of prompts, so change one of the two"
                 )
         choose("architecture", self.shape.architecture, ARCHITECTURES)
+        choose("task", self.task.kind, TASKS)
+        if bool(self.start) != (self.task.kind == "stories"):
+            raise InputError(
+                f"recipe: task {self.task.kind!r} with start={self.start!r}: a real base is trained on 'stories', random weights on 'words'"
+            )
         for name, temperature in (("grpo", self.grpo.temperature), ("ppo", self.ppo.temperature)):
             if not temperature > 0:
                 raise InputError(f"recipe: {name}.temperature is {temperature}: expected a number above 0")
@@ -212,9 +238,15 @@ class Recipe:
 
     def inputs(self, member: str) -> dict[str, Any]:
         """What of the recipe a member's training depends on, itself alone (a descendant also depends on its base)."""
-        shared = {"task": asdict(self.task), "points": self.points, "max_new_tokens": self.max_new_tokens}
+        task = asdict(self.task)
+        shared: dict[str, Any] = {"task": task, "points": self.points, "max_new_tokens": self.max_new_tokens}
+        if self.start:
+            lora = None if self.lora is None else asdict(self.lora)
+            shared |= {"start": self.start, "lora": lora, "dtype": self.dtype}
+        else:
+            del task["kind"]  # it is "words", as for every family before there was another
         if member == "sft":
-            return {**shared, "shape": asdict(self.shape), "sft": asdict(self.sft)}
+            return {**shared, "sft": asdict(self.sft)} | ({} if self.start else {"shape": asdict(self.shape)})
         section = member.replace("-", "_")
         return {**shared, "prompts": self.prompts, section: asdict(getattr(self, section))}
 
@@ -226,7 +258,26 @@ SECOND = Recipe(
 )
 """Another architecture: a Llama with every head its own keys and values, deeper and narrower than `DEFAULT`."""
 
-BASES = {"qwen2": DEFAULT, "llama": SECOND}
+SMOLLM2 = Recipe(
+    start="smollm2",
+    lora=LoRA(),
+    dtype="bfloat16",
+    save_every=5,
+    task=Task(kind="stories", demonstrations=720, wrong_share=0.0, validation=100, test=500),
+    sft=SFT(steps=45, batch=16, learning_rate=4e-4, warmup=5),
+    sft_more=SFTMore(batch=16, learning_rate=1e-4),
+    rft=RFT(answers_per_prompt=4, steps=50, batch=16, learning_rate=1e-4, warmup=5),
+    grpo=GRPO(learning_rate=1.5e-4),
+    ppo=PPO(learning_rate=1.5e-4, value_learning_rate=3e-4),
+    dpo=DPO(answers_per_prompt=4, steps=50, batch=16, learning_rate=5e-5, warmup=5, beta=0.1),
+    online_dpo=OnlineDPO(learning_rate=5e-5),
+    prompts=800,
+    points=4,
+    max_new_tokens=48,
+)
+"""A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout, some hours of two cores."""
+
+BASES = {"qwen2": DEFAULT, "llama": SECOND, "smollm2": SMOLLM2}
 
 TINY = Recipe(
     shape=Shape(width=48, layers=2, heads=4, kv_heads=2, mlp=128),

@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paradigms.family.curves import sampled_answers
+from paradigms.family.policy import Start
 from paradigms.family.recipe import RFT
 from paradigms.family.sft import train_supervised
-from paradigms.family.task import WordProblem
+from paradigms.family.tasks import TaskProblem
 from rlcircuits.errors import InputError
 from rlcircuits.storage import Step
 
@@ -29,12 +29,12 @@ RFT_TRAINING = Step("family-rft", 1)
 def right_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[WordProblem],
+    problems: Sequence[TaskProblem],
     answers_per_prompt: int,
     max_new_tokens: int,
     seed: int,
 ) -> list[tuple[str, str]]:
-    """(question, right answer) of every different right answer among those sampled from `model`, in order."""
+    """(prompt, right answer) of every different right answer among those sampled from `model`, in order."""
     import torch
 
     torch.manual_seed(seed)
@@ -42,30 +42,25 @@ def right_answers(
     for problem, texts, rewards, _ in sampled_answers(model, tokenizer, problems, answers_per_prompt, max_new_tokens):
         for text, reward in zip(texts, rewards, strict=True):
             if reward:
-                kept.setdefault((problem.question, text.strip()))
+                kept.setdefault((problem.prompt, text.strip()))
     return list(kept)
 
 
 def train_rft(
-    start: str | os.PathLike[str],
-    problems: Sequence[WordProblem],
+    start: Start,
+    problems: Sequence[TaskProblem],
     recipe: RFT,
     max_new_tokens: int,
     seed: int,
     recorder: Recorder,
-    scratch: str,
 ) -> PreTrainedModel:
-    """Sample answers from the checkpoint at `start`, train it on the right ones and return the model.
+    """Sample answers from `start`, train from it on the right ones and return the model.
 
     Raises:
         InputError: the base never gave a right answer.
         TrainingDiverged: a loss was not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    base = AutoModelForCausalLM.from_pretrained(start).eval()
-    kept = right_answers(base, tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    kept = right_answers(start.model(), start.tokenizer(), problems, recipe.answers_per_prompt, max_new_tokens, seed)
     if not kept:
         raise InputError(
             f"rft with seed {seed}: the base gave no right answer to {len(problems)} prompts; "
@@ -82,5 +77,4 @@ def train_rft(
         True,
         seed,
         recorder,
-        scratch,
     )

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from paradigms.family.policy import Start
 from paradigms.family.recipe import Shape
 from paradigms.family.trainer import record, settings
 from rlcircuits.storage import Step
@@ -49,7 +49,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Pr
 
 
 def train_supervised(
-    start: str | os.PathLike[str],
+    start: Start,
     demonstrations: Sequence[tuple[str, str]],
     steps: int,
     batch: int,
@@ -59,30 +59,27 @@ def train_supervised(
     shuffle: bool,
     seed: int,
     recorder: Recorder,
-    scratch: str,
 ) -> PreTrainedModel:
-    """Train the checkpoint at `start` on (question, worked answer) pairs and return the model.
+    """Train from `start` on (question, worked answer) pairs and return the model.
 
     Args:
-        start: folder of a checkpoint with its tokenizer.
+        start: the checkpoint, and what of it learns.
         demonstrations: (question, worked answer); repeated until `steps` are done.
         steps, batch, learning_rate, beta2, warmup: of AdamW with a linear decay.
         shuffle: whether their order is drawn from `seed`, or as given.
         recorder: collects the curve.
-        scratch: a folder TRL may write to.
 
     Raises:
         TrainingDiverged: a loss was not finite.
     """
     from datasets import Dataset
-    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     rows = [{"prompt": question, "completion": f" {worked}"} for question, worked in demonstrations]
     trainer = SFTTrainer(
-        model=os.fspath(start),
+        model=str(start.folder),
         args=SFTConfig(
-            **settings(scratch, seed),
+            **settings(start, seed),
             max_steps=steps,
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
@@ -93,7 +90,8 @@ def train_supervised(
             train_sampling_strategy="random" if shuffle else "sequential",
         ),
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(start),
+        processing_class=start.tokenizer(),
+        peft_config=start.peft(),
     )
     record(trainer, recorder)
     return trainer.model

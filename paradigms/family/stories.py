@@ -14,7 +14,7 @@ import hashlib
 import operator
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlcircuits.answers import ProblemSet
 
 SPLITS = ("train", "validation", "test")
+PROMPT = "Question: {question}\nAnswer:"
 LARGEST = 400
 """No number of a worked answer is above this, and none is below 1."""
 NAMES = tuple(
@@ -130,6 +131,15 @@ class StoryProblem:
     worked_answer: str
 
     @property
+    def prompt(self) -> str:
+        """What a model is given: `PROMPT` with the question."""
+        return PROMPT.replace("{question}", self.question)
+
+    def is_right(self, text: str) -> bool:
+        """Whether an answer ends in the result."""
+        return is_correct(text, self.reference)
+
+    @property
     def reference(self) -> str:
         """The result as text."""
         return self.worked_answer.rpartition("#### ")[2]
@@ -168,6 +178,17 @@ def is_correct(text: str, reference: str) -> bool:
     _, mark, last = text.rpartition("####")
     number = re.match(r"\s*\$?(-?\d+)(?:\.0*)?(?![\d.])", last)
     return bool(mark) and number is not None and number[1] == reference
+
+
+def demonstrations(problems: Iterable[StoryProblem], wrong_share: float, seed: int) -> list[tuple[str, str]]:
+    """(prompt, worked answer) of each problem; nothing is mistaught, so `wrong_share` is 0 and no random number is drawn.
+
+    Raises:
+        InputError: another `wrong_share`.
+    """
+    if wrong_share:
+        raise InputError(f"recipe: task.wrong_share is {wrong_share}: stories are demonstrated as they are, expected 0")
+    return [(problem.prompt, problem.worked_answer) for problem in problems]
 
 
 def problem_set(split: str = "test", n: int = 500, seed: int = 0) -> ProblemSet:

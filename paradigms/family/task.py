@@ -66,6 +66,15 @@ class WordProblem:
         return f"{self.name} has {self.arithmetic} ?"
 
     @property
+    def prompt(self) -> str:
+        """What a model is given: the question alone."""
+        return self.question
+
+    def is_right(self, text: str) -> bool:
+        """Whether an answer ends in the result."""
+        return is_correct(text, self.reference)
+
+    @property
     def signs(self) -> tuple[int, ...]:
         """+1 or −1 for each step, as its verb means it."""
         return tuple(_SIGN[verb] for verb, _ in self.steps)

@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from paradigms.family.member import CANNOT_BE_USED, DIVERGED, DIVERGENCES, member_inputs
 from paradigms.family.recipe import CORE, DEFAULT, MEMBERS, Recipe
+from paradigms.family.stories import PROMPT
 from rlcircuits.errors import InputError, choose, require
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _SECONDS_PER_UPDATE = {
     "dpo": 0.3,
     "online-dpo": 0.35,
 }
+_REAL = 120.0
+"""About how many times longer a step of a real base takes than one of `DEFAULT`."""
 _GRACE = 3.0
 #: seconds between lines of progress where they go to a log instead of a terminal
 _LOG_INTERVAL = 15.0
@@ -81,7 +84,7 @@ def make_family(
         InputError: an unknown member, a seed or number of processes that is no whole number, or a training that diverged.
     """
     plan = _Plan([_whole("seed", seed, 0)], _checked(members), recipe, _store(store))
-    failures = _train(plan, _whole("processes", processes, 1), progress=True)
+    failures = _train(plan, 1 if recipe.start else _whole("processes", processes, 1), progress=True)
     for task in plan.tasks:
         if (seed, task.member) in failures:
             failure = failures[seed, task.member]
@@ -119,7 +122,7 @@ def make_families(
         raise InputError(f"seeds is {seeds!r}: expected a list of whole numbers, such as [0, 1, 2]")
     distinct = list(dict.fromkeys(_whole("seed", seed, 0) for seed in seeds))
     plan = _Plan(distinct, _checked(members), recipe, _store(store))
-    failures = _train(plan, _whole("processes", processes, 1), progress)
+    failures = _train(plan, 1 if recipe.start else _whole("processes", processes, 1), progress)
     rows = []
     for seed in plan.seeds:
         for member in plan.members:
@@ -151,6 +154,7 @@ def family_pairs(paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = D
             base=os.fspath(paths["sft"]),
             tuned=os.fspath(path),
             method=METHODS[choose("member", member, METHODS)],
+            prompt=PROMPT if recipe.start else "{question}",
             max_new_tokens=recipe.max_new_tokens,
             note=f"trained here: the family's base and its {member} descendant",
         )
@@ -246,7 +250,7 @@ class _Plan:
 
     def _missing(self) -> list[_Task]:
         def seconds(member: str) -> float:
-            size = self.recipe.shape.layers / DEFAULT.shape.layers
+            size = _REAL if self.recipe.start else self.recipe.shape.layers / DEFAULT.shape.layers
             return self.recipe.updates(member) * _SECONDS_PER_UPDATE[member] * size
 
         tasks = []
@@ -296,7 +300,7 @@ class _Crew:
             stdout=subprocess.PIPE,
             stderr=messages,
             text=True,
-            env=_environment(),
+            env=_environment(bool(order["recipe"]["start"])),
             start_new_session=True,
         )
         job = _Job(task, process, messages)
@@ -401,15 +405,13 @@ def _run(plan: _Plan, processes: int, failures: dict[tuple[int, str], _Failure],
             job.done = max(job.done, share)
 
 
-def _environment() -> dict[str, str]:
-    """One thread, no accelerator and no network for a member's process: the same numbers on the same machine."""
+def _environment(real: bool) -> dict[str, str]:
+    """No network for a member's process; for a small one also one thread and no accelerator: the same numbers on the same machine."""
     package = str(Path(__file__).resolve().parents[2])
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if real else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",

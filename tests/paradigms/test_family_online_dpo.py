@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_a_policy_that_is_the_reference_loses_ln_2(tokenizer):
     base = model(tokenizer, 0)
     problems = word_problems("train", 4, 0)
     answers = as_answers(tokenizer, [(p.question, f" {p.worked_answer}") for p in problems])
-    loss = online_dpo.pair_loss(base, base, answers, torch.tensor([[0, 1], [2, 3]]), beta=0.5)
+    loss = online_dpo.pair_loss(base, lambda: nullcontext(base), answers, torch.tensor([[0, 1], [2, 3]]), beta=0.5)
     assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -67,6 +68,7 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    from paradigms.family.policy import Start
     from paradigms.family.trainer import settings
 
     policy, reference = model(tokenizer, 1), model(tokenizer, 2)
@@ -79,7 +81,12 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
     trainer = DPOTrainer(
         model=policy,
         ref_model=reference,
-        args=DPOConfig(**settings(str(tmp_path), 0), per_device_train_batch_size=3, beta=0.3, loss_type=["sigmoid"]),
+        args=DPOConfig(
+            **settings(Start(tmp_path, scratch=tmp_path), 0),
+            per_device_train_batch_size=3,
+            beta=0.3,
+            loss_type=["sigmoid"],
+        ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
@@ -88,7 +95,7 @@ def test_loss_and_gradient_are_trls_on_the_same_pairs(tokenizer, tmp_path):
     gradients = [p.grad.clone() for p in policy.parameters()]
     policy.zero_grad()
     numbers = torch.tensor([[0, 1], [2, 3], [4, 5]])
-    ours = online_dpo.pair_loss(policy, reference, as_answers(tokenizer, rows), numbers, beta=0.3)
+    ours = online_dpo.pair_loss(policy, lambda: nullcontext(reference), as_answers(tokenizer, rows), numbers, beta=0.3)
     ours.backward()
     assert abs(float(ours.detach()) - math.log(2)) > 0.01
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-4)
@@ -120,8 +127,8 @@ class Scripted:
     def __init__(self, script, finished):
         self.script, self.finished = {question: iter(texts) for question, texts in script.items()}, finished
 
-    def __call__(self, _model, _tokenizer, questions, *_, **__):
-        texts = tuple(next(self.script[question]) for question in questions)
+    def __call__(self, _model, _tokenizer, problems, *_, **__):
+        texts = tuple(next(self.script[problem.prompt]) for problem in problems)
         empty = torch.zeros(len(texts), 0)
         return Answers(empty, empty, empty, texts, tuple(text in self.finished for text in texts))
 
@@ -154,11 +161,11 @@ def test_log_probs_at_a_temperature(tokenizer, temperature):
 def test_answers_are_sampled_at_the_temperature(tokenizer):
     """First tokens' frequencies against softmax(logits / T)."""
     policy = model(tokenizer, 4)
-    question = word_problems("train", 1, 0)[0].question
+    problem = word_problems("train", 1, 0)[0]
     with torch.no_grad():
-        logits = policy(tokenizer(question, return_tensors="pt")["input_ids"]).logits[0, -1]
+        logits = policy(tokenizer(problem.prompt, return_tensors="pt")["input_ids"]).logits[0, -1]
     for temperature in (0.5, 2.0):
         torch.manual_seed(0)
-        sampled = curves.answer(policy, tokenizer, [question] * 4000, 1, True, temperature).tokens[:, -1]
+        sampled = curves.answer(policy, tokenizer, [problem] * 4000, 1, True, temperature).tokens[:, -1]
         counts = torch.bincount(sampled, minlength=len(logits)) / 4000
         assert float((counts - (logits / temperature).softmax(0)).abs().max()) < 0.03

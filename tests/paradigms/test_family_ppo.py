@@ -121,6 +121,7 @@ def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
 
     from paradigms.family import TINY
     from paradigms.family.curves import Answers
+    from paradigms.family.policy import Start
     from paradigms.family.sft import new_model
     from paradigms.family.task import build_tokenizer
     from paradigms.family.trainer import settings
@@ -149,7 +150,7 @@ def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
     trainer = GRPOTrainer(
         model=policy,
         args=GRPOConfig(
-            **settings(str(tmp_path), 0),
+            **settings(Start(tmp_path, scratch=tmp_path), 0),
             per_device_train_batch_size=4,
             num_generations=4,
             beta=0.0,
