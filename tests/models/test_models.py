@@ -89,7 +89,7 @@ def damage(folder, what):
         ("weights missing", "lacks weights.*up_proj"),
         ("other sizes", "checkpoint|another shape"),
         ("fewer layers in config", r"knows no place for: model\.layers\.1\."),
-        ("git lfs pointer", "is a Git LFS pointer of 75 bytes, not the weights"),
+        ("git lfs pointer", "is a Git LFS pointer of 63 bytes, not the weights"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_clear_message(tmp_path, what, says):
