@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlcircuits.attribution.layers import embedding
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def checked(hf: PreTrainedModel, traces: Sequence[Trace], cut: int | None) -> li
     Raises:
         InputError: see `attribute`.
     """
+    from rlcircuits.attribution.layers import embedding  # needs torch, which a trace does not
+
     if hf.training:
         raise InputError(
             "the model is in training mode, where dropout would change every score: call model.eval() first"
