@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +78,25 @@ def test_the_lock_meets_every_bound(requirement: Requirement) -> None:
     assert name in LOCK, f"{name} is in pyproject.toml but not in requirements.lock"
     assert requirement.specifier.contains(Version(LOCK[name]))
     assert requirement.specifier, f"{name} has no bound"
+
+
+#: imported along with what is declared: the modules of ipywidgets' own requirement, and of IPython's
+ALONG = {"traitlets", "jedi"}
+
+
+@pytest.mark.parametrize("package", ["rlcircuits", "paradigms"])
+def test_what_is_imported_is_declared(package: str) -> None:
+    """By the distribution that brings it."""
+    nodes = [node for path in (ROOT / package).rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    imported = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - ALONG
+    declared = {
+        canonicalize_name(one.name) for one in [*direct(), *(one for name in NOT_LOCKED for one in EXTRAS[name])]
+    }
+    brings = metadata.packages_distributions()
+    for module in sorted(imported - {"rlcircuits", "paradigms"}):
+        assert declared & {canonicalize_name(name) for name in brings.get(module, [module])}, module
 
 
 def test_bounds_that_others_rely_on() -> None:
