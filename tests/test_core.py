@@ -106,6 +106,7 @@ print(json.dumps({
 TRAINS_OR_BUILDS = ("trl", "papermill", "jupyter_book", "ipykernel", "IPython", "ipywidgets", "ray", "peft", "pytest")
 
 
+@pytest.mark.slow
 def test_the_core_attributes_compares_and_draws(core: Path, tmp_path: Path) -> None:
     done = run(core, USE, save(tmp_path / "model"), *TRAINS_OR_BUILDS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -116,12 +117,14 @@ def test_the_core_attributes_compares_and_draws(core: Path, tmp_path: Path) -> N
     assert found["there"] == []
 
 
+@pytest.mark.slow
 def test_the_core_has_a_shell(core: Path, tmp_path: Path) -> None:
     done = run(core, COMMAND, "--help", cwd=tmp_path)
     assert done.returncode == 0 and "attribute" in done.stdout, done.stderr
     assert "family" in done.stdout, "what trains says what it lacks when it is asked to, not before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "arguments"),
     [("paradigms", ["family", "--members", "dpo"]), ("sweeps", ["sweep", "grid.yaml", "--dry-run"])],
@@ -137,6 +140,7 @@ def test_a_command_asks_for_the_extra_that_it_lacks(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_function_asks_for_the_extra_that_it_lacks(core: Path, tmp_path: Path) -> None:
     done = run(core, "import rlcircuits as rc; rc.explore(None)", cwd=tmp_path)
     assert "InputError" in done.stderr and "pip install 'rlcircuits[lab]'" in done.stderr

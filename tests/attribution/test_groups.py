@@ -37,6 +37,7 @@ def test_a_groups_score_is_the_derivative_along_the_sources_at_its_positions(arc
         close(scores[0].sel(group=name), directional_scores(hf, PROMPT, ANSWER, level, there), 2e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

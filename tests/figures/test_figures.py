@@ -476,6 +476,7 @@ def test_a_drop_down_shows_one_problem_at_a_time():
     assert [t.visible for t in figure.data] == menu.buttons[0].args[0]["visible"]
 
 
+@pytest.mark.slow
 def test_a_large_graph_stays_light():
     """32 layers of 32 heads: 1.6 million edges, of which a page gets the strongest, and heatmaps without heads."""
     scores = graph_scores(0, "head", n=1, n_layers=2)

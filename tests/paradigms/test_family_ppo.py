@@ -203,10 +203,12 @@ def bandit(beta: float, rounds: int) -> torch.Tensor:
     return logits.detach().softmax(0)
 
 
+@pytest.mark.training
 def test_bandit_without_kl_finds_the_best_arm():
     assert float(bandit(beta=0.0, rounds=120)[2]) > 0.97
 
 
+@pytest.mark.training
 def test_bandit_with_kl_finds_the_closed_form_optimum():
     """max E r − β KL(π ‖ uniform) is solved by π ∝ exp(r / β)."""
     optimum = (torch.tensor([0.0, 0.5, 1.0]) / 0.5).softmax(0)

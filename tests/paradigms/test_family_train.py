@@ -216,6 +216,7 @@ def test_pairs(tiny_family):
         family_pairs({"ppo": paths["ppo"]})
 
 
+@pytest.mark.training
 def test_a_diverged_training_is_an_error_that_names_member_seed_and_step(tmp_path):
     wild = replace(TINY, sft=SFT(steps=8, batch=4, learning_rate=1e30, warmup=0))
     with pytest.raises(InputError, match=r"sft with seed 7 diverged at step \d+"):
@@ -310,6 +311,7 @@ def test_bases():
         Recipe(shape=Shape(architecture="lama"))
 
 
+@pytest.mark.training
 def test_a_llama_family(tmp_path):
     """Base and descendants of the other architecture, with its tokenizer found again beside it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -102,6 +102,7 @@ def test_the_published_grid_names_what_is_known():
     assert all(cell["alpha"] in known["alphas"] for cell in known["cells"])
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_the_cells_of_a_summary(tmp_path):
     summary().to_parquet(tmp_path / "summary.parquet")
     done = notebook.run_notebook(
