@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paradigms.family import recipe as recipes
-from paradigms.family.policy import Start, start_of
 from paradigms.family.recipe import MEMBERS, SFT, Recipe, SFTMore
 from paradigms.family.task import build_tokenizer
 from paradigms.family.tasks import DEMONSTRATIONS, PROBLEMS
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from paradigms.family.curves import Recorder
+    from paradigms.family.policy import Start
 
 FAMILY = Step(
     "family",
@@ -104,6 +104,7 @@ def train_member(
     from transformers import set_seed
 
     from paradigms.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
+    from paradigms.family.policy import start_of
 
     choose("member", member, MEMBERS)
     if not recipe.start:
