@@ -57,7 +57,11 @@ _BESIDE = {
 def page() -> str:
     """The whole page as Markdown."""
     errors = importlib.import_module("rlcircuits.errors")
-    parts = [HEAD, *(room_section(room) for room in ROOMS), module_section(errors, ("InputError",), "## errors")]
+    parts = [
+        HEAD,
+        *(room_section(room) for room in ROOMS),
+        module_section(errors, ("InputError",), "## rlcircuits\n\n### errors"),
+    ]
     return "\n".join(parts)
 
 

@@ -55,8 +55,9 @@ class Loss:
         weights: for each trace one number ≥ 0 for each answer token, not all 0; a token of weight 0 is not scored.
 
     Examples:
-        ``Loss("kl", reference=base)``, ``Loss("logit-difference", tokens=[[7], [9]])``,
-        ``Loss("nll", weights=[[1, 0, 0, 1]])``
+        Loss("kl", reference=base)
+        Loss("logit-difference", tokens=[[7], [9]])
+        Loss("nll", weights=[[1, 0, 0, 1]])
 
     Raises:
         InputError: an unknown name; something missing that the loss needs, or given that it does not take.
