@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rlcircuits", "paradigms")
 LONGEST = 500
 # To go, each with the module that is cut or the import that turns to the door.
-TOO_LONG_YET = {
-    "tasks.py",
-}
+TOO_LONG_YET = {"tasks.py"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,9 @@ def test_imports_keep_the_contracts_of_pyproject(
 
 
 def test_a_room_is_entered_through_its_door(graph: grimp.ImportGraph) -> None:
-    """From outside a room is imported, never its modules; from within its modules, never the room, which would hide a circle."""
+    """From outside a room is imported, never its modules; from within its modules, never the room, which would hide
+    a circle.
+    """
     wrong = [
         f"{importer} imports {inside}"
         for room in rooms(graph)
@@ -50,7 +50,9 @@ def test_a_room_is_entered_through_its_door(graph: grimp.ImportGraph) -> None:
 
 
 def test_what_a_room_hands_on_is_there_and_no_module_hides_it(graph: grimp.ImportGraph) -> None:
-    """Each name of a room's ``__init__.pyi`` can be had, and is no module's: importing the module would put it in the name's place."""
+    """Each name of a room's ``__init__.pyi`` can be had, and is no module's: importing the module would put it in
+    the name's place.
+    """
     for room in rooms(graph):
         names = getattr(import_module(room), "__all__", [])
         assert not [name for name in names if name.startswith("_") or f"{room}.{name}" in graph.modules], room

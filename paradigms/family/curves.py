@@ -3,9 +3,9 @@
 1. Greedy answers to a fixed set of validation problems, disjoint from training and test, give the **accuracy** and the
    mean **length**.
 2. Sampled answers (temperature 1) to the same problems visit states s_t; they are kept.
-3. **entropy** = mean over those tokens of H(π(·|s_t)); **kl** = mean of KL(π(·|s_t) ‖ π_base(·|s_t)), both exact over the
-   vocabulary, in nats a token. A small base's own training is measured against the base it ends as, a real one's against what it
-   starts from. The divergence is computed afterwards, from the checkpoints, a few answers at a time.
+3. **entropy** = mean over those tokens of H(π(·|s_t)); **kl** = mean of KL(π(·|s_t) ‖ π_base(·|s_t)), both exact over
+   the vocabulary, in nats a token. A small base's own training is measured against the base it ends as, a real one's
+   against what it starts from. The divergence is computed afterwards, from the checkpoints, a few answers at a time.
 4. At each point the policy is saved as a complete checkpoint, so that all else can be measured along the run later.
 5. Training's own random numbers are left as they were, so a curve with more points is of the same training.
 """
@@ -174,10 +174,7 @@ def mean_kl(policy: PreTrainedModel, start: Start, answers: Answers) -> float:
 
 
 def greedy_accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[TaskProblem],
-    max_new_tokens: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[TaskProblem], max_new_tokens: int
 ) -> float:
     """The share of problems whose greedy answer is right."""
     return float(answer(model, tokenizer, problems, max_new_tokens, sample=False).rewards(problems).mean())
@@ -284,7 +281,9 @@ class Recorder:
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a policy as it is to be used: a complete checkpoint, in which what training switches off is on; or an adapter alone."""
+    """Save a policy as it is to be used: a complete checkpoint, in which what training switches off is on; or an
+    adapter alone.
+    """
     cached, model.config.use_cache = model.config.use_cache, True
     model.save_pretrained(folder)
     model.config.use_cache = cached

@@ -1,7 +1,8 @@
 """Direct preference optimisation (arXiv 2305.18290), offline, by TRL's `DPOTrainer`.
 
 1. Sample several answers to each prompt from the base, once.
-2. Of a prompt with both right and wrong answers, one right answer is chosen and one wrong one rejected, drawn at random.
+2. Of a prompt with both right and wrong answers, one right answer is chosen and one wrong one rejected, drawn at
+   random.
 3. Loss: −ln σ(β [ln π(chosen)/π_base(chosen) − ln π(rejected)/π_base(rejected)]) over the pairs, several times.
 """
 
@@ -56,12 +57,7 @@ def preference_pairs(
 
 
 def train_dpo(
-    start: Start,
-    problems: Sequence[TaskProblem],
-    recipe: DPO,
-    max_new_tokens: int,
-    seed: int,
-    recorder: Recorder,
+    start: Start, problems: Sequence[TaskProblem], recipe: DPO, max_new_tokens: int, seed: int, recorder: Recorder
 ) -> PreTrainedModel:
     """Sample pairs from `start`, train from it on them and return the model.
 

@@ -27,12 +27,7 @@ GRPO_TRAINING = Step("family-grpo", 1)
 
 
 def train_grpo(
-    start: Start,
-    problems: Sequence[TaskProblem],
-    recipe: GRPO,
-    max_new_tokens: int,
-    seed: int,
-    recorder: Recorder,
+    start: Start, problems: Sequence[TaskProblem], recipe: GRPO, max_new_tokens: int, seed: int, recorder: Recorder
 ) -> PreTrainedModel:
     """Train from `start` on the problems, each seen once and in order, and return the model.
 

@@ -47,7 +47,9 @@ FAMILY = Step(
         "paradigms.family.online_dpo",
     ),
 )
-"""What the trainings of all members share; each has a step of its own beside, so that a change of one does not repeat the others."""
+"""What the trainings of all members share; each has a step of its own beside, so that a change of one does not
+repeat the others.
+"""
 ADAPTER = "adapter"
 """Folder of a real base's adapter, beside the whole checkpoint that it was merged into."""
 CANNOT_BE_USED, DIVERGED = 2, 3
@@ -94,7 +96,8 @@ def train_member(
         base: folder of the base, a whole checkpoint; ``None`` for the base itself.
         folder: an existing folder that becomes the checkpoint: whole, or an adapter to `base` where the recipe has one.
         progress: called with the share that is done, 0 to 1.
-        unfinished: where the state of the training is kept, and found again, if the recipe says so; a temporary folder when None.
+        unfinished: where the state of the training is kept, and found again, if the recipe says so; a temporary folder
+            when None.
 
     Raises:
         TrainingDiverged: a loss or the policy's probabilities were not finite.
@@ -270,12 +273,7 @@ def main(order: dict[str, Any]) -> None:
         store.make("family", inputs, build, note=note)
     except TrainingDiverged as error:
         message = str(error)
-        store.make(
-            DIVERGENCES,
-            inputs,
-            lambda f: (f / "message.txt").write_text(message, "utf-8") and None,
-            note=note,
-        )
+        store.make(DIVERGENCES, inputs, lambda f: (f / "message.txt").write_text(message, "utf-8") and None, note=note)
         raise
     if unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -53,7 +53,9 @@ def matched_pairs(rewards: Sequence[float], group: int, rng: random.Random) -> l
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """−mean ln σ(β [(chosen − ref_chosen) − (rejected − ref_rejected)]); each is (pair,) ln of an answer's probability."""
+    """−mean ln σ(β [(chosen − ref_chosen) − (rejected − ref_rejected)]); each is (pair,) ln of an answer's
+    probability.
+    """
     return -nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()
 
 
@@ -72,12 +74,7 @@ def pair_loss(policy: PreTrainedModel, reference: Reference, answers: Answers, p
 
 
 def train_online_dpo(
-    start: Start,
-    problems: Sequence[TaskProblem],
-    recipe: OnlineDPO,
-    max_new_tokens: int,
-    seed: int,
-    recorder: Recorder,
+    start: Start, problems: Sequence[TaskProblem], recipe: OnlineDPO, max_new_tokens: int, seed: int, recorder: Recorder
 ) -> PreTrainedModel:
     """Train from `start` on the problems, each seen once and in order, and return the model.
 

@@ -1,11 +1,11 @@
 """What is trained: a small model whole, or an adapter on a real one. One code path for both.
 
-1. A small model's weights all learn. Of a real model only LoRA weights (arXiv 2106.09685) learn, kept in float32 beside base weights
-   of the recipe's dtype; the base's numbers never change.
-2. What a policy is compared with is its start: a second copy of a small model, or the same model with its adapter switched off, which
-   costs no memory.
-3. The state of a training (weights that learn, optimiser, random numbers, the curve so far) is saved every few steps and found again,
-   so that a run of hours survives the end of its process.
+1. A small model's weights all learn. Of a real model only LoRA weights (arXiv 2106.09685) learn, kept in float32 beside
+   base weights of the recipe's dtype; the base's numbers never change.
+2. What a policy is compared with is its start: a second copy of a small model, or the same model with its adapter
+   switched off, which costs no memory.
+3. The state of a training (weights that learn, optimiser, random numbers, the curve so far) is saved every few steps
+   and found again, so that a run of hours survives the end of its process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347) of a language model, with a value head, GAE and KL to the reference.
 
-0. Before the first round, fit V to the scores of the base's own answers to the prompts (arXiv 2503.01491): with a V that
-   knows nothing, every token of an answer shares its advantage and noise undoes what the base can do.
+0. Before the first round, fit V to the scores of the base's own answers to the prompts (arXiv 2503.01491): with a V
+   that knows nothing, every token of an answer shares its advantage and noise undoes what the base can do.
 1. Roll out: sample answers to a round's prompts from the policy; keep ln π_old(a_t|s_t) and the value head's V(s_t).
    Every π here is softmax(logits / T), the one that is sampled from at temperature T.
 2. Reward each token: r_t = −β (ln π_old(a_t|s_t) − ln π_ref(a_t|s_t)), plus the answer's score at its last token.
@@ -92,11 +92,7 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def ppo_updates(
-    forward: Forward,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    recipe: PPO,
-    generator: torch.Generator,
+    forward: Forward, optimizer: torch.optim.Optimizer, rollout: Rollout, recipe: PPO, generator: torch.Generator
 ) -> float:
     """Step 4 on one rollout; returns the mean loss of its minibatches."""
     losses = []
@@ -116,7 +112,9 @@ def ppo_updates(
 
 
 class Value(nn.Module):
-    """V(s_t): a copy of the base's layers (of a real base with an adapter of its own) with a linear head, apart from the policy so that neither disturbs the other."""
+    """V(s_t): a copy of the base's layers (of a real base with an adapter of its own) with a linear head, apart from
+    the policy so that neither disturbs the other.
+    """
 
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
@@ -154,12 +152,7 @@ def _states(body: nn.Module, answers: Answers, rows: Tensor) -> Tensor:
 
 
 def train_ppo(
-    start: Start,
-    problems: Sequence[TaskProblem],
-    recipe: PPO,
-    max_new_tokens: int,
-    seed: int,
-    recorder: Recorder,
+    start: Start, problems: Sequence[TaskProblem], recipe: PPO, max_new_tokens: int, seed: int, recorder: Recorder
 ) -> PreTrainedModel:
     """Train from `start` on the problems, each seen once and in order, and return the model.
 
@@ -236,12 +229,7 @@ def fit_value(
 
 @torch.no_grad()
 def roll_out(
-    policy: PreTrainedModel,
-    reference: Reference,
-    value: Value,
-    answers: Answers,
-    scores: Tensor,
-    recipe: PPO,
+    policy: PreTrainedModel, reference: Reference, value: Value, answers: Answers, scores: Tensor, recipe: PPO
 ) -> Rollout:
     """Steps 1 to 3 for answers that the policy has just given; `scores` is (answer,)."""
     rows, mask = torch.arange(len(scores)), answers.mask

@@ -12,13 +12,14 @@ the same order, none of which the base has seen. What a member makes of a prompt
 | `dpo` | answers of the base, at most one pair of a right and a wrong one | steps (over the pairs, several times) |
 | `online-dpo` | a group of answers, right ones paired with wrong ones | rounds, each once over its pairs |
 
-Three members use a prompt more than once: `rft` and `dpo` go over what they sampled several times, and prompts that gave
-nothing update nothing; `ppo` first fits its values (never its policy) to one further answer of the base to each prompt.
-The number of sampled answers is not held equal: 15,360 for `rft`, `grpo`, `dpo` and `online-dpo`, 7,680 + 1,920 for `ppo`.
-Nor was the effort of tuning: on seeds 0 and 1 the step sizes of `grpo` and `ppo` were chosen so that they learn at all; on
-seed 0 `dpo` had four further tries of step size, schedule, batch and β, and `online-dpo` six of β, step size, prompts a round
-and how answers are matched (two of them undid the base); `rft` and all of `SECOND` are first tries; `sft-more` was not tuned.
-`SECOND` is another base, a Llama of another depth, width and head count, under the same task, prompts and budgets.
+Three members use a prompt more than once: `rft` and `dpo` go over what they sampled several times, and prompts that
+gave nothing update nothing; `ppo` first fits its values (never its policy) to one further answer of the base to each
+prompt. The number of sampled answers is not held equal: 15,360 for `rft`, `grpo`, `dpo` and `online-dpo`, 7,680 + 1,920
+for `ppo`. Nor was the effort of tuning: on seeds 0 and 1 the step sizes of `grpo` and `ppo` were chosen so that they
+learn at all; on seed 0 `dpo` had four further tries of step size, schedule, batch and β, and `online-dpo` six of β,
+step size, prompts a round and how answers are matched (two of them undid the base); `rft` and all of `SECOND` are first
+tries; `sft-more` was not tuned. `SECOND` is another base, a Llama of another depth, width and head count, under the
+same task, prompts and budgets.
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ class GRPO:
 
 @dataclass(frozen=True)
 class PPO:
-    """Proximal policy optimisation, ours: 32 prompts × 4 answers are a round of 128; `value_epochs` before the first."""
+    """Proximal policy optimisation, ours: 32 prompts × 4 answers are a round of 128; `value_epochs` before the
+    first.
+    """
 
     prompts_per_round: int = 32
     answers_per_prompt: int = 4
@@ -169,14 +172,16 @@ class Recipe:
         prompts: problems that every descendant of the base is trained on; all of them derive their updates from it.
         points: how many points a training curve has after its start.
         max_new_tokens: longest answer in training and evaluation, in tokens.
-        start: the checkpoint that the base is trained from, such as ``"smollm2"``; random weights of `shape` when empty.
+        start: the checkpoint that the base is trained from, such as ``"smollm2"``; random weights of `shape` when
+            empty.
         lora: the adapter that learns; None when all weights do.
         dtype: of the weights that do not learn.
-        save_every: steps after which a training's state is kept, so that it goes on when its process has ended; 0 never.
+        save_every: steps after which a training's state is kept, so that it goes on when its process has ended; 0
+            never.
 
     Raises:
-        InputError: `prompts` cannot be divided into whole updates of every member, an architecture that is not known, heads
-            that do not fit the width, or a temperature that is not above 0.
+        InputError: `prompts` cannot be divided into whole updates of every member, an architecture that is not known,
+            heads that do not fit the width, or a temperature that is not above 0.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -213,15 +218,16 @@ class Recipe:
         choose("task", self.task.kind, TASKS)
         if bool(self.start) != (self.task.kind == "stories"):
             raise InputError(
-                f"recipe: task {self.task.kind!r} with start={self.start!r}: a real base is trained on 'stories', random weights on 'words'"
+                f"recipe: task {self.task.kind!r} with start={self.start!r}: a real base is trained on 'stories', "
+                "random weights on 'words'"
             )
         for name, temperature in (("grpo", self.grpo.temperature), ("ppo", self.ppo.temperature)):
             if not temperature > 0:
                 raise InputError(f"recipe: {name}.temperature is {temperature}: expected a number above 0")
         if self.shape.heads % self.shape.kv_heads or self.shape.width % self.shape.heads:
             raise InputError(
-                f"recipe: shape has width {self.shape.width}, {self.shape.heads} heads, {self.shape.kv_heads} kv heads; "
-                "expected heads to divide width and kv_heads to divide heads"
+                f"recipe: shape has width {self.shape.width}, {self.shape.heads} heads, {self.shape.kv_heads} kv "
+                "heads; expected heads to divide width and kv_heads to divide heads"
             )
 
     def updates(self, member: str) -> int:
@@ -253,9 +259,7 @@ class Recipe:
 
 DEFAULT = Recipe()
 
-SECOND = Recipe(
-    shape=Shape(architecture="llama", width=80, layers=6, heads=5, kv_heads=5, mlp=224),
-)
+SECOND = Recipe(shape=Shape(architecture="llama", width=80, layers=6, heads=5, kv_heads=5, mlp=224))
 """Another architecture: a Llama with every head its own keys and values, deeper and narrower than `DEFAULT`."""
 
 SMOLLM2 = Recipe(

@@ -47,12 +47,7 @@ def right_answers(
 
 
 def train_rft(
-    start: Start,
-    problems: Sequence[TaskProblem],
-    recipe: RFT,
-    max_new_tokens: int,
-    seed: int,
-    recorder: Recorder,
+    start: Start, problems: Sequence[TaskProblem], recipe: RFT, max_new_tokens: int, seed: int, recorder: Recorder
 ) -> PreTrainedModel:
     """Sample answers from `start`, train from it on the right ones and return the model.
 
@@ -67,14 +62,5 @@ def train_rft(
             "train the base to an accuracy above 0, or raise rft.answers_per_prompt"
         )
     return train_supervised(
-        start,
-        kept,
-        recipe.steps,
-        recipe.batch,
-        recipe.learning_rate,
-        recipe.beta2,
-        recipe.warmup,
-        True,
-        seed,
-        recorder,
+        start, kept, recipe.steps, recipe.batch, recipe.learning_rate, recipe.beta2, recipe.warmup, True, seed, recorder
     )

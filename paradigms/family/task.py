@@ -113,7 +113,8 @@ def split_of(problem: WordProblem) -> str:
 
 
 def word_problems(split: str, n: int, seed: int) -> tuple[WordProblem, ...]:
-    """`n` different problems of a split; the same seed gives the same problems, and a longer list begins with a shorter.
+    """`n` different problems of a split; the same seed gives the same problems, and a longer list begins with a
+    shorter.
 
     Raises:
         InputError: an unknown split, or `n` below 1.
@@ -160,7 +161,9 @@ def is_correct(text: str, reference: str) -> bool:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """The task's words as tokens, in the order of their ids; all but the names, which open a question, carry a space."""
+    """The task's words as tokens, in the order of their ids; all but the names, which open a question, carry a
+    space.
+    """
     numbers = (str(i) for i in range(LARGEST + 1))
     words = (*ADDS, *SUBTRACTS, "has", "?", "+", "-", "=", ";", "#", *numbers)
     return (*NAMES, *(f" {word}" for word in words))

@@ -1,7 +1,7 @@
 """Train families: what is missing of them, a base first, then its descendants, two single-thread processes at a time.
 
-1. A member's artefact is found by all that its training depends on: seed, member, its part of the recipe, the base's key,
-   and the sources that train it (`paradigms.family.member.member_inputs`).
+1. A member's artefact is found by all that its training depends on: seed, member, its part of the recipe, the base's
+   key, and the sources that train it (`paradigms.family.member.member_inputs`).
 2. Members that exist are kept. The others are trained, each in a process of its own that puts its artefact in the store
    by itself: whatever ends this process, finished members stay.
 3. Over several seeds no process waits for a whole family: a descendant can start once its base is there, the longest
@@ -37,23 +37,8 @@ if TYPE_CHECKING:
     from rlcircuits.models import ModelPair
     from rlcircuits.storage import Store
 
-METHODS = {
-    "sft-more": "SFT",
-    "rft": "RFT",
-    "grpo": "GRPO",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "online-dpo": "online DPO",
-}
-_SECONDS_PER_UPDATE = {
-    "sft": 0.1,
-    "sft-more": 0.4,
-    "rft": 0.3,
-    "grpo": 0.3,
-    "ppo": 2.5,
-    "dpo": 0.3,
-    "online-dpo": 0.35,
-}
+METHODS = {"sft-more": "SFT", "rft": "RFT", "grpo": "GRPO", "ppo": "PPO", "dpo": "DPO", "online-dpo": "online DPO"}
+_SECONDS_PER_UPDATE = {"sft": 0.1, "sft-more": 0.4, "rft": 0.3, "grpo": 0.3, "ppo": 2.5, "dpo": 0.3, "online-dpo": 0.35}
 _REAL = 120.0
 """About how many times longer a step of a real base takes than one of `DEFAULT`."""
 _GRACE = 3.0
@@ -81,7 +66,8 @@ def make_family(
         member -> its folder: a Hugging Face checkpoint with ``curves.parquet`` and ``member.json``.
 
     Raises:
-        InputError: an unknown member, a seed or number of processes that is no whole number, or a training that diverged.
+        InputError: an unknown member, a seed or number of processes that is no whole number, or a training that
+            diverged.
     """
     plan = _Plan([_whole("seed", seed, 0)], _checked(members), recipe, _store(store))
     failures = _train(plan, 1 if recipe.start else _whole("processes", processes, 1), progress=True)
@@ -109,9 +95,9 @@ def make_families(
 
     Returns:
         One row per (seed, member), in the order given and of `MEMBERS`: ``seed``, ``member``, ``folder`` (a string, or
-        None), ``status`` (``"done"``; ``"diverged: …"`` with the step, also where the base did; ``"failed: …"`` for all else,
-        such as a process that was killed) and ``accuracy`` (greedy, on the test problems; NaN without a folder). Called
-        again it trains what failed, but not what diverged.
+        None), ``status`` (``"done"``; ``"diverged: …"`` with the step, also where the base did; ``"failed: …"`` for all
+        else, such as a process that was killed) and ``accuracy`` (greedy, on the test problems; NaN without a folder).
+        Called again it trains what failed, but not what diverged.
 
     Raises:
         InputError: no seed, an unknown member, or a seed or number of processes that is no whole number.
@@ -211,7 +197,9 @@ class _Failure:
 
 
 class _Plan:
-    """Which members are wanted, where each is or will be, and which are missing: `tasks`, in the order to start them."""
+    """Which members are wanted, where each is or will be, and which are missing: `tasks`, in the order to start
+    them.
+    """
 
     def __init__(self, seeds: list[int], members: list[str], recipe: Recipe, store: Store) -> None:
         self.seeds, self.members, self.recipe, self.store = seeds, members, recipe, store
@@ -330,7 +318,9 @@ class _Crew:
 
 
 def _train(plan: _Plan, processes: int, progress: bool) -> dict[tuple[int, str], _Failure]:
-    """Train the plan's missing members; what failed, by (seed, member), a base's failure being its descendants', too."""
+    """Train the plan's missing members; what failed, by (seed, member), a base's failure being its descendants',
+    too.
+    """
     from tqdm.auto import tqdm
 
     failures = plan.divergences()
@@ -367,7 +357,9 @@ def _train(plan: _Plan, processes: int, progress: bool) -> dict[tuple[int, str],
 
 
 def _run(plan: _Plan, processes: int, failures: dict[tuple[int, str], _Failure], bar: tqdm, name: str) -> None:
-    """Start each task when its base is there and a process is free, and wait for all; notes what fails in `failures`."""
+    """Start each task when its base is there and a process is free, and wait for all; notes what fails in
+    `failures`.
+    """
     waiting = list(plan.tasks)
     pending_bases = {t.seed for t in waiting if t.member == "sft" and (t.seed, "sft") not in failures}
     with _Crew() as crew:
@@ -406,7 +398,9 @@ def _run(plan: _Plan, processes: int, failures: dict[tuple[int, str], _Failure],
 
 
 def _environment(real: bool) -> dict[str, str]:
-    """No network for a member's process; for a small one also one thread and no accelerator: the same numbers on the same machine."""
+    """No network for a member's process; for a small one also one thread and no accelerator: the same numbers on the
+    same machine.
+    """
     package = str(Path(__file__).resolve().parents[2])
     return {
         **os.environ,

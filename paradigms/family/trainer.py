@@ -1,7 +1,7 @@
 """What the three TRL trainings share: settings for a processor, and a callback that records the curve.
 
-1. One process, no reports; float32, or autocast to the base's 16-bit dtype. Checkpoints only where the recipe says so: then a training
-   goes on from the last when its process has ended.
+1. One process, no reports; float32, or autocast to the base's 16-bit dtype. Checkpoints only where the recipe says so:
+   then a training goes on from the last when its process has ended.
 2. Every step's loss is looked at, so that a diverged training stops where it diverged.
 """
 
@@ -49,7 +49,9 @@ def settings(start: Start, seed: int) -> dict[str, Any]:
 
 
 def record(trainer: Trainer, recorder: Recorder, reward: str | None = None) -> None:
-    """Run the training, or go on with it, with `recorder` at its side; `reward` names the logged mean reward, where there is one."""
+    """Run the training, or go on with it, with `recorder` at its side; `reward` names the logged mean reward, where
+    there is one.
+    """
     from transformers import PrinterCallback, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 

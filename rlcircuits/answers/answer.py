@@ -1,9 +1,9 @@
 """An answer of a model: its token ids exactly as they were generated, its text, and whether it is correct.
 
-1. `encode_prompt` makes the prompt of a question: a template with ``{question}``, or the tokenizer's chat template, encoded with the
-   special tokens that the tokenizer puts before a text.
-2. `answer_of` makes an `Answer` of the ids that a model went on with: decoded, and graded. The final end-of-sequence token says that
-   the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
+1. `encode_prompt` makes the prompt of a question: a template with ``{question}``, or the tokenizer's chat template,
+   encoded with the special tokens that the tokenizer puts before a text.
+2. `answer_of` makes an `Answer` of the ids that a model went on with: decoded, and graded. The final end-of-sequence
+   token says that the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
 3. `save_answers` and `load_answers` keep them, as parquet or JSON lines.
 """
 
@@ -52,7 +52,8 @@ class Answer:
         text: the answer decoded, special tokens left out; what was graded.
         correct: the grader's verdict: the text states the right answer.
         finished: whether the model ended the answer itself, rather than being stopped at the longest answer allowed.
-        strict: it is correct and states so in a form made for it (boxed, after ``####``, "the answer is"), see `rlcircuits.answers.grading`.
+        strict: it is correct and states so in a form made for it (boxed, after ``####``, "the answer is"), see
+            `rlcircuits.answers.grading`.
     """
 
     problem: str
@@ -114,14 +115,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str
 
 
 def expect_plain_text(tokenizer: PreTrainedTokenizerBase, problems: ProblemSet) -> None:
-    """Warn of questions that spell out special tokens, such as the end of a turn: a model takes them for the real ones."""
+    """Warn of questions that spell out special tokens, such as the end of a turn: a model takes them for the real
+    ones.
+    """
     special = [token for token in tokenizer.all_special_tokens if len(token) > 2]
     found = [(problem.id, token) for problem in problems for token in special if token in problem.question]
     if found:
         count = len({name for name, _ in found})
         warnings.warn(
-            f"{count} question{'s' if count > 1 else ''} of {problems.name} spell{'' if count > 1 else 's'} out special tokens "
-            f"(problem {found[0][0]!r} holds {found[0][1]!r}), which the model takes for real ones",
+            f"{count} question{'s' if count > 1 else ''} of {problems.name} spell{'' if count > 1 else 's'} out "
+            f"special tokens (problem {found[0][0]!r} holds {found[0][1]!r}), which the model takes for real ones",
             SpecialTokens,
             stacklevel=4,
         )

@@ -1,12 +1,14 @@
 r"""What a text states as its answer, and where: the conventions by which answers to mathematics problems are read.
 
-1. **Marked**, in this order: the content of the last ``\boxed{…}``; the line after the last ``####`` (GSM8K's own form); what follows
-   the last "answer is", "answer:"; or the whole text, when it is nothing but an expression, perhaps with a unit.
-2. **Unmarked**: the last number, fraction or formula between dollars, whichever ends the text; of an equation its right-hand side.
+1. **Marked**, in this order: the content of the last ``\boxed{…}``; the line after the last ``####`` (GSM8K's own
+   form); what follows the last "answer is", "answer:"; or the whole text, when it is nothing but an expression, perhaps
+   with a unit.
+2. **Unmarked**: the last number, fraction or formula between dollars, whichever ends the text; of an equation its
+   right-hand side.
 3. An answer that breaks off within its only box states nothing: its last digits may be missing.
 
-A **strict** reading takes 1 alone, a **flexible** one 1, else 2: the two filters of lm-evaluation-harness for GSM8K, whose strict one
-is ``####``. Markdown's bold and code marks count as spaces.
+A **strict** reading takes 1 alone, a **flexible** one 1, else 2: the two filters of lm-evaluation-harness for GSM8K,
+whose strict one is ``####``. Markdown's bold and code marks count as spaces.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def stated(text: str) -> Stated | None:
         return _at(text, span, True)
     if found := list(_ANSWER.finditer(plain)):
         clause = _CLAUSE.match(plain, found[-1].end())
-        if clause[0].strip():
+        if clause is not None and clause[0].strip():
             return _at(text, _within(plain, clause.span()), True)
     span = _trimmed(plain, (0, len(plain)), "()_'\"")
     if value(plain[slice(*span)]) is not None and not _sentence(plain):
@@ -126,7 +128,9 @@ def value(text: str) -> tuple[Fraction, bool] | None:
 
 
 def spelt(text: str) -> str:
-    r"""A text without the dress of TeX and markdown: ``\text{…}``, spacing, escapes, dollars around all, full stop at the end."""
+    r"""A text without the dress of TeX and markdown: ``\text{…}``, spacing, escapes, dollars around all, full stop
+    at the end.
+    """
     text = re.sub(r"\*\*|__|`", "", text).replace("{,}", ",").replace("^\\circ", "°").replace("^{\\circ}", "°")
     text = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|textit)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)(\d))", _slashed, text)

@@ -1,10 +1,11 @@
 """Greedy answers of a model to every problem of a set.
 
 1. Prompts (`rlcircuits.answers.answer.encode_prompt`) are batched by length and padded on the left.
-2. The answer is the arg max, token by token, until an end-of-sequence token or `max_new_tokens`. Nothing else of the checkpoint's
-   generation settings applies. Another engine (`rlcircuits.answers.engines`) may do this step.
+2. The answer is the arg max, token by token, until an end-of-sequence token or `max_new_tokens`. Nothing else of the
+   checkpoint's generation settings applies. Another engine (`rlcircuits.answers.engines`) may do this step.
 3. The ids before the end-of-sequence token are kept, decoded and graded (`rlcircuits.answers.answer.answer_of`).
-4. With ``resume``, finished answers are kept on disk as they come (`rlcircuits.storage.journals`), and the same call goes on from them.
+4. With ``resume``, finished answers are kept on disk as they come (`rlcircuits.storage.journals`), and the same call
+   goes on from them.
 """
 
 from __future__ import annotations
@@ -64,16 +65,16 @@ def generate(
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
         label: what the progress bar calls the model; the last part of its path or hub id by default.
         engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.answers.engines`).
-        resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes on from
-            them. They belong to these weights, problems and settings and are not used for others.
+        resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes
+            on from them. They belong to these weights, problems and settings and are not used for others.
 
     Returns:
         One `Answer` per problem, in the order of the problems.
 
     Raises:
         InputError: a template without ``{question}``, a tokenizer without chat template, a prompt that fills the
-            model's context (it names the problem), settings out of range, an engine that is unknown or not installed, or too
-            little memory.
+            model's context (it names the problem), settings out of range, an engine that is unknown or not installed,
+            or too little memory.
         StoreError: `resume` is a file, or cannot be written.
     """
     from tqdm.auto import tqdm
@@ -143,7 +144,9 @@ def _transformers(
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:
-    """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and tokenizer."""
+    """Ids of the tokens that end an answer: those of the checkpoint's generation settings, configuration and
+    tokenizer.
+    """
     return end_tokens_of(
         getattr(model.hf, "generation_config", None), model.hf.config.get_text_config(), model.tokenizer
     )
@@ -158,15 +161,16 @@ def _rooms(
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if len(prompts[longest]) >= context:
         raise InputError(
-            f"the prompt of problem {problems[longest].id!r} has {len(prompts[longest])} tokens, which leaves nothing of the "
-            f"{context} of {model.name!r} for an answer: leave the problem out or shorten the prompt"
+            f"the prompt of problem {problems[longest].id!r} has {len(prompts[longest])} tokens, which leaves nothing "
+            f"of the {context} of {model.name!r} for an answer: leave the problem out or shorten the prompt"
         )
     rooms = [int(min(max_new_tokens, context - len(prompt))) for prompt in prompts]
     tight = sum(room < max_new_tokens for room in rooms)
     if tight:
         warnings.warn(
-            f"{tight} of {len(prompts)} prompts leave less than max_new_tokens = {max_new_tokens} of the {context} tokens of "
-            f"{model.name!r} (problem {problems[longest].id!r} leaves {rooms[longest]}): their answers end there at the latest",
+            f"{tight} of {len(prompts)} prompts leave less than max_new_tokens = {max_new_tokens} of the {context} "
+            f"tokens of {model.name!r} (problem {problems[longest].id!r} leaves {rooms[longest]}): their answers end "
+            "there at the latest",
             stacklevel=3,
         )
     return rooms
@@ -186,11 +190,7 @@ class _greedy:
 
         self.before: tuple[GenerationConfig, bool] = (self.hf.generation_config, self.hf.training)
         self.hf.generation_config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            pad_token_id=self.pad,
-            eos_token_id=list(self.ends) or None,
+            do_sample=False, num_beams=1, use_cache=True, pad_token_id=self.pad, eos_token_id=list(self.ends) or None
         )
         self.hf.eval()
 

@@ -1,14 +1,15 @@
 r"""Whether what a text states as its answer is the reference.
 
-1. An extractor says what of a reference is the answer: what it states, or only a ``\boxed{…}``, or only what follows ``####``, or
-   all of it.
-2. A grader compares what a text states with that, and says whether it is right and, strictly, whether it is right **and** stated in a
-   form made for it. The two side by side tell a gain in form from a gain in reasoning:
+1. An extractor says what of a reference is the answer: what it states, or only a ``\boxed{…}``, or only what follows
+   ``####``, or all of it.
+2. A grader compares what a text states with that, and says whether it is right and, strictly, whether it is right
+   **and** stated in a form made for it. The two side by side tell a gain in form from a gain in reasoning:
 
-   - ``"final"``: what follows the last ``#``, exactly; numbers as exact rationals (``1,200`` = ``1200``, ``0.5`` = ``1/2``). Strict by
-     itself.
-   - ``"math"``: what `rlcircuits.answers.extraction` finds. Numbers are equal as rationals, whatever their units, currency or
-     separators, and a percentage equals its number and its hundredth; all else is equal as text, or as mathematics by math-verify.
+   - ``"final"``: what follows the last ``#``, exactly; numbers as exact rationals (``1,200`` = ``1200``, ``0.5`` =
+     ``1/2``). Strict by itself.
+   - ``"math"``: what `rlcircuits.answers.extraction` finds. Numbers are equal as rationals, whatever their units,
+     currency or separators, and a percentage equals its number and its hundredth; all else is equal as text, or as
+     mathematics by math-verify.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Verdict(NamedTuple):
 
 
 def grade_final(reference: str, text: str) -> bool:
-    """Whether what follows the last ``#`` of `text` is the reference, as a number or as text with its spaces normalised.
+    """Whether what follows the last ``#`` of `text` is the reference, as a number or as text with its spaces
+    normalised.
 
     A reference with a ``#`` is what follows its last one. A text without ``#`` is not correct.
 
@@ -55,8 +57,8 @@ def grade_final(reference: str, text: str) -> bool:
 def grade_math(reference: str, text: str) -> Verdict:
     r"""Whether `text` states the reference or something equal to it, see above.
 
-    A reference that states nothing in a marked form is all answer. math-verify (https://github.com/huggingface/Math-Verify)
-    gives up after 5 seconds; then it counts as unequal.
+    A reference that states nothing in a marked form is all answer. math-verify
+    (https://github.com/huggingface/Math-Verify) gives up after 5 seconds; then it counts as unequal.
 
     Raises:
         InputError: math-verify is needed and not installed.
@@ -64,8 +66,9 @@ def grade_math(reference: str, text: str) -> Verdict:
     expected, found = stated_answer(reference) or reference, stated(text)
     if spelt(text) == spelt(expected):  # nothing else is said
         return Verdict(True, True)
-    correct = found is not None and _equal(expected, found.text)
-    return Verdict(correct, correct and found.marked)
+    if found is None or not _equal(expected, found.text):
+        return Verdict(False, False)
+    return Verdict(True, found.marked)
 
 
 def _equal(expected: str, found: str) -> bool:
@@ -74,10 +77,10 @@ def _equal(expected: str, found: str) -> bool:
         found = found.rpartition("=")[2].strip()
     if expected == found or (len(found) == 3 and expected == found[1:-1] and found[0] + found[2] == "()"):
         return bool(found)
-    numbers = value(expected), value(found)
-    if None in numbers:
+    one, other = value(expected), value(found)
+    if one is None or other is None:
         return _math_verify()(expected, found)
-    (wanted, percent), (given, also) = numbers
+    (wanted, percent), (given, also) = one, other
     return (
         wanted == given
         or (also and not percent and wanted == given / 100)
@@ -109,8 +112,8 @@ def _after_hashes(text: str) -> str | None:
     return None if span is None else text[slice(*span)] or None
 
 
-#: extractors by name: what of a reference is the answer, or None when it is not there. "stated": the content of the last
-#: boxed, else what follows ####, else all of it
+#: extractors by name: what of a reference is the answer, or None when it is not there. "stated": the content of the
+#: last boxed, else what follows ####, else all of it
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "stated": lambda text: stated_answer(text) or text,
     "boxed": _boxed_reference,
@@ -186,7 +189,8 @@ def _math_verify() -> Callable[[str, str], bool]:
         from math_verify.errors import TimeoutException
     except ImportError as error:
         raise InputError(
-            "the 'math' grader needs math-verify, which is not installed: pip install 'rlcircuits[math]', or use grader='final'"
+            "the 'math' grader needs math-verify, which is not installed: pip install 'rlcircuits[math]', or use "
+            "grader='final'"
         ) from error
 
     def equal(expected: str, found: str) -> bool:

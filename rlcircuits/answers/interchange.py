@@ -1,10 +1,12 @@
 """Answers in and out: one file of JSON lines with token ids, whatever engine made them.
 
-1. A line is one answer: ``side`` (``"base"`` or ``"tuned"``), ``problem`` (its id), ``prompt`` and ``answer`` (token ids), ``finished``
-   (whether the model ended it). ``text``, ``correct`` and ``strict`` are written for readers; read again they are made anew from the ids.
-2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a token that ends
-   an answer. A mistake names file and line. Each side must answer every problem once.
-3. A prompt that is left out is made as `rlcircuits.answers.answer.encode_prompt` makes it; one that differs from that is kept, and said.
+1. A line is one answer: ``side`` (``"base"`` or ``"tuned"``), ``problem`` (its id), ``prompt`` and ``answer`` (token
+   ids), ``finished`` (whether the model ended it). ``text``, ``correct`` and ``strict`` are written for readers; read
+   again they are made anew from the ids.
+2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a
+   token that ends an answer. A mistake names file and line. Each side must answer every problem once.
+3. A prompt that is left out is made as `rlcircuits.answers.answer.encode_prompt` makes it; one that differs from that
+   is kept, and said.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def read_answers(
     """Read and check both models' answers.
 
     Args:
-        file: a file of `write_answers` or in its form; or two, the base's and the tuned model's, whose lines need no ``side``.
+        file: a file of `write_answers` or in its form; or two, the base's and the tuned model's, whose lines need no
+            ``side``.
         problems: what was asked, and the grader.
         outlines: base and tuned, as `rlcircuits.ModelPair.check` returns them.
         prompt: the pair's template.
@@ -114,7 +117,8 @@ class _Reader:
             answer = self._answer(row, self.outlines[which], where)
             if answer.problem in self.found[which]:
                 raise InputError(
-                    f"{where}: a second answer of {which} to {answer.problem!r}; the first is {self.found[which][answer.problem][1]}"
+                    f"{where}: a second answer of {which} to {answer.problem!r}; the first is "
+                    f"{self.found[which][answer.problem][1]}"
                 )
             self.found[which][answer.problem] = (answer, where)
 
@@ -125,13 +129,13 @@ class _Reader:
             missing = [problem.id for problem in self.problems if problem.id not in answers]
             if missing:
                 raise InputError(
-                    f"{name} lacks {len(missing)} of {len(self.problems)} answers of the {side} model, first to {missing[0]!r}: "
-                    "expected one line per problem and side"
+                    f"{name} lacks {len(missing)} of {len(self.problems)} answers of the {side} model, first to "
+                    f"{missing[0]!r}: expected one line per problem and side"
                 )
         if self.different:
             warnings.warn(
-                f"{len(self.different)} prompts are not what the tokenizer makes of the pair's template (first: {self.different[0]}): "
-                "scores will be of the prompts as given",
+                f"{len(self.different)} prompts are not what the tokenizer makes of the pair's template (first: "
+                f"{self.different[0]}): scores will be of the prompts as given",
                 OtherPrompts,
                 stacklevel=4,
             )
@@ -143,7 +147,8 @@ class _Reader:
             raise InputError(f"{where} has no 'side': expected 'base' or 'tuned', or one file for each")
         if side not in SIDES or side != (expected or side):
             raise InputError(
-                f"{where}: side is {side[:60]!r}: expected {repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}"
+                f"{where}: side is {side[:60]!r}: expected "
+                f"{repr(expected) if expected else repr(SIDES[0]) + ' or ' + repr(SIDES[1])}{near(side, SIDES)}"
             )
         return side
 

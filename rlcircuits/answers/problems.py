@@ -1,7 +1,7 @@
 """Problem sets: what is asked, and how answers to it are graded.
 
-1. A `Problem` is an id, a question q and a reference answer; a `ProblemSet` is many of them, the name of their grader and that of
-   the extractor, which says what of a reference is the answer (`rlcircuits.answers.grading`).
+1. A `Problem` is an id, a question q and a reference answer; a `ProblemSet` is many of them, the name of their grader
+   and that of the extractor, which says what of a reference is the answer (`rlcircuits.answers.grading`).
 2. `draw` takes some of them in a way that depends on the seed and their ids alone.
 3. `grade` says whether a text answers a problem.
 """
@@ -121,8 +121,8 @@ class ProblemSet(Sequence[Problem]):
 def draw(items: Iterable[T], n: int, seed: int, name: Callable[[T], str]) -> tuple[T, ...]:
     """`n` of the items (all when fewer), uniformly at random, in the order given.
 
-    The items are ranked by SHA-256 of seed and name, so the draw is the same on every machine, does not depend on the order of
-    the items, and a larger `n` only adds to a smaller one.
+    The items are ranked by SHA-256 of seed and name, so the draw is the same on every machine, does not depend on the
+    order of the items, and a larger `n` only adds to a smaller one.
     """
     items = list(items)
     ranked = sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{name(item)}".encode()).digest())

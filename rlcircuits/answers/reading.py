@@ -44,8 +44,9 @@ def load_problems(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(
-            f"load_problems was given a {type(path).__name__}: expected the path of a .jsonl or .parquet file; problems that "
-            "are in memory already are rlcircuits.ProblemSet(name, (rlcircuits.Problem(id, question, reference), …))"
+            f"load_problems was given a {type(path).__name__}: expected the path of a .jsonl or .parquet file; "
+            "problems that are in memory already are rlcircuits.ProblemSet(name, (rlcircuits.Problem(id, question, "
+            "reference), …))"
         )
     path = Path(path).expanduser()
     choose("grader", grader, GRADERS)
@@ -88,7 +89,8 @@ def collected(
         texts.setdefault("id", f"{name}/{len(problems)}")
         if texts["id"] in seen:
             raise InputError(
-                f"{where}: id {texts['id'][:60]!r} is that of {seen[texts['id']]} too; choose a field whose values differ"
+                f"{where}: id {texts['id'][:60]!r} is that of {seen[texts['id']]} too; choose a field whose values "
+                "differ"
             )
         seen[texts["id"]] = where.rpartition(", ")[2]
         problems.append(Problem(**texts))
@@ -96,7 +98,8 @@ def collected(
             break
     if not problems:
         raise InputError(
-            f"{source} holds no problems: expected one per line or row, with {fields['question']!r} and {fields['reference']!r}"
+            f"{source} holds no problems: expected one per line or row, with {fields['question']!r} and "
+            f"{fields['reference']!r}"
         )
     return tuple(problems)
 

@@ -1,4 +1,5 @@
-"""What part an answer's tokens play: labels by which scores are resolved, ``rlcircuits.attribute(…, groups=token_groups(…))``.
+"""What part an answer's tokens play: labels by which scores are resolved,
+``rlcircuits.attribute(…, groups=token_groups(…))``.
 
 1. Every token of the prompt is ``"prompt"``.
 2. The answer's tokens are decoded. Those that spell what the answer states are the ``"result"``: what graders read, see
@@ -30,8 +31,9 @@ def token_groups(tokenizer: PreTrainedTokenizerBase | Any, traces: Sequence[Trac
         traces: prompts and answers.
 
     Returns:
-        For each trace as many labels as it has prompt and answer tokens, as `rlcircuits.attribute` takes them as `groups`. A token that
-        spells only a part of the result and something else is part of the result; an answer that states no number has none.
+        For each trace as many labels as it has prompt and answer tokens, as `rlcircuits.attribute` takes them as
+        `groups`. A token that spells only a part of the result and something else is part of the result; an answer that
+        states no number has none.
 
     Raises:
         InputError: `tokenizer` is none.
@@ -50,7 +52,8 @@ def _of_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[s
     labels = ["numbers" if any(c.isdigit() for c in piece) else "working" for piece in spelt]
     if (found := stated(text(len(ids)))) is not None:
         begin, stop = found.span
-        # The texts of the first 0, 1, 2, … tokens grow: the result's first token is the last one before which it has not begun.
+        # The texts of the first 0, 1, 2, … tokens grow: the result's first token is the last one before which it has
+        # not begun.
         ends = range(len(ids) + 1)
         first = bisect_right(ends, begin, key=lambda end: len(text(end))) - 1
         last = bisect_left(ends, stop, key=lambda end: len(text(end)))

@@ -50,7 +50,8 @@ def answers(
         )
         finished = sum(answer.finished for answer in said)
         print(
-            f"{two.name} ({side}): {len(said)} answers, {right:.1%} right ({strictly:.1%} strictly), {finished} finished",
+            f"{two.name} ({side}): {len(said)} answers, {right:.1%} right ({strictly:.1%} strictly), {finished} "
+            "finished",
             file=sys.stderr,
         )
     print(f"written: {out}")

@@ -1,12 +1,15 @@
-"""What to trust edge scores for: each method beside a sample of exact removals, with intervals, and in one sentence per use.
+"""What to trust edge scores for: each method beside a sample of exact removals, with intervals, and in one sentence per
+use.
 
-1. Scores: EAP, EAP-IG, and any given. A cell is one edge of one trace; exact effects y come from `exact_metrics`, each run with its weight w.
-2. Of every method, over all cells (weighted by w): **rank correlation** of score and effect, signed and of sizes; **Pearson** correlation;
-   **sign agreement**, the share of cells whose score has the effect's sign; **median slope** y / score; **overlap**, which part of the
-   strongest K cells by score is among the strongest K by effect. Intervals: percentiles of the design's bootstrap.
+1. Scores: EAP, EAP-IG, and any given. A cell is one edge of one trace; exact effects y come from `exact_metrics`, each
+   run with its weight w.
+2. Of every method, over all cells (weighted by w): **rank correlation** of score and effect, signed and of sizes;
+   **Pearson** correlation; **sign agreement**, the share of cells whose score has the effect's sign; **median slope** y
+   / score; **overlap**, which part of the strongest K cells by score is among the strongest K by effect. Intervals:
+   percentiles of the design's bootstrap.
 3. **CPR** and **CMD** of the circuits of the strongest edges (`rlcircuits.faithfulness`), intervals over problems.
-4. **Stability**: the problems in two random halves, many times: rank correlation of the two mean scores' sizes, and overlap of their strongest
-   edges; intervals over splits.
+4. **Stability**: the problems in two random halves, many times: rank correlation of the two mean scores' sizes, and
+   overlap of their strongest edges; intervals over splits.
 5. Beside all of it a **random** ranking: what each number would be if the order said nothing.
 6. `sentences` turns the numbers into one sentence for each use; nothing in them is typed by hand.
 """
@@ -52,7 +55,8 @@ class Trust:
 
     Attributes:
         table: by method and quantity (`QUANTITIES`): ``value``, ``low``, ``high``; the last method is "random".
-        answers: by use a sentence: "ranking many edges", "finding the few large ones", "size", "sign", "circuit", "other problems".
+        answers: by use a sentence: "ranking many edges", "finding the few large ones", "size", "sign", "circuit",
+            "other problems".
         exact: the exact metrics from the same runs.
         strongest: share of cells or edges that counts as the strongest.
     """
@@ -65,7 +69,8 @@ class Trust:
     @property
     def title(self) -> str:
         """What was run, in a line."""
-        return f"Scores against {self.exact.runs:,} exact removals of {self.exact.cells:,}; strongest {self.strongest:.2g} of all"
+        removals = f"{self.exact.runs:,} exact removals of {self.exact.cells:,}"
+        return f"Scores against {removals}; strongest {self.strongest:.2g} of all"
 
     def shown(self) -> pd.DataFrame:
         """Methods by quantities, each as "value [low, high]"."""
@@ -110,16 +115,16 @@ def trust(
 
     Args:
         model, traces, level, cut, batch_size, progress: as for `rlcircuits.attribute`.
-        scores: more scores of the same traces by name, at the same level and cut, judged beside EAP and EAP-IG (5 steps). One named "EAP" or "EAP-IG" takes
-            the place of what would be computed.
+        scores: more scores of the same traces by name, at the same level and cut, judged beside EAP and EAP-IG (5
+            steps). One named "EAP" or "EAP-IG" takes the place of what would be computed.
         budget, seed, resume: of the exact runs, see `rlcircuits.exact_metrics`.
         strongest: share of cells (and edges) that counts as the strongest.
         circuits: whether to measure CPR and CMD, which re-runs each method's circuits.
         confidence: coverage of the intervals.
 
     Raises:
-        InputError: as for `rlcircuits.exact_metrics`; `strongest` not between 0 and 1; a method named "random"; scores that are no
-            mapping.
+        InputError: as for `rlcircuits.exact_metrics`; `strongest` not between 0 and 1; a method named "random"; scores
+            that are no mapping.
         StoreError: `resume` is a file, or cannot be written.
     """
     if isinstance(strongest, bool) or not isinstance(strongest, (int, float)) or not 0 < strongest < 1:
@@ -246,7 +251,9 @@ def agreement(
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Middle ranks ``(resample, run)`` where each value occurs as often as its weight says; equal values share theirs."""
+    """Middle ranks ``(resample, run)`` where each value occurs as often as its weight says; equal values share
+    theirs.
+    """
     different, group = np.unique(values, return_inverse=True)
     mass = np.zeros((len(weights), len(different)))
     np.add.at(mass, (slice(None), group), weights)

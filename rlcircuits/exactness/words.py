@@ -1,7 +1,8 @@
 """One sentence for each use of edge scores, from the table of `rlcircuits.trust`.
 
-A use is judged by one quantity. The method with the best value is named, with its interval; methods whose intervals overlap with its own are said
-to be no different; where the interval reaches what a random order gives, the sentence says that the scores say nothing.
+A use is judged by one quantity. The method with the best value is named, with its interval; methods whose intervals
+overlap with its own are said to be no different; where the interval reaches what a random order gives, the sentence
+says that the scores say nothing.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ def agreement_intervals(
     """What each method's scores have in common with exact removal: one panel per quantity, one row per method.
 
     Args:
-        table: by method and quantity, with columns value, low and high, as `rlcircuits.trust` gives; the method "random" is drawn as a line.
+        table: by method and quantity, with columns value, low and high, as `rlcircuits.trust` gives; the method
+            "random" is drawn as a line.
         quantities: which to show; by default all that some method has a value of.
         title: the finding, in place of the question.
 

@@ -1,18 +1,19 @@
 """The explorer: follow one problem through two models with a few clicks (ipywidgets).
 
-1. Choose a pair, a problem (or the mean of all), the level of the graph and α, the share of an answer that is scored; the
-   number k of edges, and which layers and kinds of edges to keep.
+1. Choose a pair, a problem (or the mean of all), the level of the graph and α, the share of an answer that is scored;
+   the number k of edges, and which layers and kinds of edges to keep.
 2. Read both answers token by token, shaded by each token's loss; what is scored is underlined.
 3. See the residual graph and the heatmap of base, tuned and their difference, and the edges that differ most.
-4. Click an edge, in a picture or in the table, or choose it from the list: its score on every problem, base against tuned,
-   and the exact effect of removing it, which is computed when the store does not have it.
+4. Click an edge, in a picture or in the table, or choose it from the list: its score on every problem, base against
+   tuned, and the exact effect of removing it, which is computed when the store does not have it.
 5. Save the view, to open it again with ``rc.explore(study, view=file)``, or the picture.
 
-What is at hand is shown at once (`rlcircuits.lab.pictures` says how). What has to be computed, another α or level or an exact
-effect, is computed in a process of its own (`rlcircuits.lab.jobs`), with a bar and a button to stop it, and shown when it is there.
+What is at hand is shown at once (`rlcircuits.lab.pictures` says how). What has to be computed, another α or level or an
+exact effect, is computed in a process of its own (`rlcircuits.lab.jobs`), with a bar and a button to stop it, and shown
+when it is there.
 
-`explore` takes a study as `rlcircuits.study` makes it, or anything shaped like it. Where a part is missing the explorer says
-which, and how to make it, and shows the rest. All text that a model or a data set wrote is escaped.
+`explore` takes a study as `rlcircuits.study` makes it, or anything shaped like it. Where a part is missing the explorer
+says which, and how to make it, and shows the rest. All text that a model or a data set wrote is escaped.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def explore(study: Any, view: str | os.PathLike[str] | Mapping[str, Any] | None 
 
     Args:
         study: what `rlcircuits.study` returns, or anything with ``pairs``, a dictionary from name to `PairStudy` (or to
-            anything with some of its attributes); a single `PairStudy` is a study of one pair, scores alone are one model,
-            and a path is a folder that ``rlcircuits attribute --out`` wrote.
+            anything with some of its attributes); a single `PairStudy` is a study of one pair, scores alone are one
+            model, and a path is a folder that ``rlcircuits attribute --out`` wrote.
         view: the file that the explorer saved a view in, or what `Explorer.view` returns.
 
     Returns:
@@ -67,7 +68,8 @@ class Explorer:
 
     Attributes:
         box: all of it, an ``ipywidgets.VBox``.
-        pair, problem, level: dropdowns. alpha: a number. k: slider. layers: range slider. sources, destinations: dropdowns of
+        pair, problem, level: dropdowns. alpha: a number. k: slider. layers: range slider. sources, destinations:
+            dropdowns of
         kinds. edge: dropdown. exact: a checkbox, whether a chosen edge is removed exactly.
         message: what is missing. answers: both answers. largest: table of the largest differences, all
         ``HTML``.
@@ -113,7 +115,8 @@ class Explorer:
         alpha = float(getattr(self.study, "alpha", None) or 0.3)
         self.alpha = w.BoundedFloatText(
             alpha, min=0.001, max=1.0, step=0.1, description="α (scored)", style=wide, disabled=not self._computes,
-            tooltip="Share of the mean answer length that is scored; another value is computed when it is not in the store",
+            tooltip="Share of the mean answer length that is scored; another value is computed when it is not in the "
+                    "store",
         )  # fmt: skip
         self.k = w.IntSlider(25, 1, 200, description="edges drawn", style=wide, continuous_update=False)
         self.layers = w.IntRangeSlider(
@@ -247,7 +250,9 @@ class Explorer:
         return self.pair.value, self.level.value, float(self.alpha.value)
 
     def _current(self, notes: list[str]) -> Any:
-        """The chosen pair at the chosen level and α; None, and a note, where that is being computed or cannot be had."""
+        """The chosen pair at the chosen level and α; None, and a note, where that is being computed or cannot be
+        had.
+        """
         name, level, alpha = self._key()
         own = self.pairs[name]
         scores = next((s for s in (part(own, "base_scores")[0], part(own, "tuned_scores")[0]) if s is not None), None)
@@ -326,8 +331,7 @@ class Explorer:
         nodes = shown.sources, shown.destinations
         k = self.k.value
         self.graph.show(
-            graph_svg(panels, *nodes, k, chosen),
-            lambda: figures.residual_graph(*shown.where(keep), k=k, **names),
+            graph_svg(panels, *nodes, k, chosen), lambda: figures.residual_graph(*shown.where(keep), k=k, **names)
         )
         put(self.largest, table_html(table.head(10), two=len(shown.arrays) == 2, chosen=chosen))
         self._draw_edge(pair, shown, sample, notes)
@@ -366,7 +370,8 @@ class Explorer:
         key = (name, level, alpha, edge)
         if not self._computes:
             notes.append(
-                "no exact effects: a study that rc.study(…) made can remove edges, or use rc.ablate(model, traces, edges=[…])"
+                "no exact effects: a study that rc.study(…) made can remove edges, or use rc.ablate(model, traces, "
+                "edges=[…])"
             )
             return None
         if key not in self._effects and key not in self._asked:
@@ -468,7 +473,8 @@ class Explorer:
         return path
 
     def export(self, file: str | os.PathLike[str]) -> Path:
-        """Write the graph to a file: ``.svg`` as it is seen, ``.html`` interactive on its own, ``.png`` and ``.pdf`` through kaleido.
+        """Write the graph to a file: ``.svg`` as it is seen, ``.html`` interactive on its own, ``.png`` and ``.pdf``
+        through kaleido.
 
         Raises:
             InputError: nothing is shown, another suffix, no kaleido or browser, or it cannot be written.

@@ -1,4 +1,6 @@
-"""The explorer's text as HTML: questions, answers token by token, tables, one edge. All that a model or a data set wrote is escaped."""
+"""The explorer's text as HTML: questions, answers token by token, tables, one edge. All that a model or a data set
+wrote is escaped.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,8 @@ def table_html(table: pd.DataFrame, two: bool, chosen: str = "") -> str:
     title = "Largest differences (nats); click an edge" if two else "Strongest edges (nats); click one"
     head = "".join(f"<th style='padding:0 10px;text-align:right'>{escaped(c)}</th>" for c in table.columns)
     rows = "".join(
-        f'<tr data-edge="{escaped(row[0])}" tabindex="0" style="cursor:pointer{";background:#ffe3a3" if row[0] == chosen else ""}">'
+        f'<tr data-edge="{escaped(row[0])}" tabindex="0" '
+        f'style="cursor:pointer{";background:#ffe3a3" if row[0] == chosen else ""}">'
         + "".join(
             f"<td style='padding:0 10px;text-align:right;white-space:nowrap'>{escaped(cell)}</td>"
             for cell in (v if isinstance(v, str) else f"{v:.3g}" for v in row)
@@ -114,7 +117,8 @@ def edge_html(
                 said += f", {exact[shown.samples.index(sample)]:.3g} on this one"
         rows.append(f"<li>{escaped(said)}</li>")
     head = f"<p><b>Edge {escaped(edge)}</b></p><ul>{''.join(rows)}</ul>"
-    return f'<div class="mathjax_ignore tex2jax_ignore">{head}{"".join(_edge_pictures(edge, shown, scores, effects, sample))}</div>'
+    pictures = "".join(_edge_pictures(edge, shown, scores, effects, sample))
+    return f'<div class="mathjax_ignore tex2jax_ignore">{head}{pictures}</div>'
 
 
 def _edge_pictures(

@@ -4,8 +4,8 @@ papermill warns of a parameter that a notebook does not have and passes on a val
 
 1. `validate` stands in a notebook's second code cell: it checks the values that are in force, whoever set them, and
    refuses names that papermill injected but the notebook does not declare;
-2. `run_notebook` executes a notebook with parameters, and refuses, before a kernel is started, names that its `parameters` cell
-   does not define and values of another type than the default there;
+2. `run_notebook` executes a notebook with parameters, and refuses, before a kernel is started, names that its
+   `parameters` cell does not define and values of another type than the default there;
 3. `glue` keeps a number under a name, so that prose can quote it and never types it; `glued` reads it from an executed
    notebook, so that a sweep can put it into a table.
 """
@@ -60,12 +60,7 @@ class Number:
     most: float | None = None
 
     def __str__(self) -> str:
-        signs = (
-            ("above", self.above),
-            ("at least", self.least),
-            ("below", self.below),
-            ("at most", self.most),
-        )
+        signs = (("above", self.above), ("at least", self.least), ("below", self.below), ("at most", self.most))
         bounds = " and ".join(f"{word} {bound:g}" for word, bound in signs if bound is not None)
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} {bounds}".rstrip()
@@ -99,7 +94,8 @@ def number(
 
 
 def validate(values: Mapping[str, Any], /, **expected: Any) -> None:
-    """Check a notebook's parameters; its second code cell is ``validate(globals(), alpha=number(float, above=0), ...)``.
+    """Check a notebook's parameters; its second code cell is
+    ``validate(globals(), alpha=number(float, above=0), ...)``.
 
     Args:
         values: the notebook's ``globals()``.
@@ -171,7 +167,9 @@ def _place(path: Path, source: str) -> str:
 
 
 def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
-    """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as `run_notebook` does."""
+    """Check `parameters` against the defaults in the notebook's `parameters` cell; raises InputError as
+    `run_notebook` does.
+    """
     known = default_parameters(path)
     for name, value in parameters.items():
         check_parameter(name, value, known, Path(path).name)
@@ -233,7 +231,8 @@ def read_notebook(path: str | Path) -> NotebookNode:
 
 
 def glue(name: str, value: object) -> None:
-    """Keep `value` under `name` for the prose of the page: write {glue:text}`name` or, for a number, {glue:text}`name:.2f`.
+    """Keep `value` under `name` for the prose of the page: write {glue:text}`name` or, for a number,
+    {glue:text}`name:.2f`.
 
     A number of numpy, torch or xarray becomes a plain one first, so that it can be formatted.
     """
@@ -300,7 +299,9 @@ def _check(name: str, values: Mapping[str, Any], allowed: Any) -> None:
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether a value is of a type, as pydantic's strict mode has it: int is a float, bool is neither. A tuple may stand for a list."""
+    """Whether a value is of a type, as pydantic's strict mode has it: int is a float, bool is neither. A tuple may
+    stand for a list.
+    """
     try:
         TypeAdapter(list if kind is tuple else kind).validate_python(
             list(value) if isinstance(value, tuple) else value, strict=True

@@ -49,8 +49,8 @@ def opened(study: Any) -> tuple[Any, str]:
     if not found:
         there = "is no folder" if not path.is_dir() else "holds neither base.nc nor tuned.nc"
         return None, (
-            f"no study at {str(path)!r}: it {there}. Give a folder that `rlcircuits attribute --out` wrote, or a study: "
-            "rc.explore(rc.study(pairs=[…], problems=…))"
+            f"no study at {str(path)!r}: it {there}. Give a folder that `rlcircuits attribute --out` wrote, or a "
+            "study: rc.explore(rc.study(pairs=[…], problems=…))"
         )
     try:
         return SimpleNamespace(pairs={path.name: SimpleNamespace(**{n: load_scores(f) for n, f in found.items()})}), ""

@@ -1,4 +1,6 @@
-"""The two widgets that the explorer adds to those of ipywidgets: a place for a picture, and an ear for clicks on edges."""
+"""The two widgets that the explorer adds to those of ipywidgets: a place for a picture, and an ear for clicks on
+edges.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ export default { render({ model, el }) {
 
 
 def clicks() -> Any:
-    """An invisible widget that tells which edge was clicked; None where anywidget is not installed (the list of edges remains)."""
+    """An invisible widget that tells which edge was clicked; None where anywidget is not installed (the list of
+    edges remains).
+    """
     try:
         import anywidget
         import traitlets

@@ -34,14 +34,7 @@ import pandas as pd
 import xarray as xr
 
 from rlcircuits.errors import InputError
-from rlcircuits.metrics.definitions import (
-    METRICS,
-    chosen,
-    edge_values,
-    histogram_bins,
-    histogram_entropy,
-    standardised,
-)
+from rlcircuits.metrics.definitions import METRICS, chosen, edge_values, histogram_bins, histogram_entropy, standardised
 from rlcircuits.storage import Step
 
 
@@ -52,9 +45,10 @@ class SureAnswers(UserWarning):
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts (resample, 2n) -> values (resample,)
 
 COMPARISON = Step("comparison", 1)
-#: mean loss, in nats per token, below which first-order scores do not have the size of exact effects: on trained models of half a million parameters
-#: with answers of .002 to .05 nats, exact intensity was 15 to 2,300 times that of EAP, and signs agreed for .56 to .82 of edges; on a language
-#: model of 135 million parameters with .3 to .7 nats it was 1.5 times
+#: mean loss, in nats per token, below which first-order scores do not have the size of exact effects: on trained models
+#: of half a million parameters with answers of .002 to .05 nats, exact intensity was 15 to 2,300 times that of EAP, and
+#: signs agreed for .56 to .82 of edges; on a language model of 135 million parameters with .3 to .7 nats it was 1.5
+#: times
 SURE = 0.05
 BINS, EPSILON = 100, 1e-12  # information_complexity's defaults
 ROUNDING = 1e-9  # differences below this share of the metric are rounding error
@@ -106,7 +100,9 @@ def compare(
 
 
 def _warn_if_sure(*scores: xr.DataArray) -> None:
-    """Say so when what is compared are first-order scores of a loss near 0, where the gradient nearly vanishes and the effects do not."""
+    """Say so when what is compared are first-order scores of a loss near 0, where the gradient nearly vanishes and
+    the effects do not.
+    """
     first_order = [
         s
         for s in scores
@@ -115,19 +111,16 @@ def _warn_if_sure(*scores: xr.DataArray) -> None:
     loss = min((float(s["loss"].mean()) for s in first_order), default=math.inf)
     if loss < SURE:
         warnings.warn(
-            f"the answers are so sure ({loss:.2g} nats per token) that first-order scores say what the loss is sensitive to, not what removing edges "
-            f"does: below {SURE:g} nats they were found too small by a factor of 15 to 2,300; rlcircuits.exact_metrics estimates exact effects",
+            f"the answers are so sure ({loss:.2g} nats per token) that first-order scores say what the loss is "
+            f"sensitive to, not what removing edges does: below {SURE:g} nats they were found too small by a factor "
+            "of 15 to 2,300; rlcircuits.exact_metrics estimates exact effects",
             SureAnswers,
             stacklevel=3,
         )
 
 
 def compare_values(
-    base: pd.DataFrame,
-    tuned: pd.DataFrame,
-    confidence: float = 0.95,
-    n_resamples: int = 9999,
-    seed: int = 0,
+    base: pd.DataFrame, tuned: pd.DataFrame, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0
 ) -> pd.DataFrame:
     """`compare` for what is known as one value per problem: the metrics are the values' means.
 

@@ -85,11 +85,12 @@ def resolved_device(device: str) -> torch.device:
 def local_checkpoint(name: str) -> Path | None:
     """The folder when `name` is a path to a checkpoint, None when it can only be a hub id.
 
-    A packaged model's name (``"smollm2"``) stands for where `rlcircuits.models.get` has put it, a GGUF file for the checkpoint that
-    is made of it once.
+    A packaged model's name (``"smollm2"``) stands for where `rlcircuits.models.get` has put it, a GGUF file for the
+    checkpoint that is made of it once.
 
     Raises:
-        InputError: a path that does not exist or holds no readable safetensors checkpoint, or a packaged model that is not here.
+        InputError: a path that does not exist or holds no readable safetensors checkpoint, or a packaged model that is
+            not here.
     """
     folder = Path(name).expanduser()
     if name in packaged() and not folder.exists():
@@ -104,7 +105,8 @@ def local_checkpoint(name: str) -> Path | None:
         return None
     if not folder.exists():
         raise InputError(
-            f"no checkpoint at {name!r}: expected a folder with config.json and *.safetensors, or a hub id 'organisation/name'"
+            f"no checkpoint at {name!r}: expected a folder with config.json and *.safetensors, or a hub id "
+            "'organisation/name'"
         )
     if not folder.is_dir():
         raise InputError(f"{name!r} is a file: expected the folder that holds config.json and *.safetensors")
@@ -113,7 +115,8 @@ def local_checkpoint(name: str) -> Path | None:
         return folder
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"the folder {name!r} holds no config.json, so it is no Hugging Face checkpoint; expected config.json and *.safetensors"
+            f"the folder {name!r} holds no config.json, so it is no Hugging Face checkpoint; expected config.json and "
+            "*.safetensors"
         )
     try:
         json.loads((folder / "config.json").read_text("utf-8"))
@@ -125,7 +128,8 @@ def local_checkpoint(name: str) -> Path | None:
         other = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
         instead = f" but {other[0]}, which is pickled and never loaded" if other else ""
         raise InputError(
-            f"the folder {name!r} holds no *.safetensors{instead}; save the model with save_pretrained(safe_serialization=True)"
+            f"the folder {name!r} holds no *.safetensors{instead}; save the model with "
+            "save_pretrained(safe_serialization=True)"
         )
     expect_content(folder)
     return folder
@@ -141,6 +145,6 @@ def expect_content(folder: Path) -> None:
         with file.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
                 raise InputError(
-                    f"{str(file)!r} is a Git LFS pointer of {file.stat().st_size} bytes, not the weights: fetch them with "
-                    "`git lfs pull` in that folder"
+                    f"{str(file)!r} is a Git LFS pointer of {file.stat().st_size} bytes, not the weights: fetch them "
+                    "with `git lfs pull` in that folder"
                 )

@@ -1,8 +1,8 @@
 """Models: a local checkpoint or a hub id, ready to be studied.
 
 1. `load_model` reads safetensors only, in evaluation mode, without gradients.
-2. A LoRA adapter (`rlcircuits.models.adapters`) is loaded by peft onto the base that the pair names, weights that do not fit it are
-   refused, and W + (α / r) B A takes the place of each W it changes; what is left is a plain model.
+2. A LoRA adapter (`rlcircuits.models.adapters`) is loaded by peft onto the base that the pair names, weights that do
+   not fit it are refused, and W + (α / r) B A takes the place of each W it changes; what is left is a plain model.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What identifies weights and tokenizer: the hub commit, or SHA-256 over the files; an adapter's with its base's."""
+        """What identifies weights and tokenizer: the hub commit, or SHA-256 over the files; an adapter's with its
+        base's.
+        """
         own = self.commit or fingerprint(cast(Path, self.source))  # which is there where no commit is
         return own if self.base_fingerprint is None else together(self.base_fingerprint, own)
 
@@ -83,18 +85,18 @@ def load_model(
     """Load a causal language model and its tokenizer from a local checkpoint or a hub id.
 
     Args:
-        path: folder holding ``config.json`` and safetensors (in one file or in shards), or a hub id such as ``"org/name"``; or
-            either of a LoRA adapter, which is merged into `base`.
-        device: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, or ``"spread"`` over all there are
-            (``device_map="auto"`` of transformers).
+        path: folder holding ``config.json`` and safetensors (in one file or in shards), or a hub id such as
+            ``"org/name"``; or either of a LoRA adapter, which is merged into `base`.
+        device: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, or ``"spread"`` over all
+            there are (``device_map="auto"`` of transformers).
         dtype: ``"auto"`` (as saved; float32 for 16-bit checkpoints on a CPU without a GPU is your choice), or a name.
         revision: hub branch, tag or commit.
         trust_remote_code: run modelling code that comes with the checkpoint. Off by default, for safety.
         base, base_revision: what an adapter is merged into; whatever the adapter's own file names is not loaded.
 
     Raises:
-        InputError: no such folder, a folder without a checkpoint or tokenizer, weights that are not safetensors, missing
-            weights, a tokenizer that does not fit, an unknown dtype or device, or a hub that cannot be reached.
+        InputError: no such folder, a folder without a checkpoint or tokenizer, weights that are not safetensors,
+            missing weights, a tokenizer that does not fit, an unknown dtype or device, or a hub that cannot be reached.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -173,13 +175,14 @@ def _merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str
         from peft import LoraConfig, PeftModel
     except ImportError as error:
         raise InputError(
-            f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install 'rlcircuits[lora]'"
+            f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install "
+            "'rlcircuits[lora]'"
         ) from error
     recorded = str(adapter_settings(folder).get("base_model_name_or_path") or "").rstrip("/")
     if recorded and os.path.basename(recorded) != os.path.basename(base.name.rstrip("/")):
         warnings.warn(
-            f"the adapter {os.fspath(name)!r} was trained on {recorded!r} by its own file, and is merged into {base.name!r}: "
-            "right if the two hold the same weights",
+            f"the adapter {os.fspath(name)!r} was trained on {recorded!r} by its own file, and is merged into "
+            f"{base.name!r}: right if the two hold the same weights",
             OtherBase,
             stacklevel=4,
         )
@@ -218,6 +221,7 @@ def _expect_all_keys(wrapped: Any, folder: Path, base: str) -> None:
     for what, keys in (("lacks", wanted - there), ("has, without a place for it,", extra)):
         if keys:
             raise InputError(
-                f"the adapter in {str(folder)!r} {what} {min(keys)!r}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: "
-                f"it does not belong to the base {base!r}"
+                f"the adapter in {str(folder)!r} {what} "
+                f"{min(keys)!r}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: it does not belong to the "
+                f"base {base!r}"
             )

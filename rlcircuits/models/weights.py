@@ -1,10 +1,10 @@
 """How far fine-tuning moved the weights, module by module; neither model has to be loaded.
 
-1. A checkpoint's safetensors, in one file or in shards, are read a few rows at a time: of each parameter W of the base and W' of
-   the tuned model no more is in memory than `_CHUNK` numbers.
-2. Per parameter: ‖W‖ and ‖W' − W‖ (Frobenius, summed in float64), their ratio, and the share of entries that are exactly equal.
-   Reinforcement learning is reported to change few of them (arXiv 2505.11711); an update lost to the rounding of bfloat16 counts as
-   unchanged, too.
+1. A checkpoint's safetensors, in one file or in shards, are read a few rows at a time: of each parameter W of the base
+   and W' of the tuned model no more is in memory than `_CHUNK` numbers.
+2. Per parameter: ‖W‖ and ‖W' − W‖ (Frobenius, summed in float64), their ratio, and the share of entries that are
+   exactly equal. Reinforcement learning is reported to change few of them (arXiv 2505.11711); an update lost to the
+   rounding of bfloat16 counts as unchanged, too.
 3. A vocabulary matrix that one checkpoint ties and the other stores is compared with what it is tied to.
 4. Models that are loaded already, and adapters, which have to be merged first, are compared from memory.
 """
@@ -45,10 +45,11 @@ def weight_change(
         device: where an adapter is merged.
 
     Returns:
-        One row per model and parameter: ``model``, ``layer`` (−1 before the first, the number of layers after the last), in
+        One row per model and parameter: ``model``, ``layer`` (−1 before the first, the number of layers after the
+            last), in
         this order, ``module`` (name without the layer),
-        ``parameters`` (how many numbers), ``norm`` (‖W‖), ``change`` (‖ΔW‖), ``relative`` (‖ΔW‖ / ‖W‖, Frobenius norms) and
-        ``unchanged`` (share of entries that are exactly equal).
+        ``parameters`` (how many numbers), ``norm`` (‖W‖), ``change`` (‖ΔW‖), ``relative`` (‖ΔW‖ / ‖W‖, Frobenius norms)
+        and ``unchanged`` (share of entries that are exactly equal).
 
     Raises:
         InputError: models that `check_pair` refuses, or checkpoints without one and the same parameters.

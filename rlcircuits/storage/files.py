@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, and what goes wrong with disks said in one message.
 
 1. `written` gives a temporary name to write to; the file is flushed to the disk (fsync) and takes its name in one step.
-2. A full disk or a folder that cannot be written is a `StoreError`, whichever library met it; what was there before stays.
+2. A full disk or a folder that cannot be written is a `StoreError`, whichever library met it; what was there before
+   stays.
 3. A lock beside a file is held by one process at a time; the operating system lets go of it when its holder ends.
 """
 

@@ -1,9 +1,12 @@
 """Files that parameters name, identified, so that a cell whose data changed runs again.
 
-1. Every text among the parameters may be a path, seen from the sweep file or the notebook; of ``name=FILE`` what follows the sign may be, too.
-2. A file is identified by its SHA-256; a checkpoint or an adapter, which may be large, by names, sizes and times of its files.
-3. What a YAML file names in turn, such as the checkpoints of a pair, counts as well, seen from the file's folder or the notebook's;
-   so do the files that `rlcircuits.models.pairs` and `rlcircuits.answers.problem_sets` read when the environment names them.
+1. Every text among the parameters may be a path, seen from the sweep file or the notebook; of ``name=FILE`` what
+   follows the sign may be, too.
+2. A file is identified by its SHA-256; a checkpoint or an adapter, which may be large, by names, sizes and times of its
+   files.
+3. What a YAML file names in turn, such as the checkpoints of a pair, counts as well, seen from the file's folder or the
+   notebook's; so do the files that `rlcircuits.models.pairs` and `rlcircuits.answers.problem_sets` read when the
+   environment names them.
 """
 
 from __future__ import annotations

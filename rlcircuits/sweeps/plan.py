@@ -7,13 +7,16 @@ A sweep file is YAML::
     fixed: {level: block}
 
 1. **Read** by `yaml.safe_load`'s types only; a key given twice, an unknown key or a value of another type is refused.
-2. **Expand**: the product of the lists in ``grid``, the last parameter fastest, then the mappings in ``cells``; ``fixed`` holds for
-   all of them, and a cell's own value goes before it.
+2. **Expand**: the product of the lists in ``grid``, the last parameter fastest, then the mappings in ``cells``;
+   ``fixed`` holds for all of them, and a cell's own value goes before it.
 3. **Check** each cell against the notebook's `parameters` cell (names and types), then by the notebook's own call of
-   `rlcircuits.lab.parameters.validate` (bounds, names of levels, pairs and problem sets). No other code of the notebook runs.
-4. **Key** of a cell = hash of the notebook's source, the cell's parameters, the files these name (`rlcircuits.sweeps.named`) and the
-   steps' versions (`rlcircuits.storage.steps`). A cell that finished under the same key need not run again.
-5. **Group**: cells that agree in the parameters of ``share`` use the same answers of the models. One of each group runs first.
+   `rlcircuits.lab.parameters.validate` (bounds, names of levels, pairs and problem sets). No other code of the notebook
+   runs.
+4. **Key** of a cell = hash of the notebook's source, the cell's parameters, the files these name
+   (`rlcircuits.sweeps.named`) and the steps' versions (`rlcircuits.storage.steps`). A cell that finished under the same
+   key need not run again.
+5. **Group**: cells that agree in the parameters of ``share`` use the same answers of the models. One of each group runs
+   first.
 """
 
 from __future__ import annotations
@@ -125,16 +128,15 @@ def load_plan(file: str | os.PathLike[str]) -> Plan:
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses a key given twice, whose second would silently win, and aliases, which can nest without end."""
+    """`yaml.SafeLoader` that refuses a key given twice, whose second would silently win, and aliases, which can nest
+    without end.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(
-                None,
-                None,
-                f"the alias *{event.anchor[:40]} is not used here: write the value out",
-                event.start_mark,
+                None, None, f"the alias *{event.anchor[:40]} is not used here: write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -170,15 +172,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}{line} is not YAML that can be used: {error.problem or error.context}") from None
     except InputError:
         raise
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        AttributeError,
-        KeyError,
-    ) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(f"{path} is not YAML that can be used: {reason[:200]}") from None
     if not isinstance(content, dict):
@@ -363,7 +357,9 @@ class _Checks:
 
 
 def _validation(source: Path) -> Any:
-    """The notebook's top-level call of ``validate`` with the imports of names that it uses, compiled; None without one."""
+    """The notebook's top-level call of ``validate`` with the imports of names that it uses, compiled; None without
+    one.
+    """
     imports: list[ast.Import | ast.ImportFrom] = []
     for cell in read_notebook(source).cells:
         if cell.cell_type != "code":
@@ -425,10 +421,7 @@ class _Digest:
         """Of a cell as the file has it: where the file lies does not count, what lies there does."""
         files = named_files({**self.known, **row}, self.folder, self.read)
         files |= named_files(row, self.seen_from, self.read)
-        return key_of(
-            "sweep-cell",
-            {"notebook": self.notebook, "steps": versions(), "parameters": row, "files": files},
-        )
+        return key_of("sweep-cell", {"notebook": self.notebook, "steps": versions(), "parameters": row, "files": files})
 
 
 def _short(value: object) -> str:

@@ -2,11 +2,13 @@
 
 1. The sweep file becomes cells, checked before anything starts (`rlcircuits.sweeps.plan`).
 2. The folder is locked: one sweep at a time. What finished there under the same key is kept; the rest is due.
-3. Of each group of cells that share the models' answers, one runs first; then the others, which find these answers in the store.
-4. Each cell runs in a process of its own (`rlcircuits.sweeps.worker`) and leaves its record in its folder: a fault stays there.
-   A process that was lost, or an error that may pass, is tried again after the others, and alone when memory was short.
-5. The records become ``summary.parquet`` and ``index.html`` (`rlcircuits.sweeps.report`): in the end, after a Ctrl-C, and now and
-   then meanwhile.
+3. Of each group of cells that share the models' answers, one runs first; then the others, which find these answers in
+   the store.
+4. Each cell runs in a process of its own (`rlcircuits.sweeps.worker`) and leaves its record in its folder: a fault
+   stays there. A process that was lost, or an error that may pass, is tried again after the others, and alone when
+   memory was short.
+5. The records become ``summary.parquet`` and ``index.html`` (`rlcircuits.sweeps.report`): in the end, after a Ctrl-C,
+   and now and then meanwhile.
 
 Nothing but the records is state. A sweep that was killed leaves them; the next one reads them.
 """
@@ -100,8 +102,7 @@ def sweep(
         due = _due(plan, records, settings)
         kept = len(plan.cells) - len(due)
         print(
-            f"{plan.file.name}: {len(plan.cells)} cells, {kept} kept, {len(due)} to run; in {folder}",
-            file=sys.stderr,
+            f"{plan.file.name}: {len(plan.cells)} cells, {kept} kept, {len(due)} to run; in {folder}", file=sys.stderr
         )
         run = _Sweep(plan, folder, settings, source, records, due)
         try:
@@ -136,8 +137,8 @@ def preview(
     """What a sweep would do: one row per cell with its parameters, what would become of it, and its cost.
 
     Returns:
-        Columns ``cell``, the varying parameters, ``state`` (``"kept"``, ``"due"``, ``"due, failed before"``, ``"not asked for"``)
-        and ``seconds``, estimated; NaN where nothing is known.
+        Columns ``cell``, the varying parameters, ``state`` (``"kept"``, ``"due"``, ``"due, failed before"``,
+        ``"not asked for"``) and ``seconds``, estimated; NaN where nothing is known.
     """
     import pandas as pd
 
@@ -371,8 +372,7 @@ def _alone(folder: Path, settings: Settings) -> Iterator[None]:
     try:
         with written(holder) as temporary:
             temporary.write_text(
-                json.dumps({"process": os.getpid(), "host": platform.node(), "engine": settings.engine}),
-                "utf-8",
+                json.dumps({"process": os.getpid(), "host": platform.node(), "engine": settings.engine}), "utf-8"
             )
         yield
     finally:

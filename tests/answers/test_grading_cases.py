@@ -14,7 +14,8 @@ CASES = [json.loads(line) for line in Path(__file__).with_name("grading_cases.js
 #: what the rule gets wrong: numbers in words, hedges, asides after the answer, and forms that count as marked or do not
 WRONG = {
     "It is 80 or 81.", "8100%", "\\boxed{9^2}", "There are 9 shelves, so there are 81 books, 1 more than 80.", "81!",
-    "There are a dozen flowers.", "There are twelve flowers.", "There are 12 flowers (6 x 2).", "Answer: twelve", "12e2",
+    "There are a dozen "
+    "flowers.", "There are twelve flowers.", "There are 12 flowers (6 x 2).", "Answer: twelve", "12e2",
     "12 hundred", "1.2 thousand", "one half", "minus 3", "There are none left.",
 }  # fmt: skip
 

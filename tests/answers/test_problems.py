@@ -129,10 +129,7 @@ def test_numbers_blank_lines_and_other_letters_are_fine(tmp_path):
     file = tmp_path / "set.jsonl"
     file.write_text('\ufeff{"question": "großes π?", "answer": 3}\n\n{"question": "b", "answer": 0.5}', "utf-8")
     problems = load_problems(file, grader="final")
-    assert [(p.id, p.question, p.reference) for p in problems] == [
-        ("set/0", "großes π?", "3"),
-        ("set/1", "b", "0.5"),
-    ]
+    assert [(p.id, p.question, p.reference) for p in problems] == [("set/0", "großes π?", "3"), ("set/1", "b", "0.5")]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +139,8 @@ def test_numbers_blank_lines_and_other_letters_are_fine(tmp_path):
         (["", "  "], {}, "holds no problems"),
         (['{"question": "a", "answer": "1"}', "{question: 1}"], {}, "line 2 is not JSON"),
         (["[1, 2]"], {}, "line 1 holds a list"),
-        (['{"questions": "a", "answer": "1"}'], {}, "line 1 has no field 'question'.*'questions', 'answer'; did you mean 'questions'"),
+        (['{"questions": "a", "answer": '
+          '"1"}'], {}, "line 1 has no field 'question'.*'questions', 'answer'; did you mean 'questions'"),
         (['{"question": "a"}'], {"answer": "level"}, "no field 'level': its fields are 'question'$"),
         (['{"question": "a", "answer": null}'], {}, "line 1: field 'answer' is NoneType"),
         (['{"question": ["a"], "answer": "1"}'], {}, "line 1: field 'question' is list"),

@@ -189,7 +189,9 @@ def test_a_gated_token_of_one_sample_does_not_change_another():
     ],
 )
 def test_scores_are_those_of_transformer_lens(kind, options, tmp_path):
-    """Its own edge attribution, which takes the gradient on its corrupted run (ours to score) and scores each position."""
+    """Its own edge attribution, which takes the gradient on its corrupted run (ours to score) and scores each
+    position.
+    """
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 

@@ -146,7 +146,9 @@ def test_integrated_gradients_say_when_they_do_not_add_up(options):
 
 
 def test_on_a_linear_loss_integrated_gradients_are_plain_scores():
-    """With branches switched off, a constant norm and a small readout, the loss is linear in the input along the path."""
+    """With branches switched off, a constant norm and a small readout, the loss is linear in the input along the
+    path.
+    """
     hf = in_float64(tiny("llama", rms_norm_eps=1e8))
     with torch.no_grad():
         for layer in hf.model.layers:

@@ -1,4 +1,6 @@
-"""Scores by groups of tokens, against an oracle that shares no code with them, and against the scores without groups."""
+"""Scores by groups of tokens, against an oracle that shares no code with them, and against the scores without
+groups.
+"""
 
 from __future__ import annotations
 

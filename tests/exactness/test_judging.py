@@ -1,4 +1,6 @@
-"""What scores are good for: agreement against scipy where every edge is run, intervals where few are, and the sentences."""
+"""What scores are good for: agreement against scipy where every edge is run, intervals where few are, and the
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -132,13 +134,14 @@ def _table(**quantities) -> pd.DataFrame:
         (
             {"rank_correlation_of_sizes": {"A": (0.6, 0.4, 0.8), "B": (0.5, 0.3, 0.7), "random": 0.0}},
             "ranking many edges",
-            "A orders edges by size roughly (rank correlation of sizes 0.60 [0.40, 0.80], 0.00 at random); no clear difference to B.",
+            "A orders edges by size roughly (rank correlation of sizes 0.60 [0.40, 0.80], 0.00 at random); no clear "
+            "difference to B.",
         ),
         (
             {"overlap": {"A": (0.1, 0.01, 0.3), "random": 0.02}},
             "finding the few large ones",
-            "no score is shown to be better than a random order; A comes nearest (part of the strongest 2 % found 0.10 [0.01, 0.30], "
-            "0.02 at random).",
+            "no score is shown to be better than a random order; A comes nearest (part of the strongest 2 % found "
+            "0.10 [0.01, 0.30], 0.02 at random).",
         ),
         (
             {"sign_agreement": {"A": (0.62, 0.58, 0.66), "B": 0.61, "random": 0.5}},
@@ -149,12 +152,14 @@ def _table(**quantities) -> pd.DataFrame:
         (
             {"median_slope": {"A": (0.9, 0.7, 1.1), "B": (5.0, 3.0, 8.0)}},
             "size",
-            "A has about the size of the effects (median effect / score 0.90 [0.70, 1.10]); single edges differ from it.",
+            "A has about the size of the effects (median effect / score 0.90 [0.70, 1.10]); single edges differ from "
+            "it.",
         ),
         (
             {"median_slope": {"A": (30.0, 20.0, 50.0), "B": (-2.0, -3.0, -1.0)}},
             "size",
-            "no score has the size of the effects (A comes nearest: median effect / score 30.00 [20.00, 50.00]); take it from exact_metrics.",
+            "no score has the size of the effects (A comes nearest: median effect / score 30.00 [20.00, 50.00]); take "
+            "it from exact_metrics.",
         ),
         (
             {"median_slope": {"A": (-1.0, -2.0, -0.5)}},
@@ -169,7 +174,8 @@ def _table(**quantities) -> pd.DataFrame:
         (
             {"CMD": {"A": (0.4, 0.1, 0.9), "random": (0.5, 0.45, 0.55)}},
             "circuit",
-            "no circuit is shown to be nearer to the model than random edges; A's comes nearest (CMD 0.40 [0.10, 0.90], 0.50 for random edges).",
+            "no circuit is shown to be nearer to the model than random edges; A's comes nearest (CMD 0.40 [0.10, "
+            "0.90], 0.50 for random edges).",
         ),
     ],
 )

@@ -34,11 +34,7 @@ def graph_scores(seed: int, level: str = "block", n: int = 5, n_layers: int = 3)
 
 def evil_scores(seed: int = 0) -> xr.DataArray:
     w = np.random.default_rng(seed).normal(size=(4, 2, 3))
-    coords = {
-        "sample": [f"{EVIL} {i}" for i in range(4)],
-        "source": [EVIL, "b"],
-        "destination": [EVIL, "c", "d"],
-    }
+    coords = {"sample": [f"{EVIL} {i}" for i in range(4)], "source": [EVIL, "b"], "destination": [EVIL, "c", "d"]}
     return xr.DataArray(w, dims=metrics.DIMS, coords=coords)
 
 
@@ -246,7 +242,9 @@ def test_sample_scatter_pairs_by_problem():
 
 @pytest.mark.parametrize("spread", [1.0, 1e3])
 def test_sample_scatter_shows_how_far_the_mean_moved(spread):
-    """The means with the intervals that scipy's bootstrap finds, and the paired change with that of `compare`, on either kind of axes."""
+    """The means with the intervals that scipy's bootstrap finds, and the paired change with that of `compare`, on
+    either kind of axes.
+    """
     base = graph_scores(0, n=12)
     base = base * xr.DataArray(np.geomspace(1, spread, 12), dims="sample")
     tuned = base * 1.5

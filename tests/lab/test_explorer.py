@@ -512,7 +512,9 @@ def test_a_choice_draws_each_view_once_from_what_is_prepared(monkeypatch):
 
 @pytest.mark.parametrize("outlier", [0.03, 40.0, -40.0])
 def test_one_large_score_does_not_squeeze_the_others_of_a_scatter(outlier):
-    """Dots keep their order and the line y = x its place; only where one value is far larger the axes are logarithmic, and say so."""
+    """Dots keep their order and the line y = x its place; only where one value is far larger the axes are
+    logarithmic, and say so.
+    """
     x = np.array([0.010, 0.012, 0.015, 0.020, 0.025, -0.020, outlier])
     svg = scatter_svg(
         [Dots("scores", x, 1.1 * x, [f"p{i}" for i in range(len(x))])], "an edge", "base", "tuned", "no change"

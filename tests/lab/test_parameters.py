@@ -119,7 +119,9 @@ def test_a_parameters_cell_holds_plain_values(tmp_path: Path) -> None:
 
 
 def test_validate_in_jupyterlab(tmp_path: Path) -> None:
-    """There, nothing is injected: a slip in the parameters cell itself leaves a name unset, later names do not matter."""
+    """There, nothing is injected: a slip in the parameters cell itself leaves a name unset, later names do not
+    matter.
+    """
     with pytest.raises(InputError, match="parameter alpha is not set; is 'alhpa' a slip for it"):
         validate({"alhpa": 0.3, "In": ["", "alhpa = 0.3"]}, alpha=float)
     validate({"alpha": 0.3, "later": 1, "In": ["", "alpha = 0.3", "later = 1"]}, alpha=float)

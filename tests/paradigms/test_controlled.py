@@ -499,7 +499,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def studies(trained, tmp_path_factory) -> tuple[controlled.Results, controlled.Results, dict[Path, int]]:
-    """A study that was killed and goes on; the same with what the killed one measured measured anew; and when it was."""
+    """A study that was killed and goes on; the same with what the killed one measured measured anew; and when it
+    was.
+    """
     folder = tmp_path_factory.mktemp("study")
     trained.to_pickle(folder / "trained.pkl")
     (folder / "doomed.py").write_text(_DOOMED)

@@ -1,4 +1,6 @@
-"""Members as adapters of a checkpoint that was there before: the same trainings, resumable, on a tiny model of random weights."""
+"""Members as adapters of a checkpoint that was there before: the same trainings, resumable, on a tiny model of
+random weights.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,7 @@ import rlcircuits as rc
 from paradigms.family import load_curves
 from paradigms.family.member import ADAPTER, train_member
 from paradigms.family.policy import Start, learning, opened, without_adapter
-from paradigms.family.recipe import (
-    DPO,
-    GRPO,
-    PPO,
-    RFT,
-    SFT,
-    LoRA,
-    OnlineDPO,
-    Recipe,
-    SFTMore,
-    Shape,
-    Task,
-)
+from paradigms.family.recipe import DPO, GRPO, PPO, RFT, SFT, LoRA, OnlineDPO, Recipe, SFTMore, Shape, Task
 from paradigms.family.stories import PROMPT
 from rlcircuits.errors import InputError
 

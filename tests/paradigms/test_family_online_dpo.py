@@ -1,4 +1,6 @@
-"""Online DPO and RFT: the loss against closed forms and TRL's own; pairs and kept answers against a count of their own."""
+"""Online DPO and RFT: the loss against closed forms and TRL's own; pairs and kept answers against a count of their
+own.
+"""
 
 from __future__ import annotations
 

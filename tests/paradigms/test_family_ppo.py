@@ -1,4 +1,6 @@
-"""PPO's pieces against brute force, hand computation and finite differences; the whole on a problem with a known optimum."""
+"""PPO's pieces against brute force, hand computation and finite differences; the whole on a problem with a known
+optimum.
+"""
 
 from __future__ import annotations
 
@@ -112,9 +114,11 @@ def test_one_step_answers_of_one_prompt_have_grpos_advantages():
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_on_answers_of_one_length_the_gradient_is_grpos(moved, tmp_path):
-    """One prompt's answers, all of one length, no values, no KL, λ = 1: TRL's GRPO has the same gradient but for a scale.
+    """One prompt's answers, all of one length, no values, no KL, λ = 1: TRL's GRPO has the same gradient but for a
+    scale.
 
-    The scale is the standard deviation's: PPO whitens by the population's over tokens, GRPO by the sample's over answers.
+    The scale is the standard deviation's: PPO whitens by the population's over tokens, GRPO by the sample's over
+    answers.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer

@@ -30,8 +30,8 @@ from tests.fixtures.sweeps import ROOT, counted, runs, write_notebook, write_swe
 SIMPLE = [
     'alpha = 0.3\nlevel = "block"\nwords = ["a"]\nmodel = None\nstatus = ""',
     "from rlcircuits.lab.parameters import glue, glue_table\nimport os, pandas as pd, numpy as np\n\n"
-    "glue('twice', 2 * alpha)\nglue('level', level.upper())\nglue('share', np.float32(0.5))\nglue('nothing', float('nan'))\n"
-    "glue('device', os.environ.get('CUDA_VISIBLE_DEVICES', 'unset'))\n"
+    "glue('twice', 2 * alpha)\nglue('level', level.upper())\nglue('share', np.float32(0.5))\nglue('nothing', "
+    "float('nan'))\nglue('device', os.environ.get('CUDA_VISIBLE_DEVICES', 'unset'))\n"
     "glue_table(pd.DataFrame({'base': [1.0], 'p': [None]}, index=['gini']), ('base', 'missing'))",
     "print('<script>alert(1)</script>', status)",
 ]
@@ -348,15 +348,7 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     pair = rc.ModelPair("own", str(tmp_path / "base"), str(tmp_path / "tuned"), max_new_tokens=6)
     problems = rc.load_problems(tmp_path / "problems.jsonl", grader="final")
     study = rc.study(
-        pair,
-        problems,
-        alpha=1.0,
-        n=5,
-        store=tmp_path / "elsewhere",
-        device="cpu",
-        beta=0.0,
-        gamma=9.0,
-        delta=2.0,
+        pair, problems, alpha=1.0, n=5, store=tmp_path / "elsewhere", device="cpu", beta=0.0, gamma=9.0, delta=2.0
     )
     expected = study.pairs["own"].comparison
     for metric in expected.index:

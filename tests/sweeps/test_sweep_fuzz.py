@@ -1,4 +1,6 @@
-"""Wrong sweep files and options, made by the thousand: each ends as one message and exit code 2, or is right after all."""
+"""Wrong sweep files and options, made by the thousand: each ends as one message and exit code 2, or is right after
+all.
+"""
 
 from __future__ import annotations
 

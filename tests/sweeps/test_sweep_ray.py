@@ -1,4 +1,6 @@
-"""A sweep on a real Ray of two nodes, bound to 127.0.0.1: a worker is killed, then a node, and all cells come to their end."""
+"""A sweep on a real Ray of two nodes, bound to 127.0.0.1: a worker is killed, then a node, and all cells come to
+their end.
+"""
 
 from __future__ import annotations
 
@@ -132,14 +134,7 @@ def test_a_ray_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_what_the_cluster_has_not_is_said(cluster: Any, tmp_path: Path) -> None:
     sweep = start(
-        counted(tmp_path),
-        tmp_path / "out",
-        "--engine",
-        "ray",
-        "--address",
-        cluster.address,
-        "--gpus-per-cell",
-        "2",
+        counted(tmp_path), tmp_path / "out", "--engine", "ray", "--address", cluster.address, "--gpus-per-cell", "2"
     )
     assert sweep.wait(PATIENCE) == 2
     assert "this cluster has 0 GPUs in all" in (tmp_path / "out.log").read_text()

@@ -1,10 +1,12 @@
 """The cells of a sweep as jobs of Slurm, one job a cell.
 
-1. `sbatch` is given a script that starts the cell's own process with its order; the order also lies in the cell's folder. What
-   comes out travels through that folder, which must lie on storage that all nodes share, under the same path.
-2. A job's name holds the cell, the sweep's folder and the attempt. So the jobs of a sweep that was killed are found again: what is
-   still wanted is waited for, the rest is cancelled.
-3. A cell is through when its record is there. `squeue`, which needs no accounting, tells of the jobs that end without one.
+1. `sbatch` is given a script that starts the cell's own process with its order; the order also lies in the cell's
+   folder. What comes out travels through that folder, which must lie on storage that all nodes share, under the same
+   path.
+2. A job's name holds the cell, the sweep's folder and the attempt. So the jobs of a sweep that was killed are found
+   again: what is still wanted is waited for, the rest is cancelled.
+3. A cell is through when its record is there. `squeue`, which needs no accounting, tells of the jobs that end without
+   one.
 4. Slurm itself retries nothing (``--no-requeue``): a lost node is reported to the sweep, which decides.
 """
 
