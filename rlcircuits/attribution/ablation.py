@@ -36,6 +36,7 @@ from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.replacements import Replacement
 from rlcircuits.attribution.reruns import rerun
+from rlcircuits.attribution.suffixes import Kept, keep, rerun_suffixes, restarts
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError
 from rlcircuits.storage import Step, journal
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 EFFECTS = Step("effects", 1)
 
+#: how many batches' worth of re-runs the traces that are kept at a time give
+BATCHES_KEPT = 4
 #: a finished run in a journal; source and destination are −1 for an untouched one, the loss is in nats
 ROW = np.dtype([("sample", "<i4"), ("source", "<i4"), ("destination", "<i4"), ("loss", "<f8")])
 
@@ -109,44 +112,71 @@ def ablate(
         InputError: as for `attribute`, or an edge that the graph does not have.
         StoreError: `resume` is a file, or cannot be written.
     """
+    from tqdm.auto import tqdm
+
     hf = plain(model)
     traces = checked(hf, traces, cut)
     objective = Objective.of(loss, hf, traces, cut)
     replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut, batch_size, progress)
     graph = Graph.of(hf, level)
     cells = _cells(graph, len(traces), edges)
-    # Rows of one destination run together: only that destination's input has to be rebuilt.
-    chosen = [
-        tuple(int(i) for i in cell) for cell in np.argwhere(cells.transpose(0, 2, 1))
-    ]  # sample, destination, source
-    untouched = [_Run(i, t) for i, t in enumerate(traces) if cells[i].any()]
-    runs = [_Run(i, traces[i], s, d) for i, d, s in chosen]
-    runs.sort(key=lambda run: (len(run.prompt) + len(run.answer), run.destination), reverse=True)
+    suffixes = restarts(hf)
     losses = _Losses(np.full(len(traces), np.nan), np.full((len(traces), *graph.mask.shape), np.nan))
+    asked = [i for i in range(len(traces)) if cells[i].any()]
 
-    def rerun_rows(rows: list[_Run]) -> Tensor:
-        return _losses(hf, graph, objective, rows, replacement, scale)
+    def missing(group: Sequence[int]) -> list[_Run]:
+        """What is left to run of some samples, by destination: rows of neighbouring ones run together."""
+        left = cells[group] & np.isnan(losses.ablated[group])
+        return [_Run(group[i], traces[group[i]], int(s), int(d)) for d, s, i in np.argwhere(left.transpose(2, 1, 0))]
+
+    def untouched(rows: list[_Run]) -> tuple[Tensor, Kept | None] | None:
+        group = [row.sample for row in rows]
+        if not missing(group) and not np.isnan(losses.clean[group]).any():
+            return None
+        if not suffixes:
+            return _losses(hf, graph, objective, rows), None
+        pairs = {(int(s), int(d)) for s, d in np.argwhere(cells[group].any(0))}
+        kept = keep(hf, graph, objective, [row.trace for row in rows], pairs, replacement)
+        return kept.losses, kept
 
     with contextlib.ExitStack() as stack:
         book = None
         if resume is not None:
+            chosen = [[int(i), int(s), int(d)] for i, d, s in np.argwhere(cells.transpose(0, 2, 1))]
             inputs = inputs_of_reruns(hf, traces, level, cut, replacement, objective)
-            inputs |= {"scale": float(scale), "edges": digest([[i, s, d] for i, d, s in chosen])}
+            inputs |= {"scale": float(scale), "edges": digest(chosen)}
             book = stack.enter_context(journal(resume, "ablation", inputs, ROW))
             losses.put(book.rows)
-        for rows, title in ((untouched, "running untouched"), (runs, "ablating edges")):
-            rows = [run for run in rows if np.isnan(losses.of(run))]
-            for indices, found in in_batches(hf, rows, batch_size, rerun_rows, title, progress):
-                record = _record([rows[i] for i in indices], found.cpu().numpy(), traces, graph)
-                losses.put(record)
-                if book is not None:
-                    book.add(record)
+
+        def take(runs: Sequence[_Run], found: Tensor) -> None:
+            record = _record(runs, found.cpu().numpy(), graph)
+            losses.put(record)
+            if book is not None and len(record):
+                book.add(record)
+
+        left = int((cells & np.isnan(losses.ablated)).sum())
+        bar = stack.enter_context(tqdm(total=left, desc="ablating edges", unit="run", delay=3, disable=not progress))
+        # A few traces at a time are kept, enough of them to fill batches with their re-runs.
+        share = min(1.0, BATCHES_KEPT * len(asked) / cells.sum())
+        rows = [_Run(i, traces[i]) for i in asked]
+        for places, ran in in_batches(hf, rows, batch_size, untouched, "running untouched", False, share):
+            if ran is None:
+                continue
+            new = [at for at, place in enumerate(places) if np.isnan(losses.of(rows[place]))]
+            take([rows[places[at]] for at in new], ran[0][new])
+            runs = missing([asked[place] for place in places])
+
+            def rerun_rows(rows: list[_Run], kept: Kept | None = ran[1]) -> Tensor:
+                return _losses(hf, graph, objective, rows, scale, kept, replacement)
+
+            for indices, found in in_batches(hf, runs, batch_size, rerun_rows, "ablating edges", bar=bar):
+                take([runs[i] for i in indices], found)
     dtype = np.float64 if wide(hf.dtype) == torch.float64 else np.float32
     effects = (losses.ablated - losses.clean[:, None, None]).astype(dtype)
     result = labelled(
         effects, losses.clean.astype(dtype), traces, graph, model, cut, "exact ablation", intervention, objective.label
     )
-    result.attrs["scale"] = float(scale)
+    result.attrs |= {"scale": float(scale), "reruns": "from the edge's end" if suffixes else "whole"}
     return result
 
 
@@ -198,7 +228,7 @@ class _Losses:
         self.ablated[ablated["sample"], ablated["source"], ablated["destination"]] = ablated["loss"]
 
 
-def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], graph: Graph) -> np.ndarray:
+def _record(rows: Sequence[_Run], losses: np.ndarray, graph: Graph) -> np.ndarray:
     """What a batch found, as rows of a journal.
 
     Raises:
@@ -213,7 +243,7 @@ def _record(rows: Sequence[_Run], losses: np.ndarray, traces: Sequence[Trace], g
                 else f" without {graph.sources[run.source]}->{graph.destinations[run.destination]}"
             )
             raise InputError(
-                f"the loss of trace {traces[run.sample].problem!r}{edge} is {loss}: the model overflows in its dtype or its "
+                f"the loss of trace {run.problem!r}{edge} is {loss}: the model overflows in its dtype or its "
                 "weights are damaged; load it in float32 or check the checkpoint"
             )
         nodes = (-1, -1) if run.source is None else (run.source, run.destination)
@@ -262,15 +292,17 @@ def _losses(
     hf: PreTrainedModel,
     graph: Graph,
     objective: Objective,
-    rows: Sequence[_Run],
-    replacement: Replacement,
-    scale: float,
+    rows: Sequence[Any],
+    scale: float = 0.0,
+    kept: Kept | None = None,
+    replacement: Replacement | None = None,
 ) -> Tensor:
-    """Loss ``(batch,)`` of every row with its edge scaled by 1 − `scale`."""
+    """Loss ``(batch,)`` of every row with its edge scaled by 1 − `scale`; whole runs where nothing is kept."""
+    if kept is not None:
+        return rerun_suffixes(hf, graph, objective, rows, kept, scale)
     batch = objective.batch(hf, rows)
     removed = torch.zeros(len(rows), *graph.mask.shape, dtype=hf.dtype)
-    for row, run in enumerate(rows):
-        if run.source is not None:
-            removed[row, run.source, run.destination] = scale
-    instead = replacement.outputs(rows) if removed.any() else None
+    if scale:
+        removed[range(len(rows)), [row.source for row in rows], [row.destination for row in rows]] = scale
+    instead = None if replacement is None else replacement.outputs(rows)
     return rerun(Architecture.of(hf), graph, hf, batch, removed, instead)

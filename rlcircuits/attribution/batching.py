@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,13 +41,15 @@ def in_batches(
     work: Callable[[list[Any]], Any] | Sequence[Plan],
     title: str,
     progress: bool = True,
+    share: float = 1.0,
+    bar: Any = None,
 ) -> Iterator[tuple[list[int], Any]]:
     """Run `work` on batches of rows of similar length, longest first, and yield (indices, result).
 
     Longest first, so that a batch that does not fit fails at once. Rows that a model would treat otherwise beside longer ones
     (LongRoPE) are kept apart from those. On running out of memory the batch is halved; a single
     row that does not fit, or is not expected to, goes to the next plan, if there is one. `traces` may be any objects with
-    ``prompt`` and ``answer``.
+    ``prompt`` and ``answer``. Of a batch's rows only a `share` is taken, at least one; `bar` is a progress bar of the caller's.
     """
     from tqdm.auto import tqdm
 
@@ -59,7 +63,12 @@ def in_batches(
     budgets = [token_budget(hf, plan.bytes_per_token) for plan in plans]
     turning = _turning_length(hf)
     halvings, first_plan = 0, 0
-    with tqdm(total=len(order), desc=title, unit="sample", delay=3, disable=not progress) as bar:
+    own = (
+        contextlib.nullcontext(bar)
+        if bar is not None
+        else tqdm(total=len(order), desc=title, unit="sample", delay=3, disable=not progress)
+    )
+    with own as bar:
         start = 0
         while start < len(order):
             longest = lengths[order[start]]
@@ -70,7 +79,7 @@ def in_batches(
             if automatic:
                 at_least = 1 if number == first_plan else budgets[number - 1] + 1  # shorter rows have a better plan
                 size = _alike(ordered, start, budgets[number], at_least)
-            size = max(1, int(size) >> halvings)
+            size = max(1, math.ceil(int(size) * share) >> halvings)
             if longest > turning:
                 size = max(1, sum(length > turning for length in ordered[start : start + size]))
             indices = order[start : start + size]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,6 +53,30 @@ def taken(args: tuple, kwargs: dict) -> Tensor:
 def given(stream: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The same call with another stream."""
     return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+
+
+@contextlib.contextmanager
+def passed_over(blocks: Sequence[nn.Module], returns_tuple: bool, stream: Tensor | None = None) -> Iterator[None]:
+    """Let blocks give what they are given, without running; the first gives `stream` where there is one."""
+
+    def instead(given: Tensor | None) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+            found = hidden_states if given is None else given
+            return (found,) if returns_tuple else found
+
+        return forward
+
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            block.forward = instead(None if index else stream)
+        yield
+    finally:
+        for block, forward in zip(blocks, before):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,15 +17,14 @@ than 16 d_model + 4 d_mlp. Source of the idea: gradient checkpointing (Chen et a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rlcircuits.attribution.contraction import blank, contract
-from rlcircuits.attribution.layers import first, hooked
+from rlcircuits.attribution.layers import first, hooked, passed_over
 from rlcircuits.attribution.losses import Batch
 from rlcircuits.attribution.recording import Recorder, deterministic, frozen, logits_at
 
@@ -154,36 +153,12 @@ def _loss(hf: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, calls:
         chosen = slice(begin, begin + step)
         part = slice(low + chosen.start, min(low + chosen.stop, ids.shape[1]))
         stream = final[:, part].detach().requires_grad_()
-        with _passed_over(blocks, stream, calls.returns_tuple), torch.enable_grad():
+        with passed_over(blocks, calls.returns_tuple, stream), torch.enable_grad():
             logits = logits_at(hf, ids[:, part], torch.arange(stream.shape[1], device=ids.device))
             losses = batch.of(logits, chosen)
             gradient[:, part] = torch.autograd.grad(losses.sum(), stream)[0]
         total = total + losses.detach()
     return total, gradient
-
-
-@contextlib.contextmanager
-def _passed_over(blocks: Sequence[nn.Module], stream: Tensor, returns_tuple: bool) -> Iterator[None]:
-    """Let the first block give `stream` whatever it is called with, and every other what it is given."""
-
-    def instead(index: int) -> Callable[..., Any]:
-        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-            given = stream if index == 0 else hidden_states
-            return (given,) if returns_tuple else given
-
-        return forward
-
-    before = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            block.forward = instead(index)
-        yield
-    finally:
-        for block, forward in zip(blocks, before):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 def _through(record: Recorder, index: int, stream: Tensor, call: tuple[tuple, dict], gradient: Tensor) -> Tensor:
