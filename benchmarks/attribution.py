@@ -7,8 +7,8 @@
 3. CPU: one thread, CPU seconds of the process. CUDA: events around each pass. Peak memory is measured on its own, one
    process per case, above what the loaded model takes.
 
-Six suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
-``growth`` (tokens and layers), ``groups`` (scores by eight groups of tokens against scores without groups), ``transformer_lens``
+Seven suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
+``growth`` (tokens and layers), ``exact`` (every edge removed, against as many forward passes), ``groups`` (scores by eight groups of tokens against scores without groups), ``transformer_lens``
 (its own edge attribution on a model that it supports) and, with a CUDA device, ``shapes`` (random bfloat16 weights in the shapes of published 7-billion-parameter models). ``make bench`` runs what
 fits a CPU, ``make bench-gpu`` the rest; both write a table and a note of date, device and versions to results/benchmarks.
 """
@@ -59,7 +59,10 @@ CASES = ("floor", "block", "qkv", "head", "block lean", "qkv lean", "head lean")
 GROUPS = 8
 TIME = {"block": 1.08, "qkv": 1.15, "head": 1.65}
 TIME_GPU = {"block": 1.05, "qkv": 1.10, "head": 1.50}
-PEAK = {"block": 1.3, "qkv": 1.3, "head": 2.0}
+EXACT = {"block": 0.42, "qkv": 0.45}
+#: runs in a batch where every edge is removed
+RERUNS = 16
+PEAK = {"exact": 1.3, "block": 1.3, "qkv": 1.3, "head": 2.0}
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ def run(case: str, hf: Any, one: Any) -> None:
 
     if case == "floor":
         floor(hf, one)
+    elif case.startswith("exact"):
+        removed(hf, one, case.split()[1], case.endswith("whole"))
     else:
         level, _, lean = case.partition(" ")
         rc.attribute(hf, [one], level, batch_size=1, memory=lean or "fast", progress=False)
@@ -279,6 +284,48 @@ def growth(where: Where) -> list[Row]:
     return found
 
 
+def exact(where: Where, shape: Shape = SMALL, tokens: int = 64) -> list[Row]:
+    """Every edge of a trace removed, against as many plain forward passes; memory against re-runs of the whole model."""
+    import torch
+
+    import rlcircuits as rc
+
+    hf, one = build(shape, where), trace(tokens, shape.vocabulary)
+    ids = torch.tensor([[*one.prompt, *one.answer][:-1]] * RERUNS, device=hf.device)
+
+    def forward(runs: int) -> None:
+        with torch.no_grad():
+            for left in range(runs, 0, -RERUNS):
+                hf(input_ids=ids[:left], use_cache=False, logits_to_keep=len(one.answer))
+
+    found = []
+    for level, target in EXACT.items():
+        case, edges = f"exact {level}", rc.Graph.of(hf, level).n_edges
+        works = {f"{edges} forward": functools.partial(forward, edges), **_passes([case], hf, one)}
+        rows = against(interleaved(works, replace(where, rounds=min(3, where.rounds)), warm=1), f"{edges} forward")
+        used, before = peak(case, shape, tokens, where), peak(f"{case} whole", shape, tokens, where)
+        rows[case] |= {
+            "target": target,
+            "peak_mib": used / 2**20,
+            "peak_ratio": used / before if before else float("nan"),
+            "peak_target": PEAK["exact"],
+        }
+        found += _rows("exact", rows, shape, tokens)
+    return found
+
+
+def removed(hf: Any, one: Any, level: str, whole: bool = False) -> None:
+    """Remove every edge of a trace, one at a time; `whole`: by re-running all of the model, as the tests' oracle does."""
+    from rlcircuits.attribution import ablation
+
+    kept = ablation.restarts
+    try:
+        ablation.restarts = (lambda _: False) if whole else kept
+        ablation.ablate(hf, [one], level, batch_size=RERUNS, progress=False)
+    finally:
+        ablation.restarts = kept
+
+
 def groups(where: Where, shape: Shape = SMALL, tokens: int = 256) -> list[Row]:
     """Scores by eight groups of tokens against scores without groups, one trace and four of unlike labels in one batch."""
     import numpy as np
@@ -402,6 +449,7 @@ SUITES = {
     "levels": levels,
     "lengths": lengths,
     "growth": growth,
+    "exact": exact,
     "groups": groups,
     "transformer_lens": transformer_lens,
     "shapes": shapes,

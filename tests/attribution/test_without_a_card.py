@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rlcircuits as rc
+from rlcircuits.attribution.suffixes import restarts
 from tests.fixtures.models import KINDS, tiny
 
 LEVELS = ("block", "qkv", "head")
@@ -22,7 +23,7 @@ LEVELS = ("block", "qkv", "head")
 NECESSARY = {
     ("eap", "attribute"): "scores and losses, once a batch",
     ("eap", "losses"): "token losses, once a batch",
-    ("ablation", "ablate"): "losses, once a batch",
+    ("ablation", "take"): "losses, once a batch",
     ("circuits", "_measure"): "losses, once a batch",
 }
 #: transformers' own, outside our reach: replaced here by what they give for our inputs, which are neither packed nor masked
@@ -60,6 +61,7 @@ def placed(kind, level):
     hf = tiny(kind, torch.bfloat16 if mixture else torch.float32, layers=2)  # experts' kernel takes only that on CUDA
     try:
         rc.Graph.of(hf, level)
+        restarts(hf)
     except rc.InputError as error:
         pytest.skip(str(error))
     return hf.to("meta")
