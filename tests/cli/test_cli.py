@@ -304,6 +304,9 @@ LIGHT = {
     "sweep nowhere.yaml": 2,
     "pairs --pairs nowhere.yaml": 2,
     "pairs": 0,
+    "models": 0,
+    "models get": 2,
+    "models get smollm": 2,
 }
 _EACH = """
 import json, sys

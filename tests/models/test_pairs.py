@@ -312,7 +312,8 @@ def test_weights_are_compared_shard_by_shard_as_from_memory(folders, tmp_path, m
 
     before, after = (load_file(folders[name] / "model.safetensors") for name in ("base", "tuned"))
     for (layer, module), row in b.iterrows():
-        key = next(k for k in before if k.removesuffix(".weight").endswith(module) and (layer < 0 or f".{layer}." in k))
+        names = [k for k in before if k.removesuffix(".weight").endswith(module)]
+        key = names[0] if len(names) == 1 else next(k for k in names if f".{layer}." in k)
         w, v = before[key].astype(np.float64), after[key].astype(np.float64)
         assert row["norm"] == pytest.approx(np.linalg.norm(w)) and row["change"] == pytest.approx(np.linalg.norm(v - w))
         assert row["unchanged"] == np.mean(w == v) and row["parameters"] == w.size
@@ -333,7 +334,9 @@ def test_the_shell_reports_weights(folders, capsys):
     file = registry(folders["root"], own={"base": "./base", "tuned": "./tuned"})
     assert main(["pairs", "--pairs", str(file), "--weights", "own"]) == 0
     said = capsys.readouterr().out
-    assert "mlp.up_proj" in said and "weights are exactly what they were" in said
+    lines = [line.split()[:2] for line in said.splitlines()]
+    assert ["0", "mlp"] in lines and ["0", "attn"] in lines and ["before", "model.embed_tokens"] in lines
+    assert len(lines) < 12 and "weights are exactly what they were" in said
 
 
 # On this machine

