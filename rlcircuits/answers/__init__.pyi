@@ -13,8 +13,11 @@ from .problems import Problem as Problem
 from .problems import ProblemSet as ProblemSet
 from .problems import grade as grade
 from .reading import load_problems as load_problems
+from .reasons import told as told
 from .selection import KEEPS as KEEPS
 from .selection import MEANS as MEANS
+from .selection import Caution as Caution
+from .selection import NothingLeft as NothingLeft
 from .selection import Selection as Selection
 from .selection import select as select
 from .sets import ProblemProvider as ProblemProvider

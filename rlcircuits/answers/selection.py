@@ -13,22 +13,30 @@ With T_base(q) and T_tuned(q) the two answers' lengths in tokens, `select`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.answer import Answer
 from rlcircuits.answers.problems import draw
+from rlcircuits.answers.reasons import SHOWN, reasons
 from rlcircuits.attribution import Trace
 from rlcircuits.errors import InputError, choose, expect_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
 
 MEANS = ("paper", "code")
 KEEPS = ("both-correct", "all")
+#: fewer problems than this, or answers cut to no more tokens, and a caution is due
+FEW_PROBLEMS, FEW_TOKENS = 10, 4
+
+
+class Caution(UserWarning):
+    """What is left makes the numbers after it weak."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,7 @@ class Selection:
             ``left``, and in ``detail`` what the rule came to here.
         base_traces, tuned_traces: the two models' whole answers to these problems, aligned.
         alpha: α.
+        reasons: why problems fell away: for each rule and model how many, with examples, see `rlcircuits.answers.reasons`.
     """
 
     problems: tuple[str, ...]
@@ -52,9 +61,26 @@ class Selection:
     base_traces: list[Trace]
     tuned_traces: list[Trace]
     alpha: float
+    reasons: pd.DataFrame
 
     def __repr__(self) -> str:
         return f"Selection({len(self.problems)} problems, T̄ {self.t_bar:.1f}, α {self.alpha}, T_cut {self.t_cut})"
+
+    def cautions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What makes the numbers from it weak, a sentence each: few problems, or few tokens of each, which are shown."""
+        found, n, cut = [], len(self.problems), self.t_cut
+        if n < FEW_PROBLEMS:
+            found.append(
+                f"only {n} problem{'s are' if n > 1 else ' is'} left to compare on: intervals are wide or cannot be had; give more problems"
+            )
+        if cut <= FEW_TOKENS:
+            scored = [trace.answer[:cut] for trace in (*self.base_traces, *self.tuned_traces)]
+            shown = ", ".join(repr(tokenizer.decode(list(ids))) for ids in list(dict.fromkeys(scored))[:SHOWN])
+            first = "the first token" if cut == 1 else f"the first {cut} tokens"
+            found.append(
+                f"T_cut is {cut}: only {first} of each answer count, such as {shown}; a larger alpha scores more"
+            )
+        return found
 
 
 def select(
@@ -84,7 +110,8 @@ def select(
         keep: ``"both-correct"`` problems only, or ``"all"``.
 
     Raises:
-        InputError: settings out of range, answers to different problems, or no problem left (it says by which rule).
+        InputError: settings out of range or answers to different problems.
+        NothingLeft: no problem left; it says by which rule, and holds the reasons.
     """
     _expect_settings(alpha, beta, gamma, delta, n, seed)
     choose("mean", mean, MEANS)
@@ -104,7 +131,8 @@ def select(
 
     if keep == "both-correct":
         accuracies = [sum(pair[side].correct for pair in pairs.values()) / len(pairs) for side in (0, 1)]
-        answered = f"base {accuracies[0]:.1%} correct, tuned {accuracies[1]:.1%}"
+        strictly = [sum(pair[side].strict for pair in pairs.values()) / len(pairs) for side in (0, 1)]
+        answered = f"base {accuracies[0]:.1%} correct, tuned {accuracies[1]:.1%}; strictly {strictly[0]:.1%} and {strictly[1]:.1%}"
         rules.keep("both answers correct", lambda q: pairs[q][0].correct and pairs[q][1].correct, answered)
     rules.keep("no answer empty", lambda q: t_base(q) > 0 and t_tuned(q) > 0)
 
@@ -131,32 +159,53 @@ def select(
         base_traces=[pairs[q][0].trace for q in rules.left],
         tuned_traces=[pairs[q][1].trace for q in rules.left],
         alpha=float(alpha),
+        reasons=rules.reasons(),
     )
+
+
+class NothingLeft(InputError):
+    """No problem is left to compare on.
+
+    Attributes:
+        reasons: as of a `Selection`.
+    """
+
+    def __init__(self, message: str, reasons: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.reasons = reasons
 
 
 class _Rules:
     """The ids still left, and a row for each rule that was applied to them."""
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.left: list[str] = list(problems)
+    def __init__(self, pairs: Mapping[str, tuple[Answer, Answer]]) -> None:
+        self.pairs = pairs
+        self.left: list[str] = list(pairs)
+        self.gone: list[tuple[str, list[str]]] = []
         self.rows: list[dict[str, Any]] = []
 
     def keep(self, rule: str, holds: Callable[[str], bool], detail: str = "") -> None:
         """Apply one rule.
 
         Raises:
-            InputError: it leaves nothing.
+            NothingLeft: it leaves nothing.
         """
         before, self.left = self.left, [q for q in self.left if holds(q)]
+        kept = set(self.left)
+        self.gone.append((rule, [q for q in before if q not in kept]))
         self.rows.append(
             {"rule": rule, "dropped": len(before) - len(self.left), "left": len(self.left), "detail": detail}
         )
         if not self.left:
             rules = "; ".join(f"{row['rule']}: {row['left']} left" for row in self.rows)
-            raise InputError(
+            raise NothingLeft(
                 f"no problem is left by the rule {rule!r}{f' ({detail})' if detail else ''}, of {len(before)} before "
-                f"it [{rules}]; {_ADVICE[rule]}"
+                f"it [{rules}]; {_ADVICE[rule]}",
+                self.reasons(),
             )
+
+    def reasons(self) -> pd.DataFrame:
+        return reasons(self.pairs, self.gone)
 
     def table(self) -> pd.DataFrame:
         import pandas as pd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,8 @@ what is written to --out:
   base.nc, tuned.nc    edge scores (sample, source, destination), netCDF: rlcircuits.load_scores reads them
   metrics.parquet      the table that is printed: each metric of both models, their difference,
                        its interval and p-value
-  settings.json        what was asked for, which problems were kept and why others were not
+  reasons.json         why problems fell away, for each rule and model how many, with examples
+  settings.json        what was asked for, which problems were kept, how many each rule dropped
 
 Every finished step is kept in --store: the same command goes on where it was interrupted, and computes nothing twice.
 """
@@ -128,7 +130,14 @@ def attribute(
 
     print(f"{two.name}: {len(asked)} problems of {asked.name}, level {level}, α {alpha:g}", file=sys.stderr)
     where: dict[str, Any] = dict(store=kept, device=device, batch_size=batch_size, engine=engine, memory=memory)
-    done = study(two, asked, n=samples, answers=answers, **how, **where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", answering.Caution)  # said below, beside what they are about
+            done = study(two, asked, n=samples, answers=answers, **how, **where)
+    except answering.NothingLeft as error:
+        print(f"why no problem is left:\n{answering.told(error.reasons)}", file=sys.stderr)
+        _write_reasons(folder, error.reasons)
+        raise
     one = done.pairs[two.name]
     table = summary(one.base_scores).to_frame() if alone else done.table().loc[[two.name]].droplevel(0)
     files = _write(folder, one, table, settings, alone)
@@ -190,6 +199,7 @@ def _write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any]
     for name, scores in sides.items():
         save_scores(scores, out / name)
     save_table(table.reset_index(), out / "metrics.parquet")
+    _write_reasons(out, one.selection.reasons)
     (before, after), strictly = one.accuracy, one.strict_accuracy
     found = {
         "asked": asked,
@@ -204,20 +214,41 @@ def _write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any]
     }
     with written(out / "settings.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return [out / name for name in (*sides, "metrics.parquet", "settings.json")]
+    return [out / name for name in (*sides, "metrics.parquet", "reasons.json", "settings.json")]
+
+
+def _write_reasons(out: Path, reasons: pd.DataFrame) -> None:
+    """Why problems fell away, with examples; there even when none is left."""
+    from rlcircuits.storage import written
+
+    with written(out / "reasons.json") as temporary:
+        temporary.write_text(json.dumps(reasons.to_dict("records"), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _show(one: PairStudy, table: pd.DataFrame, alone: bool) -> None:
-    before, after = (f"{a:.1%} ({s:.1%} strictly)" for a, s in zip(one.accuracy, one.strict_accuracy))
-    right = f"{before} right" if alone else f"{before} right before, {after} after"
+    (before, after), strictly = one.accuracy, one.strict_accuracy
+    right = f"{before:.1%} right ({strictly[0]:.1%} strictly)"
+    if not alone:
+        right += f" before, {after:.1%} ({strictly[1]:.1%}) after"
     kept = one.selection
     print(
         f"{one.pair.name}: {right}; {len(kept.problems)} of {len(one.problems)} problems kept, {kept.t_cut} tokens of each scored\n"
     )
+    why = kept.reasons[kept.reasons["model"] != "tuned"] if alone else kept.reasons
+    if len(why):
+        print(f"why the others are not:\n{answering.told(why)}\n")
+    for caution in kept.cautions(one.tokenizer):
+        print(f"caution: {caution}", file=sys.stderr)
     shown = [c for c in ("value", "base", "tuned", "difference", "low", "high", "p", "p_holm") if c in table]
-    print(table[shown].to_string(float_format=lambda value: f"{value:.4g}"))
+    shown = [c for c in shown if table[c].notna().any()]
+    defined = table[shown].dropna(how="all")
+    print(defined.to_string(float_format=lambda value: f"{value:.4g}", na_rep="–"))
+    if missing := sorted(set(table.index) - set(defined.index)):
+        print(f"\nnot defined on so few problems: {', '.join(missing)}")
     if alone:
         print("\none model: intervals and tests come with a pair (--tuned)")
+    elif "low" not in shown:
+        print("\nno intervals or tests: they need at least two problems")
     else:
         print(
             "\nlow, high: 95 % interval of the difference; p: two-sided, paired by problem; p_holm: corrected over the metrics"

@@ -93,13 +93,14 @@ def pair_html(one: Any) -> str:
 
 
 def selection_html(selection: Any) -> str:
-    """A selection: its lengths, and what each rule dropped."""
+    """A selection: its lengths, what each rule dropped, and why."""
     facts = {
         "kept": f"{len(selection.problems)} problems",
         "T̄": f"{selection.t_bar:.1f} tokens",
         "T_cut": f"{selection.t_cut} tokens (α {selection.alpha:g})",
     }
-    return card("Selection", facts, table_html(selection.dropped))
+    why = table_html(selection.reasons) if len(selection.reasons) else ""
+    return card("Selection", facts, table_html(selection.dropped) + why)
 
 
 def graph_html(graph: Graph) -> str:

@@ -16,12 +16,13 @@ afterwards; a warm study loads no model. Source: arXiv 2509.21044, sections 3 an
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import ENGINES, SIDES, Answer, Problem, ProblemSet, Selection, select
+from rlcircuits.answers import ENGINES, SIDES, Answer, Caution, Problem, ProblemSet, Selection, select
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import ModelPair, load_tokenizer
 from rlcircuits.models import pair as registered_pair
@@ -256,6 +257,8 @@ def study(
         sides = [run.side(one, name, device, dtype) for name in SIDES]
         said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
         selection = select(said[0], said[1], alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
+        for caution in selection.cautions(load_tokenizer(one.base, one.base_revision, one.trust_remote_code)):
+            warnings.warn(f"{one.name}: {caution}", Caution, stacklevel=2)
         scores = [
             run.scores(side, traces, selection.t_cut)
             for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))

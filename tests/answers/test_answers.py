@@ -564,3 +564,62 @@ def test_a_question_that_spells_out_a_special_token_is_said(recwarn):
     recwarn.clear()
     expect_plain_text(own, rc.ProblemSet("own", problems.problems[1:], "final"))
     assert not recwarn.list
+
+
+# Why problems fall away
+
+
+def said_of(problem, text, correct=False, length=8, finished=True):
+    return Answer(problem, (1, 2), tuple(range(length)), text, correct, finished, False)
+
+
+def test_each_rule_says_of_each_model_how_many_fell_away_and_why():
+    from rlcircuits.answers.reasons import told
+
+    base = [said_of(f"p{i}", "so 5", True) for i in range(20)]
+    tuned = list(base)
+    for i in range(5):
+        base[i] = said_of(f"p{i}", f"9 * 9 = {i}")
+    base[5] = said_of("p5", "I do not know.")
+    tuned[5] = said_of("p5", "9 * 9 = 8", finished=False)
+    base[6] = said_of("p6", "", length=0)
+    tuned[7] = said_of("p7", "so 5", True, length=30)
+    chosen = select(base, tuned, 0.5)
+    found = {(row["model"], row["reason"]): row["problems"] for row in chosen.reasons.to_dict("records")}
+    assert found == {
+        ("base", "wrong"): 5,
+        ("base", "states no answer"): 1,
+        ("base", "says nothing"): 1,
+        ("tuned", "cut off"): 1,
+        ("both", "mean length in [βT̄, γT̄]"): 1,
+    }
+    examples = chosen.reasons.set_index(["model", "reason"])["examples"]
+    assert examples["base", "wrong"].splitlines() == [f"p{i}: '9 * 9 = {i}'" for i in range(3)]
+    assert examples["both", "mean length in [βT̄, γT̄]"] == "p7: 8 and 30 tokens"
+    text = told(chosen.reasons)
+    assert "     5  base: wrong\n          p0: '9 * 9 = 0'" in text and "tuned: cut off" in text
+    left = {row["rule"]: row["dropped"] for row in chosen.dropped.to_dict("records")}
+    assert left["both answers correct"] == 7 and len(chosen.problems) == 12
+
+
+def test_nothing_left_holds_the_reasons_too():
+    from rlcircuits.answers import NothingLeft
+
+    with pytest.raises(NothingLeft, match="no problem is left") as caught:
+        select([said_of("p", "a long " * 30 + "tale")], [said_of("p", "5", True)], 0.5)
+    (row,) = caught.value.reasons.to_dict("records")
+    assert row["reason"] == "states no answer" and row["examples"].startswith("p: '…") and len(row["examples"]) < 100
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_few_problems_and_few_tokens_are_cautioned_of():
+    class Letters:
+        def decode(self, ids):
+            return "".join("abcdefgh"[i] for i in ids)
+
+    many = [said_of(f"p{i}", "5", True) for i in range(10)]
+    assert select(many, many, 0.9).cautions(Letters()) == []
+    (few,) = select(many[:9], many[:9], 0.9).cautions(Letters())
+    assert "only 9 problems are left" in few
+    (cut,) = select(many, many, 0.3).cautions(Letters())
+    assert cut == "T_cut is 2: only the first 2 tokens of each answer count, such as 'ab'; a larger alpha scores more"

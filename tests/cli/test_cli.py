@@ -77,9 +77,13 @@ def test_a_pair_of_checkpoints_from_the_shell(world):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     out = world / "out"
-    for file in ("base.nc", "tuned.nc", "metrics.parquet", "settings.json"):
+    for file in ("base.nc", "tuned.nc", "metrics.parquet", "reasons.json", "settings.json"):
         assert str(out / file) in done.stdout
     found = json.loads((out / "settings.json").read_text())
+    assert found["strict_accuracy"] == found["accuracy"]  # the grader "final" is strict by itself
+    assert "why the others are not:\n" in done.stdout and "tuned: " in done.stdout
+    reasons = json.loads((out / "reasons.json").read_text())
+    assert {"rule", "model", "reason", "problems", "examples"} == set(reasons[0])
     assert found["accuracy"]["base"] == 1.0 and found["accuracy"]["tuned"] > 0
     assert len(found["kept"]) == 5 and all(name.startswith("q") for name in found["kept"])
 
@@ -142,8 +146,13 @@ def test_integrated_gradients_and_means_from_the_shell(world):
 def test_one_model_alone(world, capsys):
     assert main(options(world, tuned=None, out=world / "alone")) == 0
     said = capsys.readouterr().out
-    assert "100.0% right;" in said and "intervals and tests come with a pair" in said
-    assert sorted(file.name for file in (world / "alone").iterdir()) == ["base.nc", "metrics.parquet", "settings.json"]
+    assert (
+        "100.0% right (100.0% strictly);" in said
+        and "tuned:" not in said
+        and "intervals and tests come with a pair" in said
+    )
+    names = ["base.nc", "metrics.parquet", "reasons.json", "settings.json"]
+    assert sorted(file.name for file in (world / "alone").iterdir()) == names
     table = pd.read_parquet(world / "alone" / "metrics.parquet").set_index("metric")
     assert table.columns.tolist() == ["value"]
     scores = rc.load_scores(world / "alone" / "base.nc")
@@ -233,6 +242,10 @@ def test_no_problem_left_says_by_which_rule(world, tmp_path, capsys):
     assert main(options(world, problems=tmp_path / "p.jsonl", out=tmp_path / "out")) == 2
     said = capsys.readouterr()
     assert said.out == "" and "no problem is left by the rule 'both answers correct'" in said.err.splitlines()[-1]
+    assert "why no problem is left:" in said.err and "base: " in said.err and "tuned: " in said.err
+    rows = json.loads((tmp_path / "out" / "reasons.json").read_text())
+    assert {row["model"] for row in rows} == {"base", "tuned"} and all(row["problems"] == 1 for row in rows)
+    assert all(row["examples"].startswith("p/0: ") for row in rows)
 
 
 _ENDLESS = """
@@ -344,3 +357,27 @@ def test_a_reader_who_goes_away_is_no_fault():
     process.stdout.close()  # nobody reads
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+def test_no_table_of_numbers_that_are_not_there(capsys):
+    """A single problem: no intervals, and a metric that cannot be had is named, not shown as NaN."""
+    from types import SimpleNamespace
+
+    from rlcircuits.cli.attribute import _show
+    from tests.answers.test_answers import said_of
+
+    table = pd.DataFrame(
+        {"base": [1.0, np.nan], "tuned": [2.0, np.nan], "difference": [1.0, np.nan], "low": [np.nan] * 2, "p": [np.nan] * 2},
+        index=["gini", "inter_sample_diversity"],
+    )  # fmt: skip
+    selection = rc.select([said_of("q", "5", True)], [said_of("q", "5", True)], 0.3)
+    tokenizer = SimpleNamespace(decode=str)
+    pair = SimpleNamespace(name="own")
+    one = SimpleNamespace(
+        pair=pair, problems=[1], accuracy=(1, 1), strict_accuracy=(0, 0), selection=selection, tokenizer=tokenizer
+    )
+    _show(one, table, alone=False)
+    said = capsys.readouterr()
+    assert "nan" not in said.out.lower() and "low" not in said.out
+    assert "not defined on so few problems: inter_sample_diversity" in said.out and "at least two problems" in said.out
+    assert "caution: only 1 problem is left" in said.err and "caution: T_cut is 2" in said.err

@@ -29,8 +29,11 @@ from tests.lab.test_explorer import EVIL, graph_scores
 def one_pair() -> PairStudy:
     scores = graph_scores(0, n=6), graph_scores(1, n=6)
     dropped = pd.DataFrame({"rule": [EVIL], "dropped": [1], "left": [6], "detail": [EVIL]})
-    answers = {f"p/{i}": SimpleNamespace(correct=i > 0) for i in range(6)}
-    chosen = Selection(tuple(answers), 7.5, 2, dropped, [], [], 0.3)
+    answers = {f"p/{i}": SimpleNamespace(correct=i > 0, strict=False) for i in range(6)}
+    reasons = pd.DataFrame(
+        {"rule": [EVIL], "model": ["base"], "reason": ["wrong"], "problems": [1], "examples": [EVIL]}
+    )
+    chosen = Selection(tuple(answers), 7.5, 2, dropped, [], [], 0.3, reasons)
     pair = ModelPair(EVIL, "before", EVIL, "PPO")
     return PairStudy(pair, {}, answers, answers, chosen, *scores, {}, {}, compare(*scores, n_resamples=99))
 
