@@ -158,18 +158,20 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
             ``p`` and perhaps ``p_holm`` and ``note``.
 
     Returns:
-        Text, with the columns base, tuned, difference, interval, p (and p (Holm)); notes only where there are any.
+        Text, with the columns base, tuned, difference, interval, p (and p (Holm)); notes only where there are any. What is not
+        defined, as an interval of one problem, leaves its cell empty.
     """
     from rlcircuits.metrics import METRICS
 
     found = digits(table[["base", "tuned", "difference"]])
     level = table.attrs.get("confidence", 0.95)
     found[f"{100 * level:g} % interval"] = [
-        f"[{_number(low, 2)},\u00a0{_number(high, 2)}]" for low, high in zip(table["low"], table["high"], strict=True)
+        "" if low != low or high != high else f"[{_number(low, 2)},\u00a0{_number(high, 2)}]"
+        for low, high in zip(table["low"], table["high"], strict=True)
     ]
     for column, title in (("p", "p"), ("p_holm", "p (Holm)")):
         if column in table:
-            found[title] = [_number(p, 2) for p in table[column]]
+            found[title] = ["" if p != p else _number(p, 2) for p in table[column]]
     if "note" in table and table["note"].fillna("").astype(str).str.strip().any():
         found["note"] = table["note"].fillna("")
     found = found.rename(index={name: metric.label for name, metric in METRICS.items()})

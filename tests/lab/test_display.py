@@ -15,6 +15,14 @@ from rlcircuits.errors import InputError
 from rlcircuits.lab.display import comparison, digits, figure_html, show
 
 
+def test_what_is_not_defined_leaves_its_cell_empty():
+    table = pd.DataFrame(
+        {"base": [1.0, np.nan], "tuned": [2.0, np.nan], "difference": [1.0, np.nan]}, index=["gini", "x"]
+    )
+    shown = comparison(table.assign(low=np.nan, high=np.nan, p=np.nan))
+    assert "nan" not in shown.to_string().lower() and shown.loc["x"].tolist() == [""] * 5
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
