@@ -1,0 +1,242 @@
+"""Which cheap scores come nearest to removing edges for real: candidates beside exact effects, at block level.
+
+1. Candidates, with their cost in passes (a forward and a backward pass) for L layers; all estimate L(edge removed) − L:
+
+   - ``EAP`` 1, ``EAP-IG`` 5: what `rlcircuits.attribute` gives;
+   - ``ends``: the gradient averaged over the clean and the wholly replaced input, 2;
+   - ``source path``: one source at a time is scaled by 1/6, 3/6, 5/6 in all that reads it, gradients averaged: 3 (2L + 1);
+   - ``GradDrop`` (Kramár et al. 2024): mean size over passes in which the branches of one layer give no gradient: L;
+   - ``local``: the reading branch is run without the edge, exactly, and only what follows is linear:
+     ⟨∂L/∂A, A(H − O) − A(H)⟩, about L/2 forward passes (AtP*'s exact attention, for whole branches);
+   - ``mean``, ``larger``: of EAP and EAP-IG the geometric mean of sizes, and the larger of the two, 6.
+
+   A path along what one destination reads is EAP itself but for a factor, as the norm takes no notice of scale; a path of one edge's own
+   share is what `rlcircuits.ablate` does with a scale, at two re-runs an edge, and dearer than removal.
+2. Exact effects: of every edge, or a sample with weights (`rlcircuits.exact_metrics`), whose agreement with each candidate is measured as in
+   `rlcircuits.trust`.
+
+    python benchmarks/exactness.py CHECKPOINT --problems 12 --out results/exactness
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import rlcircuits as rc
+from rlcircuits.attribution.architecture import Architecture
+from rlcircuits.attribution.layers import first, hooked
+from rlcircuits.attribution.losses import Objective
+from rlcircuits.attribution.passes import fast_pass
+from rlcircuits.attribution.recording import Recorder, sources_of
+from rlcircuits.exactness.judging import agreement
+
+STRONGEST = 0.05
+
+
+class Scorer:
+    """Candidates' scores of one trace of a Llama-like model, ``(source, destination)`` each."""
+
+    def __init__(self, model: Any, trace: rc.Trace) -> None:
+        self.hf = model.hf
+        self.architecture, self.graph = Architecture.of(self.hf), rc.Graph.of(self.hf)
+        self.batch = Objective.of("nll", self.hf, [trace], None).batch(self.hf, [trace])
+        self.clean = sources_of(self.architecture, self.graph, self.hf, [trace])
+
+    def _pass(self, start: Callable[[Tensor], Tensor] | None = None, hooks: Sequence[Any] = ()) -> np.ndarray:
+        record = Recorder(self.architecture, self.graph, start)
+        with hooked(list(hooks)):
+            scores, _ = fast_pass(record, self.hf, self.batch, lambda _record: self.clean.sources, None)
+        return scores[0].cpu().numpy()
+
+    def along_inputs(self, shares: Sequence[float]) -> np.ndarray:
+        """Gradients averaged over scaled inputs."""
+        return np.mean([self._pass(lambda stream, a=a: a * stream) for a in shares], axis=0)
+
+    def along_sources(self) -> np.ndarray:
+        """Gradients averaged over one source's share in all that reads it."""
+        found = np.full(self.graph.mask.shape, np.nan)
+        for source in range(len(self.graph.sources)):
+            each = []
+            for share in (1 / 6, 3 / 6, 5 / 6):
+                if not source:
+                    each.append(self._pass(lambda stream, a=share: a * stream)[0])
+                    continue
+                layer = self.architecture.layers[(source - 1) // 2]
+                module = layer.attention_out if source % 2 else layer.mlp_out
+                scaled = module.register_forward_hook(lambda _module, _args, output, a=share: _scaled(output, a))
+                each.append(self._pass(hooks=[scaled])[source])
+            found[source] = np.mean(each, axis=0)
+        return found
+
+    def dropped(self) -> np.ndarray:
+        """Mean size over passes without one layer's gradients, with EAP's sign."""
+        plain, sizes = self._pass(), []
+        for layer in self.architecture.layers:
+            modules = (layer.attention_out, layer.mlp_out)
+            sizes.append(np.abs(self._pass(hooks=[m.register_forward_hook(_without_gradient) for m in modules])))
+        return np.sign(plain) * np.sum(sizes, axis=0) / max(1, len(sizes) - 1)
+
+    def local(self) -> np.ndarray:
+        """Each reading branch run exactly without the edge, what follows linear; the logits exactly."""
+        called: dict[str, Any] = {}
+        decoder = self.hf.model.layers
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+                tensor = first(output)
+                called[name] = (args, kwargs, tensor.detach())
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: called.__setitem__(f"{name} gradient", gradient.detach()))
+
+            return hook
+
+        handles = []
+        for index, block in enumerate(decoder):
+            for name, module in ((f"a{index}", block.self_attn), (f"m{index}", block.mlp)):
+                handles.append(module.register_forward_hook(keep(name), with_kwargs=True))
+        self._pass(hooks=handles)
+        found = np.full(self.graph.mask.shape, np.nan)
+        streams = torch.cumsum(torch.stack(self.clean.sources), 0)
+        with torch.no_grad():
+            whole = self._loss(streams[-1])
+            for column, name in enumerate(self.graph.destinations):
+                count = int(self.graph.mask[:, column].sum())
+                stream = streams[count - 1]
+                for source in range(count):
+                    changed = stream - self.clean.sources[source]
+                    if name == "logits":
+                        found[source, column] = float(self._loss(changed) - whole)
+                        continue
+                    block = decoder[int(name[1:])]
+                    _, kwargs, output = called[name]
+                    if name[0] == "m":
+                        after = block.mlp(block.post_attention_layernorm(changed))
+                    else:
+                        kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+                        after = first(block.self_attn(hidden_states=block.input_layernorm(changed), **kwargs))
+                    found[source, column] = float((called[f"{name} gradient"] * (after - output)).sum())
+        return found
+
+    def _loss(self, stream: Tensor) -> Tensor:
+        """The loss when the logits read this stream."""
+        read = self.architecture.norm_final.module.register_forward_pre_hook(lambda _module, _args: (stream,))
+        with hooked([read]):
+            return self.batch.losses(self.hf)[0]
+
+
+def _scaled(output: Any, share: float) -> Any:
+    return (share * output[0], *output[1:]) if isinstance(output, tuple) else share * output
+
+
+def _without_gradient(_module: Any, _args: Any, output: Any) -> Any:
+    tensor = first(output)
+    silent = tensor.detach() + 0 * tensor  # a gradient of 0, not none
+    return (silent, *output[1:]) if isinstance(output, tuple) else silent
+
+
+def candidates(model: Any, traces: Sequence[rc.Trace], dear: bool) -> dict[str, tuple[np.ndarray, float]]:
+    """By name scores ``(sample, source, destination)`` and seconds a trace; the dear ones take passes in proportion to the layers."""
+    ways: dict[str, Callable[[Scorer], np.ndarray]] = {
+        "EAP": lambda scorer: scorer.along_inputs([1.0]),
+        "EAP-IG": lambda scorer: scorer.along_inputs([(k + 0.5) / 5 for k in range(5)]),
+        "ends": lambda scorer: scorer.along_inputs([0.0, 1.0]),
+        "local": Scorer.local,
+    }
+    if dear:
+        ways |= {"source path": Scorer.along_sources, "GradDrop": Scorer.dropped}
+    found = {}
+    for name, way in ways.items():
+        start = time.process_time()
+        found[name] = (
+            np.stack([way(Scorer(model, trace)) for trace in traces]),
+            (time.process_time() - start) / len(traces),
+        )
+    (plain, a), (averaged, b) = found["EAP"], found["EAP-IG"]
+    found["mean"] = np.sign(plain) * np.sqrt(np.abs(plain * averaged)), a + b
+    found["larger"] = np.where(np.abs(plain) > np.abs(averaged), plain, averaged), a + b
+    return found
+
+
+def measure(
+    name: str,
+    found: dict[str, tuple[np.ndarray, float]],
+    mask: np.ndarray,
+    cells: np.ndarray,
+    effects: np.ndarray,
+    weights: np.ndarray,
+) -> pd.DataFrame:
+    """Rows of model, candidate, quantity, value, low, high.
+
+    Args:
+        cells, effects: ``(run,)``, places in sample × edge and exact effects.
+        weights: ``(1 + resamples, run)``; the first row is the estimate's.
+    """
+    rows = []
+    for candidate, (scores, seconds) in found.items():
+        flat = scores[:, mask].ravel()
+        for quantity, values in agreement(flat, cells, effects, weights, STRONGEST).items():
+            low, high = np.quantile(values[1:], [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
+            rows.append((name, candidate, quantity, float(values[0]), float(low), float(high)))
+        rows.append((name, candidate, "CPU seconds a trace", seconds, np.nan, np.nan))
+    return pd.DataFrame(rows, columns=["model", "candidate", "quantity", "value", "low", "high"])
+
+
+def main() -> None:
+    """Measure a checkpoint whose every block edge can be run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="+")
+    parser.add_argument("--problems", type=int, default=12)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    import paradigms
+
+    tables, notes = [], []
+    for path in options.checkpoint:
+        model = rc.load_model(path, device="cpu", dtype="float32")
+        problems = paradigms.family_problems("test", options.problems)
+        traces = [answer.trace for answer in rc.generate(model, problems)]
+        exact = rc.ablate(model, traces)
+        mask = rc.Graph.of(model).mask
+        effects = exact.values[:, mask].ravel().astype(float)
+        member = json.loads((Path(path) / "manifest.json").read_text("utf-8"))["note"]
+        weights = np.ones((1, len(effects)))
+        tables.append(measure(member, candidates(model, traces, True), mask, np.arange(len(effects)), effects, weights))
+        notes.append(
+            {"model": member, "problems": len(traces), "loss": float(exact["loss"].mean()), "effects": "every edge"}
+        )
+    write(pd.concat(tables), notes, options.out)
+
+
+def write(table: pd.DataFrame, notes: list[dict[str, Any]], out: Path | None) -> None:
+    """Show the table, and keep it with a note of what was measured."""
+    wide = table.pivot_table(index=["model", "candidate"], columns="quantity", values="value", sort=False)
+    print(wide.round(3).to_string())
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(out / "candidates.parquet", index=False)
+    manifest = {
+        "what": "candidate edge scores against exact removal, block level (benchmarks/exactness.py)",
+        "date": datetime.date.today().isoformat(),
+        "device": f"cpu ({platform.machine()}), one thread",
+        "versions": {"torch": torch.__version__, "rlcircuits": "0.1.0", "python": platform.python_version()},
+        "strongest": STRONGEST,
+        "models": notes,
+    }
+    (out / "candidates.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
