@@ -14,6 +14,8 @@
    share is what `rlcircuits.ablate` does with a scale, at two re-runs an edge, and dearer than removal.
 2. Exact effects: of every edge, or a sample with weights (`rlcircuits.exact_metrics`), whose agreement with each candidate is measured as in
    `rlcircuits.trust`.
+3. Designs: how far the exact intensity estimated from a budget of runs is from that of all edges, over many draws: the learned design of
+   `rlcircuits.exact_metrics`, sizes by |EAP|, and uniform draws, stratified by problem or not.
 
     python benchmarks/exactness.py CHECKPOINT --problems 12 --out results/exactness
 """
@@ -26,6 +28,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,10 @@ from rlcircuits.attribution.layers import first, hooked
 from rlcircuits.attribution.losses import Objective
 from rlcircuits.attribution.passes import fast_pass
 from rlcircuits.attribution.recording import Recorder, sources_of
+from rlcircuits.exactness.collecting import collect
+from rlcircuits.exactness.exact import _intensity, population
 from rlcircuits.exactness.judging import agreement
+from rlcircuits.exactness.sampling import Draws
 
 STRONGEST = 0.05
 
@@ -193,16 +199,55 @@ def measure(
     return pd.DataFrame(rows, columns=["model", "candidate", "quantity", "value", "low", "high"])
 
 
+def designs(name: str, scores: Sequence[Any], exact: Any, draws: int) -> pd.DataFrame:
+    """Rows of model, design, budget, error (root mean square, relative), bias, half-width (median, relative) and coverage of 95 % intervals."""
+    mask = ~np.isnan(exact.values[0])
+    graph = rc.Graph.build("block", (len(exact["source"]) - 1) // 2)
+    cells = population(graph, np.argwhere(graph.mask), scores)
+    effects = exact.values[:, mask].ravel().astype(float)
+    truth, rows = np.abs(effects).mean(), []
+    sizes = {"uniform": np.ones(len(effects)), "stratified": np.ones(len(effects)), "by |EAP|": np.abs(cells.scores[0])}
+    for budget in (len(effects) // 4, len(effects) // 2):
+        for design in ("learned", *sizes):
+            found = []
+            for seed in range(draws if design == "learned" else 10 * draws):
+                if design == "learned":
+                    drawn, values = collect(cells, lambda c: effects[c], budget, lambda *_: False, seed)
+                else:
+                    drawn = Draws(len(effects))
+                    size = sizes[design] / sizes[design].mean() + (design == "by |EAP|")
+                    strata = cells.samples if design == "stratified" else None
+                    values = effects[drawn.draw(size, budget, np.random.default_rng(seed), strata)]
+                found.append(_intensity(drawn, values, 0.95))
+            estimate, low, high = np.array(found).T
+            error = estimate / truth - 1
+            rows.append(
+                {
+                    "model": name,
+                    "design": design,
+                    "cells": len(effects),
+                    "budget": budget,
+                    "draws": len(found),
+                    "error": float(np.sqrt(np.mean(error**2))),
+                    "bias": float(error.mean()),
+                    "half-width": float(np.median((high - low) / 2 / truth)),
+                    "coverage": float(np.mean((low <= truth) & (truth <= high))),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Measure a checkpoint whose every block edge can be run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="+")
     parser.add_argument("--problems", type=int, default=12)
+    parser.add_argument("--draws", type=int, default=40, help="of the learned design; 0: no designs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     import paradigms
 
-    tables, notes = [], []
+    tables, notes, drawn = [], [], []
     for path in options.checkpoint:
         model = rc.load_model(path, device="cpu", dtype="float32")
         problems = paradigms.family_problems("test", options.problems)
@@ -212,10 +257,18 @@ def main() -> None:
         effects = exact.values[:, mask].ravel().astype(float)
         member = json.loads((Path(path) / "manifest.json").read_text("utf-8"))["note"]
         weights = np.ones((1, len(effects)))
+        if options.draws:
+            scores = [rc.attribute(model, traces, ig_steps=steps) for steps in (1, 5)]
+            drawn.append(designs(member, scores, exact, options.draws))
         tables.append(measure(member, candidates(model, traces, True), mask, np.arange(len(effects)), effects, weights))
         notes.append(
             {"model": member, "problems": len(traces), "loss": float(exact["loss"].mean()), "effects": "every edge"}
         )
+    if drawn:
+        print(pd.concat(drawn).round(3).to_string(index=False))
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            pd.concat(drawn).to_parquet(options.out / "designs.parquet", index=False)
     write(pd.concat(tables), notes, options.out)
 
 
@@ -231,7 +284,11 @@ def write(table: pd.DataFrame, notes: list[dict[str, Any]], out: Path | None) ->
         "what": "candidate edge scores against exact removal, block level (benchmarks/exactness.py)",
         "date": datetime.date.today().isoformat(),
         "device": f"cpu ({platform.machine()}), one thread",
-        "versions": {"torch": torch.__version__, "rlcircuits": "0.1.0", "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "rlcircuits": version("rlcircuits"),
+            "python": platform.python_version(),
+        },
         "strongest": STRONGEST,
         "models": notes,
     }
