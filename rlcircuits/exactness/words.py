@@ -8,6 +8,7 @@ says that the scores say nothing.
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pandas as pd
 
@@ -51,10 +52,10 @@ def _value(row: pd.Series) -> str:
     return f"{row['value']:.2f}" + ("" if math.isnan(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]")
 
 
-def _rows(table: pd.DataFrame, quantity: str) -> tuple[pd.DataFrame, float]:
+def _rows(table: pd.DataFrame, quantity: str) -> tuple[Any, float]:
     """The methods' rows that have a value, and the random ranking's value."""
     rows = table.xs(quantity, level="quantity")
-    chance = float(rows.loc[RANDOM, "value"]) if RANDOM in rows.index else math.nan
+    chance = float(cast(Any, rows.loc[RANDOM, "value"])) if RANDOM in rows.index else math.nan
     rows = rows.drop(index=RANDOM, errors="ignore")
     return rows[rows["value"].notna()], chance
 
@@ -75,7 +76,7 @@ def _ranked(table: pd.DataFrame, quantity: str, label: str, does: str) -> str:
     if rows.empty:
         return UNKNOWN
     best = str(rows["value"].idxmax())
-    row = rows.loc[best]
+    row: Any = rows.loc[best]
     bound = row["value"] if math.isnan(row["low"]) else row["low"]
     numbers = f"{label} {_value(row)}, {chance:.2f} at random" if math.isfinite(chance) else f"{label} {_value(row)}"
     if math.isfinite(chance) and bound <= chance:
@@ -99,7 +100,7 @@ def _size(table: pd.DataFrame) -> str:
     if positive.empty:
         return "no score has the size of the effects: the median effect is against the score's sign."
     best = str(positive["value"].map(lambda slope: abs(math.log(slope))).idxmin())
-    row = positive.loc[best]
+    row: Any = positive.loc[best]
     factor = max(row["value"], 1 / row["value"])
     numbers = f"median effect / score {_value(row)}"
     if factor <= FACTORS[0]:
@@ -114,8 +115,8 @@ def _circuit(table: pd.DataFrame) -> str:
     if rows.empty:
         return "not measured."
     best = str(rows["value"].idxmin())
-    row = rows.loc[best]
-    low = table.loc[(RANDOM, "CMD"), "low"] if RANDOM in table.index.get_level_values(0) else math.nan
+    row: Any = rows.loc[best]
+    low: Any = table.loc[(RANDOM, "CMD"), "low"] if RANDOM in table.index.get_level_values(0) else math.nan
     bar = chance if math.isnan(low) else float(low)
     numbers = f"CMD {_value(row)}" + (f", {chance:.2f} for random edges" if math.isfinite(chance) else "")
     worst = row["value"] if math.isnan(row["high"]) else row["high"]
