@@ -256,7 +256,7 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     different, group = np.unique(values, return_inverse=True)
     mass = np.zeros((len(weights), len(different)))
-    np.add.at(mass, (slice(None), group), weights)
+    np.add.at(mass, (slice(None), group), weights)  # type: ignore[arg-type]  # the stubs know no slices
     return (np.cumsum(mass, axis=1) - mass / 2)[:, group]
 
 
