@@ -1,13 +1,16 @@
 """The exact effect of removing an edge: the oracle beside which an edge's score is judged.
 
 1. Choose an edge. Re-run the model on the same tokens, but let the edge's destination read  H − s · O  instead of H:
-   the residual stream without that source's output O (s = 1; a smaller scale removes part of it).
+   the residual stream without that source's output O (s = 1; a smaller scale removes part of it). O − O′ where something
+   takes its place (`rlcircuits.attribution.replacements`).
 2. Every other destination still reads H; what follows is recomputed, nothing is linearised.
 3. The effect is the loss of that run minus the loss of the untouched run, so it has the score's sign:
    effect ≈ W[source, destination] for a small effect.
 
-Many edges run side by side: each row of a batch is one (trace, edge), rows of one destination together. At head level a
-query head reads the changed stream through its own rows of the projection; its neighbours keep theirs.
+A few traces' untouched runs are kept, and each re-run starts from there at its destination's layer
+(`rlcircuits.attribution.suffixes`). Many edges run side by side: each row of a batch is one (trace, edge). At head level a
+query head reads the changed stream through its own rows of the projection; its neighbours keep theirs. A model whose
+layers do not allow that is re-run as a whole (`attrs["reruns"]` says which).
 
 4. With ``resume``, each batch's losses are appended to a journal (`rlcircuits.storage.journals`) when it is done; the same call
    finds them there and runs only the rest. Batches stay the same, so the result has the same bits as without interruption.

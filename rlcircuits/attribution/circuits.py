@@ -4,8 +4,9 @@
    comes first; ``absolute``: by the size of that mean, whichever its sign), ties in the order of the graph, and keep
    the first n.
 2. **Ablate the rest exactly**: re-run the model with every edge outside C removed at once (each destination reads the
-   sum of the outputs that its edges in C bring; zero ablation, see `rlcircuits.attribution.ablation`). m(C) = − loss of
-   that run, in nats; m(N) is the untouched model, m(∅) the run without any edge.
+   sum of the outputs that its edges in C bring and of what replaces those of the others: nothing, unless an
+   intervention says otherwise). m(C) = − loss of that run, in nats; m(N) is the untouched model, m(∅) the run without
+   any edge.
 3. **Faithfulness**  f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),  a ratio of means over samples: 1 for the model itself, 0 for
    no edges. It may exceed 1 (the circuit does better than the model) or be negative (worse than nothing).
 4. For k in 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100 % keep the first ⌊k E⌋ edges. The two areas integrate over k, by the
@@ -20,10 +21,11 @@
    there is named by what was kept, not by how it was ranked, so other scores, shares and seeds of the same model and
    traces find the circuits they share.
 
-Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation
-track. It differs in what it removes with (patches from counterfactual prompts) and in m (a difference of logits), and
-it drops edges that no path connects to input and output before it runs; here they are kept, since biases make their
-sources write.
+With ``intervention="corrupted"`` and a difference of logits at head level, CPR and CMD are those of MIB, which drops edges that no
+path connects to input and output after it has counted them: patched or not, they change nothing. Under zero ablation they are
+kept here, since biases make their sources write.
+
+Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXiv 2504.13151), its circuit localisation track.
 """
 
 from __future__ import annotations
