@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
-from rlcircuits.attribution.layers import Layer, Projection, given, hooked, passed_over, taken, wide
+from rlcircuits.attribution.layers import Layer, Projection, embedding, given, hooked, passed_over, taken, wide
 from rlcircuits.attribution.losses import Batch, Objective
 from rlcircuits.attribution.recording import Recorder, logits_at
 from rlcircuits.attribution.replacements import Replacement
@@ -166,8 +166,8 @@ def restarts(hf: PreTrainedModel) -> bool:
 
 def _try(hf: PreTrainedModel) -> bool:
     graph = Graph.of(hf)
-    vocabulary = hf.get_input_embeddings().weight.shape[0]
-    ids = [(5 + 7 * i) % vocabulary for i in range(8)]
+    vocabulary = embedding(hf).shape[0]
+    ids = tuple((5 + 7 * i) % vocabulary for i in range(8))
     traces = [Trace("one", ids[:2], ids[2:4]), Trace("two", ids[4:7], ids[7:])]
     columns = [c for c, name in enumerate(graph.destinations) if name[0] in "al"]
     rows = [_Row(trace, 0, column) for column in columns for trace in traces]

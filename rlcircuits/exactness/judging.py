@@ -136,7 +136,7 @@ def trust(
         raise InputError(f"a method is named {RANDOM!r}, as the baseline is: give it another name")
     if given:
         aligned(given, traces)  # its checks, before anything runs
-    options = {"level": level, "cut": cut, "batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"level": level, "cut": cut, "batch_size": batch_size, "progress": progress}
     for name, steps in (("EAP", 1), ("EAP-IG", IG_STEPS)):
         if name not in given:
             given[name] = attribute(model, traces, ig_steps=steps, **options)
@@ -153,7 +153,7 @@ def trust(
         progress=progress,
         resume=resume,
     )
-    areas = {}
+    areas: dict[str, Any] = {}
     if circuits:
         for name, one in tables.items():
             seeds = 0 if areas else 5
