@@ -140,7 +140,7 @@ def test_citation_changelog_and_package_agree() -> None:
 
 
 def test_workflows_run_what_a_reader_would() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = []
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
         for job in yaml.safe_load(path.read_text())["jobs"].values():
@@ -169,12 +169,12 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 
 def test_every_make_command_that_is_written_down_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9]+):", makefile, re.MULTILINE))
     pages = [ROOT / "README.md", *(ROOT / "book").glob("*.md"), *NOTEBOOKS, ROOT / ".ci" / "run"]
     told = {
         word
         for page in pages
-        for word in re.findall(r"(?:^|[`$ ])make ([a-z]+)(?=[`\s\\])", page.read_text(), re.MULTILINE)
+        for word in re.findall(r"(?:^|[`$ ])make ([a-z0-9]+)(?=[`\s\\])", page.read_text(), re.MULTILINE)
     }
     commands = {
         word
@@ -183,7 +183,7 @@ def test_every_make_command_that_is_written_down_exists() -> None:
     }
     assert {"book", "test"} <= commands
     assert commands <= targets, f"no such target: {commands - targets}"
-    documented = set(re.findall(r'echo "make ([a-z]+)', makefile))
+    documented = set(re.findall(r'echo "make ([a-z0-9]+)', makefile))
     assert documented <= targets
 
 
