@@ -39,6 +39,8 @@ BUDGET = 500
 RESAMPLES = 399
 #: runs between two entries in a journal, and runs a sample below which plug-in estimates are doubtful
 TOGETHER, DOUBTFUL = 512, 30
+#: the metric whose plug-in estimate has no honest interval
+BINNED = "log_histogram_entropy"
 ROW = np.dtype([("sample", "<i4"), ("source", "<i4"), ("destination", "<i4"), ("effect", "<f8")])
 
 
@@ -422,6 +424,10 @@ def _result(
         note = f"fewer than {DOUBTFUL} runs a problem: doubtful" if few else ""
         if name == "inter_sample_diversity" and n < 2:
             rows[name] = (math.nan, math.nan, math.nan, expected, "none", "one problem")
+            continue
+        if name == BINNED and not whole:
+            note = "too low: few runs fill few bins"
+            rows[name] = (functions[name](weights), math.nan, math.nan, expected, "plug-in", note)
             continue
         found = np.array([functions[name](w) for w in resampled])
         tail = (1 - confidence) / 2
