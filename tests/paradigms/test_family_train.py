@@ -276,7 +276,7 @@ def test_a_base_that_diverged_is_its_descendants_reason_and_other_seeds_go_on(ti
         "print(f'training {order[\"member\"]} diverged at step 3', file=sys.stderr)\n"
         "sys.exit(3)\n"
     )
-    monkeypatch.setattr(train, "_environment", lambda: {**environment(), "PYTHONPATH": str(fake)})
+    monkeypatch.setattr(train, "_environment", lambda real: {**environment(real), "PYTHONPATH": str(fake)})
     monkeypatch.chdir(fake)
     table = make_families([5, 0, 6], ["sft", "ppo"], TINY, root, progress=False).set_index(["seed", "member"])
     assert table["folder"][0, "ppo"] == str(paths["ppo"])
