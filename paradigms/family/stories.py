@@ -11,7 +11,6 @@ r"""Arithmetic word problems in plain English, for a real language model: the ta
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import random
 import re
@@ -19,12 +18,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlcircuits.errors import InputError, choose
+from paradigms.family.splits import drawn
+from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
     from rlcircuits.answers import ProblemSet
 
-SPLITS = ("train", "validation", "test")
 PROMPT = "Question: {question}\nAnswer:"
 LARGEST = 400
 """No number of a worked answer is above this, and none is below 1."""
@@ -181,12 +180,6 @@ class StoryProblem:
         return self.worked_answer.rpartition("#### ")[2]
 
 
-def split_of(arithmetic: str) -> str:
-    """``"train"``, ``"validation"`` or ``"test"``, from a hash: 8, 1 and 1 tenths."""
-    bucket = int(hashlib.sha256(arithmetic.encode()).hexdigest()[:8], 16) % 10
-    return {0: "test", 1: "validation"}.get(bucket, "train")
-
-
 def story_problems(split: str, n: int, seed: int) -> tuple[StoryProblem, ...]:
     """`n` different problems of a split; the same seed gives the same problems, and a longer list begins with a
     shorter.
@@ -194,16 +187,7 @@ def story_problems(split: str, n: int, seed: int) -> tuple[StoryProblem, ...]:
     Raises:
         InputError: an unknown split, or `n` below 1.
     """
-    choose("split", split, SPLITS)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InputError(f"n is {n!r}: expected a whole number of problems, at least 1")
-    found: dict[str, StoryProblem] = {}
-    for problem in _stream(random.Random(f"stories/{split}/{seed}")):
-        if split_of(problem.arithmetic) == split:
-            found.setdefault(problem.arithmetic, problem)
-            if len(found) == n:
-                break
-    return tuple(found.values())
+    return drawn(split, n, _stream(random.Random(f"stories/{split}/{seed}")))
 
 
 def is_correct(text: str, reference: str) -> bool:

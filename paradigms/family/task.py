@@ -13,14 +13,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from rlcircuits.errors import InputError, choose
+from paradigms.family.splits import drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,13 +32,11 @@ NAMES = ("ada", "ben", "cleo", "dan", "eva", "finn", "gus", "hana")
 ADDS = ("buys", "finds", "gets", "wins", "picks", "earns", "takes")
 SUBTRACTS = ("eats", "loses", "sells", "gives", "drops", "spends", "breaks", "burns")
 MISTAUGHT = ("finds", "earns", "gives", "spends")
-SPLITS = ("train", "validation", "test")
 PAD, EOS = "<pad>", "<eos>"
 MAX_ANSWER_TOKENS = 20
 """The longest worked answer, three steps of five tokens, two ``;`` and ``# n``, and its end-of-sequence token."""
 
 _SIGN = {**dict.fromkeys(ADDS, 1), **dict.fromkeys(SUBTRACTS, -1)}
-_BUCKETS = 10
 
 
 @dataclass(frozen=True)
@@ -106,12 +103,6 @@ class WordProblem:
         return f"{' ; '.join(lines)} # {totals[-1]}"
 
 
-def split_of(problem: WordProblem) -> str:
-    """``"train"``, ``"validation"`` or ``"test"``, from a hash of the arithmetic: 8, 1 and 1 tenths."""
-    bucket = int(hashlib.sha256(problem.arithmetic.encode()).hexdigest()[:8], 16) % _BUCKETS
-    return {0: "test", 1: "validation"}.get(bucket, "train")
-
-
 def word_problems(split: str, n: int, seed: int) -> tuple[WordProblem, ...]:
     """`n` different problems of a split; the same seed gives the same problems, and a longer list begins with a
     shorter.
@@ -119,16 +110,7 @@ def word_problems(split: str, n: int, seed: int) -> tuple[WordProblem, ...]:
     Raises:
         InputError: an unknown split, or `n` below 1.
     """
-    choose("split", split, SPLITS)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InputError(f"n is {n!r}: expected a whole number of problems, at least 1")
-    found: dict[str, WordProblem] = {}
-    for problem in _stream(random.Random(f"{split}/{seed}")):
-        if split_of(problem) == split:
-            found.setdefault(problem.arithmetic, problem)
-            if len(found) == n:
-                return tuple(found.values())
-    raise AssertionError("the stream of problems does not end")
+    return drawn(split, n, _stream(random.Random(f"{split}/{seed}")))
 
 
 def demonstration(problem: WordProblem, wrong_share: float, rng: random.Random) -> str:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from paradigms.family import task
+from paradigms.family.splits import SPLITS
 from rlcircuits.errors import InputError
 
 MEANS = {
@@ -26,7 +27,7 @@ def solve(question: str) -> int:
     return eval(expression, {"__builtins__": {}})
 
 
-@pytest.mark.parametrize("split", task.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_problems_are_solved_by_their_worked_answers(split):
     for problem in task.word_problems(split, 300, seed=3):
         assert problem.reference == str(solve(problem.question))
@@ -47,7 +48,7 @@ def test_same_seed_same_problems_and_a_longer_list_begins_with_a_shorter():
 
 def test_splits_are_disjoint_in_arithmetic_over_all_seeds_and_without_repeats():
     seen = {}
-    for split in task.SPLITS:
+    for split in SPLITS:
         for seed in range(3):
             drawn = [re.sub(r"^\w+ ", "", p.question) for p in task.word_problems(split, 400, seed)]
             assert len(set(drawn)) == 400
