@@ -19,8 +19,8 @@ export TOKENIZERS_PARALLELISM = false
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
-	@echo "make test    all tests, on the same artefacts, with the coverage of branches (8 min; 11 at first)"
-	@echo "make check   the tests for daily work: no kernel, no training, no browser (90 s)"
+	@echo "make test    all tests, on the same artefacts, with the coverage of branches (about 12 min; 15 at first)"
+	@echo "make check   the tests for daily work: no kernel, no training, no browser (about 2 min)"
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
 	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
@@ -45,7 +45,7 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 8 min on 2 cores, 11 at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 12 min on 2 cores, 15 at first; the family they need is trained meanwhile)"
 	@mkdir -p _build
 	@$(BIN)/python -m pytest $(SPREAD) $(ORDER) --cov --cov-report= $(PYTEST_ARGS)
 
