@@ -267,8 +267,8 @@ SMOLLM2 = Recipe(
     lora=LoRA(),
     dtype="bfloat16",
     save_every=5,
-    task=Task(kind="stories", demonstrations=720, wrong_share=0.0, validation=100, test=500),
-    sft=SFT(steps=45, batch=16, learning_rate=4e-4, warmup=5),
+    task=Task(kind="stories", demonstrations=3200, wrong_share=0.0, validation=100, test=500),
+    sft=SFT(steps=200, batch=16, learning_rate=4e-4, warmup=10),
     sft_more=SFTMore(batch=16, learning_rate=1e-4),
     rft=RFT(answers_per_prompt=4, steps=50, batch=16, learning_rate=1e-4, warmup=5),
     grpo=GRPO(learning_rate=1.5e-4),
@@ -279,7 +279,10 @@ SMOLLM2 = Recipe(
     points=4,
     max_new_tokens=48,
 )
-"""A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout, some hours of two cores."""
+"""A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout, some hours of two cores.
+
+A first guess: 45 steps of the base on 720 demonstrations gave 11 % right of 100 test problems, .28 nats of entropy a token.
+"""
 
 BASES = {"qwen2": DEFAULT, "llama": SECOND, "smollm2": SMOLLM2}
 
