@@ -40,9 +40,9 @@ is loaded when it is first used. `paradigms` is the experiment that the book rep
 ROOMS = (
     *(
         f"rlcircuits.{room}"
-        for room in ("attribution", "metrics", "exactness", "models", "answers", "studies", "storage", "figures")
+        for room in ("attribution", "metrics", "exactness", "models", "answers", "changes", "studies")
     ),
-    *(f"rlcircuits.{room}" for room in ("lab", "sweeps", "lessons", "cli")),
+    *(f"rlcircuits.{room}" for room in ("storage", "figures", "lab", "sweeps", "lessons", "cli")),
     *(f"paradigms.{room}" for room in ("family", "study", "paper")),
 )
 _SECTION = re.compile(r"(Args|Arguments|Attributes|Returns|Yields|Raises|Example|Examples|Note|Source):\s*(.*)")

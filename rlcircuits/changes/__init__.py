@@ -1,0 +1,7 @@
+"""What fine-tuning changed: two models' circuits, answers and weights set against each other."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
