@@ -37,6 +37,7 @@ from rlcircuits.attribution.layers import embedding, hooked, wide
 from rlcircuits.attribution.losses import Loss, Objective
 from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.passes import fast_pass, lean_pass
+from rlcircuits.attribution.paths import PATHS, EdgePath, nodes, streams
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import Recorder, logits_at, sources_of
 from rlcircuits.attribution.replacements import Replacement
@@ -73,6 +74,7 @@ def attribute(
     progress: bool = True,
     other: Any = None,
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
+    path: str = "input",
 ) -> xr.DataArray:
     """Score every edge of the residual graph for every trace.
 
@@ -99,8 +101,8 @@ def attribute(
             path from the replaced to the clean input I. 1 is EAP itself: the gradient at I. The scores out of ``input``
             should add up to L(I′) − L(I). On language models they often do not, whatever m: with I′ = 0 the inputs
             half-way are nonsense to the model and the loss is rough there. The attribute ``completeness_gap`` is Σ
-            |gap| / Σ |L(I′) − L(I)| over traces,
-            the coordinate ``gap`` what is too much for each; above 0.1 there is a warning (`NotConverged`).
+            |gap| / Σ |L(I′) − L(I)| over traces, the coordinate ``gap`` what is too much for each, and ``end`` the loss
+            at the path's end; above 0.1 there is a warning (`NotConverged`).
         groups: for each of `traces`, in their order, a label for each of its prompt and answer tokens (before the
             `cut`), such as `rlcircuits.token_groups` gives. Scores are then summed over the positions of each group
             apart.
@@ -110,6 +112,10 @@ def attribute(
         loss: ``"nll"``, the mean negative log-likelihood per answer token; a `Loss` for the divergence from a reference
             or a difference of logits; or weights of the answer tokens' negative log-likelihoods, for each trace a
             sequence.
+        path: of integrated gradients: ``"input"``, see `ig_steps`; or ``"edges"``, on which every edge goes from O to O′
+            at the same pace (`rlcircuits.attribution.paths`), with m Gauss–Legendre nodes. There the scores of *all* edges
+            add up to the loss with every edge replaced − the loss, which is what ``gap`` and ``end`` then are about.
+            Between two models that are close, the nodes lie where both are at home, and few are enough.
 
     Returns:
         DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a
@@ -133,6 +139,8 @@ def attribute(
     choose("memory", memory, MEMORY)
     if isinstance(ig_steps, bool) or not isinstance(ig_steps, int) or ig_steps < 1:
         raise InputError(f"ig_steps is {ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
+    if choose("path", path, PATHS) != "input" and ig_steps == 1:
+        raise InputError(f"path={path!r} is one of integrated gradients, and ig_steps is 1: give ig_steps=5 or more")
     architecture = Architecture.of(hf)
     graph = Graph.of(hf, level)
 
@@ -142,7 +150,8 @@ def attribute(
             if codes:
                 device = embedding(hf).device
                 segments = Segments([codes[row.problem] for row in rows], len(names), device)
-            sums, losses = score_batch(architecture, graph, hf, rows, lean, instead, ig_steps, objective, segments)
+            how = ig_steps, objective, segments, path
+            sums, losses = score_batch(architecture, graph, hf, rows, lean, instead, *how)
             return (sums if segments is None else segments.spread(sums)), losses
 
         return score
@@ -164,14 +173,18 @@ def attribute(
             )
         values[indices] = np.where(graph.mask, rows, np.nan)
         losses[indices] = found.cpu().numpy()
-    method = "EAP" if ig_steps == 1 else f"EAP-IG, {ig_steps} midpoints"
-    result = labelled(values, losses, traces, graph, model, cut, method, intervention, objective.label, names)
+    method = {
+        "input": f"EAP-IG, {ig_steps} midpoints",
+        "edges": f"EAP-IG over all edges, {ig_steps} Gauss–Legendre nodes",
+    }
+    label = "EAP" if ig_steps == 1 else method[path]
+    result = labelled(values, losses, traces, graph, model, cut, label, intervention, objective.label, names)
     if names:
         counts = np.array([np.bincount(codes[trace.problem], minlength=len(names)) for trace in traces])
         result = result.assign_coords(group_tokens=(("sample", "group"), counts))
     if ig_steps == 1:
         return result
-    return _with_gap(result, hf, architecture, graph, traces, replacement, objective, batch_size, progress)
+    return _with_gap(result, hf, architecture, graph, traces, replacement, objective, path, batch_size, progress)
 
 
 def _coded(
@@ -264,13 +277,14 @@ def score_batch(
     ig_steps: int = 1,
     objective: Objective | None = None,
     segments: Segments | None = None,
+    path: str = "input",
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(sum, source, destination)`` and losses ``(batch,)`` of a batch; entries without an edge are arbitrary.
 
     Args:
         lean: recompute layer by layer, see `rlcircuits.attribution.passes`.
         instead: the sources O′ that take the place of O, broadcast against them; nothing (zero) when None.
-        ig_steps: see `attribute`.
+        ig_steps, path: see `attribute`.
         objective: the loss; the negative log-likelihood when None.
         segments: the tokens of each row's groups, each of which then is a sum of its own; None for one sum a row.
     """
@@ -280,8 +294,15 @@ def score_batch(
         return run(Recorder(architecture, graph, None, segments), hf, batch, lambda record: record.sources, instead)
     with torch.no_grad():
         losses = batch.losses(hf)
-    clean = sources_of(architecture, graph, hf, traces)
     total: Any = 0.0
+    if path == "edges":
+        there = _streams(graph, instead)
+        for share, weight in nodes(ig_steps):
+            record = Recorder(architecture, graph, None, segments, EdgePath(architecture, share, there))
+            scores, _ = run(record, hf, batch, lambda record: record.sources, instead)
+            total = total + weight * scores
+        return total, losses
+    clean = sources_of(architecture, graph, hf, traces)
     for step in range(ig_steps):
         share = (step + 0.5) / ig_steps
 
@@ -302,6 +323,11 @@ def _on_path(share: float, instead: Recorder | None) -> Callable[[Tensor], Tenso
     return start
 
 
+def _streams(graph: Graph, instead: Recorder | None) -> list[Tensor] | None:
+    """The streams H′ that the sources O′ add up to, see `rlcircuits.attribution.paths`; None for nothing."""
+    return None if instead is None else streams(instead.architecture, graph.level, instead.sources)
+
+
 def _with_gap(
     result: xr.DataArray,
     hf: PreTrainedModel,
@@ -310,29 +336,36 @@ def _with_gap(
     traces: Sequence[Trace],
     replacement: Replacement,
     objective: Objective,
+    path: str,
     batch_size: int | str,
     progress: bool,
 ) -> xr.DataArray:
-    """Integrated gradients with what their scores out of `input` lack of the change of the loss along the path; warns
-    above `GAP`.
+    """Integrated gradients with what their scores (on the path of the input those out of `input`) lack of the change of
+    the loss along the path; warns above `GAP`.
     """
     ends = np.empty(len(traces))
 
     def end(rows: list[Trace]) -> Tensor:
-        record = Recorder(architecture, graph, _on_path(0.0, replacement.outputs(rows)))
-        with hooked(record.attach_start()), torch.no_grad():
+        instead = replacement.outputs(rows)
+        if path == "edges":
+            handles = EdgePath(architecture, 1.0, _streams(graph, instead)).attach(graph.n_layers)
+        else:
+            handles = Recorder(architecture, graph, _on_path(0.0, instead)).attach_start()
+        with hooked(handles), torch.no_grad():
             return objective.batch(hf, rows).losses(hf)
 
     for indices, found in in_batches(hf, traces, batch_size, end, "ends of the paths", progress):
         ends[indices] = found.cpu().numpy()
     change = ends - result["loss"].values
-    gaps = result.isel(source=0).sum([d for d in result.dims if d not in ("sample", "source")]).values - change
+    on_path = result.isel(source=[0]) if path == "input" else result
+    gaps = on_path.sum([d for d in result.dims if d != "sample"]).values - change
     gap = float(np.abs(gaps).sum() / np.abs(change).sum()) if change.any() else float(bool(gaps.any()))
-    result = result.assign_coords(gap=("sample", gaps.astype(result.dtype)))
+    result = result.assign_coords(gap=("sample", gaps.astype(result.dtype)), end=("sample", ends.astype(result.dtype)))
     result.attrs["completeness_gap"] = gap
     if not gap <= GAP:
+        what = "out of 'input' miss L(I′) − L(I)" if path == "input" else "of all edges miss L(all replaced) − L"
         warnings.warn(
-            f"integrated gradients have not converged: the scores out of 'input' miss L(I′) − L(I) by {gap:.0%} of it "
+            f"integrated gradients have not converged: the scores {what} by {gap:.0%} of it "
             "on average over the traces (coordinate 'gap'), so they depend on ig_steps, and more steps need not help; "
             "rlcircuits.trust says what the scores are good for",
             NotConverged,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from rlcircuits.attribution.contraction import blank, contract
 from rlcircuits.attribution.layers import first, hooked, passed_over
 from rlcircuits.attribution.losses import Batch
+from rlcircuits.attribution.paths import EdgePath
 from rlcircuits.attribution.recording import Recorder, deterministic, frozen, logits_at
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def lean_pass(
     at_once = 4 if record.graph.level == "head" else 1  # forming the heads' outputs is worth more than one layer
     with frozen(hf), deterministic(batch.ids.device):
         outputs, calls = _forward(record, hf, batch.ids)
-        losses, gradient = _loss(hf, [layer.block for layer in layers], batch, calls)
-        record.gradients["logits"] = gradient
+        losses, gradient = _loss(hf, [layer.block for layer in layers], batch, calls, record.path)
+        record.gradients["logits"] = gradient if record.path is None else gradient / (1 - record.path.share)
         with torch.no_grad():
             scores = blank(record, written(record))
         stop = len(layers)
@@ -126,7 +127,7 @@ def _forward(record: Recorder, hf: PreTrainedModel, ids: Tensor) -> tuple[list[T
             for module in (layer.attention_out, layer.mlp_out):
                 handles.append(module.register_forward_hook(lambda _m, _a, output: added.append(first(output))))
     for index, layer in enumerate(architecture.layers):
-        handles += record.attach_writers(index)
+        handles += record.attach_path(index) + record.attach_writers(index)
         handles.append(layer.block.register_forward_pre_hook(calls.called(index), with_kwargs=True))
         handles.append(layer.block.register_forward_hook(calls.returned))
     handles.append(architecture.norm_final.module.register_forward_pre_hook(calls.ended))
@@ -143,7 +144,9 @@ def _stream(added: Sequence[Tensor], index: int, devices: dict[int, torch.device
     return stream
 
 
-def _loss(hf: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, calls: _Calls) -> tuple[Tensor, Tensor]:
+def _loss(
+    hf: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, calls: _Calls, path: EdgePath | None
+) -> tuple[Tensor, Tensor]:
     """Step 2: losses ``(batch,)`` and the gradient at the final stream ``(batch, position, d_model)``."""
     ids, kept, final = batch.ids, len(batch.positions), calls.final
     gradient = torch.zeros_like(final)
@@ -153,7 +156,8 @@ def _loss(hf: PreTrainedModel, blocks: Sequence[nn.Module], batch: Batch, calls:
         chosen = slice(begin, begin + step)
         part = slice(low + chosen.start, min(low + chosen.stop, ids.shape[1]))
         stream = final[:, part].detach().requires_grad_()
-        with passed_over(blocks, calls.returns_tuple, stream), torch.enable_grad():
+        mixing = [] if path is None else path.of_positions(part).attach(len(blocks))
+        with passed_over(blocks, calls.returns_tuple, stream), hooked(mixing), torch.enable_grad():
             logits = logits_at(hf, ids[:, part], torch.arange(stream.shape[1], device=ids.device))
             losses = batch.of(logits, chosen)
             gradient[:, part] = torch.autograd.grad(losses.sum(), stream)[0]

@@ -23,6 +23,7 @@ from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import Layer, Projection, embedding, first, given, hooked, taken, wide
 from rlcircuits.attribution.parts import Segments
+from rlcircuits.attribution.paths import EdgePath
 from rlcircuits.attribution.traces import Trace
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Recorder:
             ``"logits"`` at the stream; ``(layer, "q")`` … at the projection's input (qkv, separate projections) or
             output (qkv, one projection for all three; head).
         segments: the tokens whose products are summed; all of a row when None.
+        path: what every destination reads instead of the stream alone; the stream when None.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Recorder:
         graph: Graph,
         start: Callable[[Tensor], Tensor] | None = None,
         segments: Segments | None = None,
+        path: EdgePath | None = None,
     ) -> None:
-        self.architecture, self.graph, self.start, self.segments = architecture, graph, start, segments
+        self.architecture, self.graph, self.start, self.segments, self.path = architecture, graph, start, segments, path
         self.sources: list[Tensor] = []
         self.reads: dict[int, Tensor] = {}
         self.gradients: dict[Any, Tensor] = {}
@@ -61,7 +64,7 @@ class Recorder:
         for index in range(len(self.architecture.layers)):
             handles += self.attach_writers(index) + self.attach_readers(index)
         final = self.architecture.norm_final.module
-        return [*handles, self._reader(final, "logits")]
+        return [*handles, *self.attach_path(len(self.architecture.layers)), self._reader(final, "logits")]
 
     def attach_start(self) -> list[Any]:
         """Register the hook that records, and where asked to replaces, what enters the first layer."""
@@ -76,10 +79,16 @@ class Recorder:
             attention = layer.attention_out.register_forward_hook(self._wrote)
         return [attention, layer.mlp_out.register_forward_hook(self._wrote)]
 
+    def attach_path(self, index: int) -> list[Any]:
+        """Register the hooks that let a layer's destinations, or after the last layer the logits, read what the path
+        says.
+        """
+        return [] if self.path is None else self.path.attach(index)
+
     def attach_readers(self, index: int) -> list[Any]:
         """Register the hooks that catch the gradient at what a layer reads."""
         layer, level = self.architecture.layers[index], self.graph.level
-        handles = [self._reader(layer.mlp_reader, (index, "mlp"))]
+        handles = [*self.attach_path(index), self._reader(layer.mlp_reader, (index, "mlp"))]
         if level == "block":
             return [*handles, self._reader(layer.attention_reader, (index, "attention"))]
         if layer.norm_attention is not None:
