@@ -46,6 +46,7 @@ from .metrics import top_share as top_share
 from .models import Estimate as Estimate
 from .models import Model as Model
 from .models import ModelPair as ModelPair
+from .models import Prompt as Prompt
 from .models import check_pair as check_pair
 from .models import load_model as load_model
 from .models import pair as pair

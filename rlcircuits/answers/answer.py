@@ -1,10 +1,8 @@
 """An answer of a model: its token ids exactly as they were generated, its text, and whether it is correct.
 
-1. `encode_prompt` makes the prompt of a question: a template with ``{question}``, or the tokenizer's chat template,
-   encoded with the special tokens that the tokenizer puts before a text.
-2. `answer_of` makes an `Answer` of the ids that a model went on with: decoded, and graded. The final end-of-sequence
+1. `answer_of` makes an `Answer` of the ids that a model went on with: decoded, and graded. The final end-of-sequence
    token says that the answer is over and is no part of it, so lengths T count what was said, and no score contains it.
-3. `save_answers` and `load_answers` keep them, as parquet or JSON lines.
+2. `save_answers` and `load_answers` keep them, as parquet or JSON lines.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlcircuits.answers.problems import ProblemSet, verdict
 from rlcircuits.attribution import Trace
@@ -76,42 +74,6 @@ class Answer:
             InputError: the answer is empty.
         """
         return Trace(self.problem, self.prompt, self.answer)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, question: str) -> tuple[int, ...]:
-    """Token ids of a prompt.
-
-    The special tokens that the tokenizer puts before a text are there (once: not when the template spells them out);
-    those it would put after the text are not, as the model is to go on from there.
-
-    Args:
-        prompt: template with one ``{question}``, or ``"chat"``.
-
-    Raises:
-        InputError: a template without ``{question}``, no chat template, or nothing to encode.
-    """
-    if prompt == "chat":
-        if not tokenizer.chat_template:
-            raise InputError(
-                "prompt is 'chat', but the tokenizer has no chat template: give a template with '{question}'"
-            )
-        messages = [{"role": "user", "content": question}]
-        made: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-        ids = made["input_ids"]
-    elif not isinstance(prompt, str) or prompt.count("{question}") != 1:
-        raise InputError(f"prompt is {prompt!r}: expected a template with one '{{question}}', or 'chat'")
-    else:
-        text = prompt.replace("{question}", question)
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(text)["input_ids"]
-        before = next((k for k in range(len(ids) - len(plain) + 1) if ids[k : k + len(plain)] == plain), None)
-        if before is not None:
-            ids = ids[: before + len(plain)]
-            if tokenizer.bos_token_id is not None and plain[:1] == [tokenizer.bos_token_id] == ids[:1]:
-                ids = plain
-    if not ids:
-        raise InputError(f"the prompt {prompt!r} with the question {question[:40]!r} has no tokens: expected some text")
-    return tuple(int(i) for i in ids)
 
 
 def expect_plain_text(tokenizer: PreTrainedTokenizerBase, problems: ProblemSet) -> None:

@@ -1,6 +1,6 @@
 """Greedy answers of a model to every problem of a set.
 
-1. Prompts (`rlcircuits.answers.answer.encode_prompt`) are batched by length and padded on the left.
+1. Prompts (`rlcircuits.models.prompts`) are batched by length and padded on the left.
 2. The answer is the arg max, token by token, until an end-of-sequence token or `max_new_tokens`. Nothing else of the
    checkpoint's generation settings applies. Another engine (`rlcircuits.answers.engines`) may do this step.
 3. The ids before the end-of-sequence token are kept, decoded and graded (`rlcircuits.answers.answer.answer_of`).
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rlcircuits.answers.answer import Answer, answer_of, encode_prompt, expect_plain_text
+from rlcircuits.answers.answer import Answer, answer_of, expect_plain_text
 from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.errors import InputError, choose, expect_whole
-from rlcircuits.models import LOADING, Model, Outline, end_tokens_of, fingerprint
+from rlcircuits.models import LOADING, Model, Outline, Prompt, encode_prompt, end_tokens_of, fingerprint
 from rlcircuits.storage import Journal, Step, journal
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 
-ANSWERS = Step("answers", 2, also=("rlcircuits.models.outline",))
+ANSWERS = Step("answers", 2, also=("rlcircuits.models.outline", "rlcircuits.models.prompts"))
 #: an answer in a journal: a row whose token is `_ENDED` or `_STOPPED`, then a row for each of its tokens
 _ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
 _STOPPED, _ENDED = -1, -2
@@ -43,7 +43,7 @@ _CPU_CACHE_BYTES = 2**31
 def generate(
     model: Model | Outline,
     problems: ProblemSet,
-    prompt: str = "{question}",
+    prompt: Prompt | str = "{question}",
     max_new_tokens: int = 64,
     batch_size: int | str = "auto",
     label: str | None = None,
@@ -59,7 +59,8 @@ def generate(
         model: what `rlcircuits.load_model` returns. For the engine ``"vllm"``, which loads the weights itself, an
             `rlcircuits.models.outline.Outline` will do.
         problems: what to ask, and the grader.
-        prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's chat template.
+        prompt: template with one ``{question}``, ``"chat"`` for the tokenizer's chat template, or an
+            `rlcircuits.Prompt`, which has a system text, an instruction and examples, too.
         max_new_tokens: the longest answer allowed, the end-of-sequence token included. A prompt that leaves less room
             in the model's context is warned of, and its answer ends there.
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
@@ -84,6 +85,7 @@ def generate(
     if batch_size != "auto":
         expect_whole("batch_size", batch_size, 1, "or 'auto'")
     expect_plain_text(model.tokenizer, problems)
+    prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
     prompts = [encode_prompt(model.tokenizer, prompt, problem.question) for problem in problems]
     rooms = _rooms(model, problems, prompts, max_new_tokens)
     ends = model.ends if isinstance(model, Outline) else end_tokens(model)
@@ -94,7 +96,7 @@ def generate(
             inputs = {
                 **_identity(model),
                 "problems": problems.fingerprint,
-                "prompt": prompt,
+                "prompt": prompt.key,
                 "max_new_tokens": max_new_tokens,
                 "engine": engine,
                 "code": str(ANSWERS),

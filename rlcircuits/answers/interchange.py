@@ -5,7 +5,7 @@
    again they are made anew from the ids.
 2. Read, each line is checked: known fields, an id of the problem set, token ids of the vocabulary, nothing after a
    token that ends an answer. A mistake names file and line. Each side must answer every problem once.
-3. A prompt that is left out is made as `rlcircuits.answers.answer.encode_prompt` makes it; one that differs from that
+3. A prompt that is left out is made as `rlcircuits.models.prompts` makes it; one that differs from that
    is kept, and said.
 """
 
@@ -19,9 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers.answer import Answer, answer_of, encode_prompt
+from rlcircuits.answers.answer import Answer, answer_of
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.errors import InputError, near
+from rlcircuits.models import Prompt, encode_prompt
 from rlcircuits.storage import check_keys, written
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_answers(
     file: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]],
     problems: ProblemSet,
     outlines: tuple[Outline, Outline],
-    prompt: str = "{question}",
+    prompt: Prompt | str = "{question}",
 ) -> dict[str, list[Answer]]:
     """Read and check both models' answers.
 
@@ -80,7 +81,7 @@ def read_answers(
             ``side``.
         problems: what was asked, and the grader.
         outlines: base and tuned, as `rlcircuits.ModelPair.check` returns them.
-        prompt: the pair's template.
+        prompt: how they were asked, as for `rlcircuits.generate`.
 
     Returns:
         ``{"base": …, "tuned": …}``, each in the order of the problems.
@@ -103,7 +104,7 @@ def read_answers(
 class _Reader:
     """Answers read so far: side -> problem -> answer and the place where it stands."""
 
-    def __init__(self, problems: ProblemSet, outlines: Mapping[str, Outline], prompt: str) -> None:
+    def __init__(self, problems: ProblemSet, outlines: Mapping[str, Outline], prompt: Prompt | str) -> None:
         self.problems, self.outlines, self.prompt = problems, outlines, prompt
         self.index = {problem.id: i for i, problem in enumerate(problems)}
         self.found: dict[str, dict[str, tuple[Answer, str]]] = {side: {} for side in SIDES}

@@ -26,6 +26,9 @@ from .outline import end_tokens_of as end_tokens_of
 from .pairing import METHODS as METHODS
 from .pairing import ModelPair as ModelPair
 from .pairing import check_pair as check_pair
+from .prompts import Prompt as Prompt
+from .prompts import decode_prompt as decode_prompt
+from .prompts import encode_prompt as encode_prompt
 from .tokenizer import load_tokenizer as load_tokenizer
 from .weights import stored_parameters as stored_parameters
 from .weights import weight_change as weight_change

@@ -26,6 +26,9 @@ _KEYS: Mapping[str, type | tuple[type, ...]] = {
     "tuned": str,
     "method": str,
     "prompt": str,
+    "system": str,
+    "instruction": str,
+    "few_shot": str,
     "max_new_tokens": int,
     "base_revision": (str, type(None)),
     "tuned_revision": (str, type(None)),
@@ -82,8 +85,8 @@ def pairs(file: str | os.PathLike[str] | None = None) -> dict[str, ModelPair]:
     for name, fields in entries("rlcircuits.models:pairs.yaml", file, ENVIRONMENT, _KEYS, _NEEDED).items():
         where = fields.pop("_file", None)
         label = repr(where or "pairs.yaml")
-        for key in ("base", "tuned"):
-            if where is not None and fields[key].startswith(("./", "../")):
+        for key in ("base", "tuned", "few_shot"):
+            if where is not None and fields.get(key, "").startswith(("./", "../")):
                 fields[key] = str(Path(where).expanduser().parent / fields[key])
         if provider_of(name) is not None or "@" in name:
             provided_by = ", ".join(f"'{one}/'" for one in provided(GROUP)) or "a provider's name"

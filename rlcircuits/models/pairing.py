@@ -17,6 +17,7 @@ from rlcircuits.models.adapters import is_adapter
 from rlcircuits.models.checkpoints import fingerprint, local_checkpoint, together
 from rlcircuits.models.loading import Model, expect_room, load_model
 from rlcircuits.models.outline import Outline, outline_of
+from rlcircuits.models.prompts import Prompt
 
 METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
 
@@ -31,6 +32,9 @@ class ModelPair:
         tuned: path or hub id of the model after.
         method: how it was tuned, one of ``PPO``, ``GRPO``, ``DPO``, ``online DPO``, ``RFT``, ``SFT``, ``other``.
         prompt: template with one ``{question}``, or ``"chat"`` for the tokenizer's own chat template.
+        system, instruction: as for `rlcircuits.Prompt`.
+        few_shot: examples before each question: a problem set by name or file, ``"train.jsonl:4"`` for its first 4,
+            without those that are asked; or questions and answers themselves.
         max_new_tokens: longest answer allowed.
         trust_remote_code: run code that comes with the checkpoint; off unless set for this pair.
         note: what a reader should know about it.
@@ -44,6 +48,9 @@ class ModelPair:
     tuned: str
     method: str = "other"
     prompt: str = "{question}"
+    system: str = field(default="", kw_only=True)
+    instruction: str = field(default="", kw_only=True)
+    few_shot: str | tuple[tuple[str, str], ...] = field(default="", kw_only=True)
     max_new_tokens: int = 1024
     trust_remote_code: bool = False
     note: str = ""
@@ -60,11 +67,11 @@ class ModelPair:
             elif not isinstance(value, str) or not value:
                 raise InputError(f"pair {self.name!r}: {name} is {value!r}, expected a path or a hub id")
         choose("method", self.method, METHODS)
-        if self.prompt != "chat" and self.prompt.count("{question}") != 1:
-            raise InputError(
-                f"pair {self.name!r}: prompt is {self.prompt[:200]!r}, expected a template with one '{{question}}', "
-                "or 'chat'"
-            )
+        object.__setattr__(self, "few_shot", _examples(self.name, self.few_shot))
+        try:
+            Prompt(self.prompt, self.system, self.instruction)
+        except InputError as error:
+            raise InputError(f"pair {self.name!r}: {error}") from None
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise InputError(
                 f"pair {self.name!r}: max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1"
@@ -118,6 +125,18 @@ class ModelPair:
         base, tuned = self.outlines()
         check_pair(base, tuned)
         return base, tuned
+
+
+def _examples(pair: str, given: Any) -> str | tuple[tuple[str, str], ...]:
+    if isinstance(given, (str, os.PathLike)):
+        return os.fspath(given)
+    try:
+        return tuple((str(question), str(answer)) for question, answer in given)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"pair {pair!r}: few_shot is {repr(given)[:200]}, expected a problem set such as 'FILE:4', or questions "
+            "with their answers"
+        ) from None
 
 
 def check_pair(base: Model | Outline, tuned: Model | Outline) -> None:

@@ -1,5 +1,6 @@
 from .pipeline import PairStudy as PairStudy
 from .pipeline import Study as Study
+from .pipeline import first_prompts as first_prompts
 from .pipeline import generate_pair as generate_pair
 from .pipeline import study as study
 from .steps import keep_models as keep_models

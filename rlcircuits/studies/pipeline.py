@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import ENGINES, SIDES, Answer, Caution, Problem, ProblemSet, Selection, select
+from rlcircuits.answers import ENGINES, SIDES, Answer, Caution, Problem, ProblemSet, Selection, prompt_of, select
 from rlcircuits.errors import InputError, choose
-from rlcircuits.models import ModelPair, load_tokenizer
+from rlcircuits.models import ModelPair, decode_prompt, encode_prompt, load_tokenizer, local_checkpoint
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.storage import Store
 from rlcircuits.studies.steps import Run, Scoring
@@ -63,7 +63,13 @@ class PairStudy:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer (the tuned model's has the same vocabulary)."""
-        return load_tokenizer(self.pair.base, self.pair.base_revision, self.pair.trust_remote_code)
+        return _tokenizer(self.pair)
+
+    @property
+    def first_prompts(self) -> dict[str, str]:
+        """What each model read before its answer to the first problem, special tokens spelt out."""
+        sides = zip(SIDES, (self.base_answers, self.tuned_answers))
+        return {side: decode_prompt(self.tokenizer, next(iter(said.values())).prompt) for side, said in sides}
 
     @property
     def accuracy(self) -> tuple[float, float]:
@@ -257,7 +263,7 @@ def study(
         sides = [run.side(one, name, device, dtype) for name in SIDES]
         said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
         selection = select(said[0], said[1], alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
-        for caution in selection.cautions(load_tokenizer(one.base, one.base_revision, one.trust_remote_code)):
+        for caution in selection.cautions(_tokenizer(one)):
             warnings.warn(f"{one.name}: {caution}", Caution, stacklevel=2)
         scores = [
             run.scores(side, traces, selection.t_cut)
@@ -317,6 +323,25 @@ def generate_pair(
     run = Run(store if isinstance(store, Store) else Store(store), problems, Scoring("block"), batch_size, engine)
     found = run.answers(one, [run.side(one, name, device, dtype) for name in SIDES])
     return dict(zip(SIDES, found))
+
+
+def _tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase:
+    return load_tokenizer(local_checkpoint(pair.base) or pair.base, pair.base_revision, pair.trust_remote_code)
+
+
+def first_prompts(pair: ModelPair, problems: ProblemSet) -> dict[str, str]:
+    """What each model of a pair will read before its answer to the first problem, special tokens spelt out: no weight
+    is read for it.
+
+    Raises:
+        InputError: as `study`.
+    """
+    prompt = prompt_of(pair, problems)
+    tokenizers = [one.tokenizer for one in pair.outlines()]
+    return {
+        side: decode_prompt(one, encode_prompt(one, prompt, problems[0].question))
+        for side, one in zip(SIDES, tokenizers)
+    }
 
 
 def _files(given: Any, names: Sequence[str]) -> dict[str, Any]:

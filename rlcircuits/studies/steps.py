@@ -11,7 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import ANSWERS, SIDES, Answer, ProblemSet, generate, load_answers, read_answers, save_answers
+from rlcircuits.answers import (
+    ANSWERS,
+    SIDES,
+    Answer,
+    ProblemSet,
+    generate,
+    load_answers,
+    prompt_of,
+    read_answers,
+    save_answers,
+)
 from rlcircuits.attribution import LEVELS, Trace
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import COMPARISON, compare
@@ -120,11 +130,12 @@ class Run:
         return self.sides.setdefault(key, Side(pair, side, device, dtype))
 
     def answers(self, pair: ModelPair, sides: list[Side]) -> list[list[Answer]]:
+        prompt = prompt_of(pair, self.problems)
         inputs = [
             {
                 **side.key,
                 "problems": self.problems.fingerprint,
-                "prompt": pair.prompt,
+                "prompt": prompt.key,
                 "max_new_tokens": pair.max_new_tokens,
                 "engine": self.engine,
                 "code": str(ANSWERS),
@@ -140,7 +151,7 @@ class Run:
 
             def build(folder: Path, side: Side = side, unfinished: Path = unfinished) -> None:
                 model = side.outline if self.engine == "vllm" else side.model
-                settings = (self.problems, pair.prompt, pair.max_new_tokens, self.batch_size, side.label, self.engine)
+                settings = (self.problems, prompt, pair.max_new_tokens, self.batch_size, side.label, self.engine)
                 save_answers(generate(model, *settings, resume=unfinished), folder / "answers.parquet")
 
             folder = self.store.make("answers", one, build, note=f"{side.name} on {self.problems.name}")
@@ -150,7 +161,7 @@ class Run:
 
     def imported(self, pair: ModelPair, file: Any) -> list[list[Answer]]:
         """Answers that another engine made, checked against the pair and the problems; no model is loaded."""
-        found = read_answers(file, self.problems, pair.check(), pair.prompt)
+        found = read_answers(file, self.problems, pair.check(), prompt_of(pair, self.problems))
         return [found[side] for side in SIDES]
 
     def scores(self, side: Side, traces: list[Trace], cut: int) -> xr.DataArray:

@@ -1,7 +1,7 @@
 """Files that parameters name, identified, so that a cell whose data changed runs again.
 
 1. Every text among the parameters may be a path, seen from the sweep file or the notebook; of ``name=FILE`` what
-   follows the sign may be, too.
+   follows the sign may be, too, and of ``FILE:4`` what stands before.
 2. A file is identified by its SHA-256; a checkpoint or an adapter, which may be large, by names, sizes and times of its
    files.
 3. What a YAML file names in turn, such as the checkpoints of a pair, counts as well, seen from the file's folder or the
@@ -39,7 +39,7 @@ def named_files(parameters: Mapping[str, Any], folder: Path, read: Read) -> dict
     waiting += [(os.environ[variable], folder) for variable in _REGISTRIES if os.environ.get(variable)]
     done: set[Path] = set()
     for text, seen_from in waiting:  # which grows meanwhile
-        for one in (text, text.partition("=")[2]):
+        for one in (text, text.partition("=")[2], text.rpartition(":")[0]):
             for path in (_path(seen_from, one), _path(folder, one)):
                 if path is None or path in done:
                     continue

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.answers.answer import Answer, encode_prompt, load_answers, save_answers
+from rlcircuits.answers.answer import Answer, load_answers, save_answers
 from rlcircuits.answers.generation import end_tokens, generate
 from rlcircuits.answers.grading import GRADERS
 from rlcircuits.answers.selection import select
@@ -235,52 +235,6 @@ def test_too_little_memory_halves_an_automatic_batch(models, monkeypatch):
 def test_bad_settings_of_generation(models, arguments, says):
     with pytest.raises(InputError, match=says):
         generate(models["qwen2"], problem_set(2), **arguments)
-
-
-# Prompts
-
-
-def surrounding(start="<bos>", end=""):
-    """A word-level tokenizer that puts special tokens around a text, as Llama's does."""
-    from tokenizers.processors import TemplateProcessing
-
-    made = tokenizer(("<bos>", "\\boxed{}", *WORDS))
-    made.add_special_tokens({"bos_token": "<bos>"})
-    ids = {token: made.convert_tokens_to_ids(token) for token in (start, end) if token}
-    made.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{start} $A {end}".strip(), special_tokens=list(ids.items())
-    )
-    return made
-
-
-def ids_of(made, *tokens):
-    return tuple(made.convert_tokens_to_ids(list(tokens)))
-
-
-def test_templates_are_taken_as_they_are():
-    made = tokenizer(("\\boxed{}", "{", "w0", "w1"))
-    assert encode_prompt(made, "w1 {question} \\boxed{} {", "w0") == ids_of(made, "w1", "w0", "\\boxed{}", "{")
-
-
-def test_special_tokens_come_before_once_and_never_after():
-    made = surrounding(end="<eos>")
-    assert made("w1")["input_ids"] == list(ids_of(made, "<bos>", "w1", "<eos>"))
-    expected = ids_of(made, "<bos>", "w1", "w2")
-    assert encode_prompt(made, "{question}", "w1 w2") == expected
-    assert encode_prompt(made, "<bos> {question} w2", "w1") == expected
-    assert encode_prompt(surrounding(start=""), "{question}", "w1 w2") == expected[1:]
-    assert encode_prompt(made, "{question} <eos>", "w1") == ids_of(made, "<bos>", "w1", "<eos>")
-
-
-def test_the_chat_template():
-    made = tokenizer(("user", "assistant", *WORDS))
-    made.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
-    assert encode_prompt(made, "chat", "w1 w2") == ids_of(made, "user", "w1", "w2", "assistant")
-
-
-def test_a_prompt_needs_tokens():
-    with pytest.raises(InputError, match="has no tokens"):
-        encode_prompt(tokenizer(), "{question}", "  ")
 
 
 # Files

@@ -65,7 +65,7 @@ def test_a_users_file_extends_the_built_in_one(folders, tmp_path, monkeypatch):
         ("own: {base: a/b, tuned: a/c, trust_remote_code: 1}", "expected true or false"),
         ("own: {base: a/b, tunde: a/c}", "unknown key 'tunde'.*did you mean 'tuned'"),
         ("own: {base: a/b}", "'own' has no tuned: expected a path or a hub id"),
-        ("own: {base: a/b, tuned: a/c, prompt: x}", "'own': prompt is 'x', expected a template with one '{question}'"),
+        ("own: {base: a/b, tuned: a/c, prompt: x}", "'own': prompt is 'x': expected a template with one '{question}'"),
         ("own: [a/b, a/c]", "'own' is a list: expected a mapping"),
         ("3: {base: a/b, tuned: a/c}", "the name 3 is no plain text"),
         ("own: {base: a/b, tuned: a/c}\nown: {base: a/b, tuned: a/d}", "'own' is there twice"),

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 import rlcircuits as rc
-from rlcircuits.answers.answer import encode_prompt
 from rlcircuits.answers.problems import reference_answer
 from rlcircuits.cli.main import main
+from rlcircuits.models import encode_prompt
 from rlcircuits.models.known import pairs
 from rlcircuits.models.tokenizer import load_tokenizer
 from tests.fixtures.published_formats import BEGIN, FORMATS, PROBLEMS, problems_file, save, write_model
