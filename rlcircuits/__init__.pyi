@@ -21,6 +21,8 @@ from .attribution import faithfulness as faithfulness
 from .attribution import read_graph as read_graph
 from .attribution import token_losses as token_losses
 from .attribution import write_graph as write_graph
+from .changes import Divergence as Divergence
+from .changes import divergence as divergence
 from .errors import InputError as InputError
 from .exactness import ExactMetrics as ExactMetrics
 from .exactness import Trust as Trust

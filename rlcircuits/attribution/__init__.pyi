@@ -3,6 +3,7 @@ from .ablation import ablate as ablate
 from .ablation import inputs_of_ablation as inputs_of_ablation
 from .architecture import Architecture as Architecture
 from .batching import bytes_per_token as bytes_per_token
+from .batching import in_batches as in_batches
 from .circuits import RANKS as RANKS
 from .circuits import circuit as circuit
 from .circuits import faithfulness as faithfulness
@@ -27,3 +28,4 @@ from .recording import mean_nll as mean_nll
 from .recording import padded as padded
 from .replacements import INTERVENTIONS as INTERVENTIONS
 from .traces import Trace as Trace
+from .traces import checked as checked

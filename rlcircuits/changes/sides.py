@@ -1,0 +1,53 @@
+"""The two models of a pair, however the pair is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlcircuits.attribution import plain
+from rlcircuits.errors import InputError
+from rlcircuits.models import Model, ModelPair, check_pair
+from rlcircuits.models import pair as registered_pair
+
+Pair = ModelPair | str | Sequence[Any]
+
+
+def both(pair: Pair, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """Base and tuned, loaded and found to belong together.
+
+    Args:
+        pair: a `ModelPair`, a registered pair's name, or two loaded models, base first.
+        device, dtype: for loading, as for `rlcircuits.load_model`.
+
+    Raises:
+        InputError: neither of these, a model that cannot be loaded, or two of another architecture, size or vocabulary.
+    """
+    if isinstance(pair, str):
+        pair = registered_pair(pair)
+    if isinstance(pair, ModelPair):
+        pair.check()
+        return pair.load("base", device, dtype), pair.load("tuned", device, dtype)
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        given = f"{len(pair)} models" if isinstance(pair, Sequence) else f"a {type(pair).__name__}"
+        raise InputError(f"pair is {given}: expected rc.pair(name), a ModelPair, or two loaded models, base first")
+    base, tuned = list(pair)
+    if isinstance(base, Model) and isinstance(tuned, Model):
+        check_pair(base, tuned)
+        return base, tuned
+    sizes = [_sizes(one) for one in (base, tuned)]
+    for name in sizes[0]:
+        if sizes[0][name] != sizes[1][name]:
+            raise InputError(
+                f"the two models differ in {name}: {sizes[0][name]} and {sizes[1][name]}; a pair is one model before "
+                "and after fine-tuning"
+            )
+    return base, tuned
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    hf = plain(model)
+    vocabulary: Any = hf.get_output_embeddings()
+    rows, width = vocabulary.weight.shape
+    layers = getattr(hf.config.get_text_config(), "num_hidden_layers", None)
+    return {"architecture": type(hf).__name__, "number of layers": layers, "width": width, "vocabulary": rows}
