@@ -1,7 +1,7 @@
 """From sources and gradients to scores:  W[source, destination] = − Σ_t ⟨ ∂L/∂H[t], O[t] ⟩.
 
 1. Tokens are taken in chunks, so that memory stays bounded (`CHUNK_BYTES`); sums are in float32 or better. Where tokens
-   have groups, each group of each row is a sum of its own (`rlcircuits.attribution.parts`).
+   have groups, each group of each row is a sum of its own (`rlcircuits.attribution.portions`).
 2. The sources of a chunk are formed: as recorded, or at head level each head's share of the attention's output.
 3. The gradients of a layer's destinations are formed: as caught at the stream (block level), or pulled back through the
    projections and the norm's Jacobian (qkv and head level).
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcircuits.attribution.layers import wide
-from rlcircuits.attribution.parts import Part, slices
+from rlcircuits.attribution.portions import Portion, slices
 from rlcircuits.attribution.recording import Recorder
 
 #: bytes that the contraction may use beside the stored sources and gradients
@@ -58,26 +58,26 @@ def contract(
     outputs = _head_weights(record, layers.stop, dtype)
     others = None if instead is None else _head_weights(instead, layers.stop, dtype)
     segments = record.segments
-    for part in slices(length, max(1, chunk // batch)) if segments is None else segments.parts(chunk):
-        sums = scores[part.sums]
+    for portion in slices(length, max(1, chunk // batch)) if segments is None else segments.portions(chunk):
+        sums = scores[portion.sums]
         out = _sources(
-            record, written[: 1 + 2 * layers.stop], part, outputs, dtype
+            record, written[: 1 + 2 * layers.stop], portion, outputs, dtype
         )  # (source, batch, position, d_model)
         if instead is not None:
             everywhere = [one.expand(batch, length, -1) for one in instead.sources[: 1 + 2 * layers.stop]]
-            out -= _sources(instead, everywhere, part, others, dtype)
-        if part.real is not None:
-            out *= part.real.to(out.device)
+            out -= _sources(instead, everywhere, portion, others, dtype)
+        if portion.real is not None:
+            out *= portion.real.to(out.device)
         for index in layers:
             column = index * readers
-            attention = _attention_gradients(record, index, part, dtype)
+            attention = _attention_gradients(record, index, portion, dtype)
             count = 1 + index * per_layer
             column = _accumulate(sums, out[:count], attention, column)
-            mlp = part.of(record.gradients[index, "mlp"])[None].to(scores.device, dtype)
+            mlp = portion.of(record.gradients[index, "mlp"])[None].to(scores.device, dtype)
             within = count if graph.parallel else count + per_layer - 1
             _accumulate(sums, out[:within], mlp, column)
         if layers.stop == n_layers:
-            logits = part.of(record.gradients["logits"])[None].to(scores.device, dtype)
+            logits = portion.of(record.gradients["logits"])[None].to(scores.device, dtype)
             _accumulate(sums, out, logits, n_layers * readers)
 
 
@@ -92,26 +92,26 @@ def _accumulate(scores: Tensor, written: Tensor, gradients: Tensor, column: int)
 def _sources(
     record: Recorder,
     written: list[Tensor],
-    part: Part,
+    portion: Portion,
     outputs: list[tuple[Tensor, Tensor | None]] | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """The source outputs of a chunk of tokens, ``(source, batch, position, d_model)``."""
     device = written[0].device
     if outputs is None:
-        return torch.stack([part.of(o).to(device, dtype) for o in written])
-    begin, heads = part.of(written[0]), record.architecture.n_heads
+        return torch.stack([portion.of(o).to(device, dtype) for o in written])
+    begin, heads = portion.of(written[0]), record.architecture.n_heads
     batch, steps, width = begin.shape
     formed = torch.empty(1 + len(outputs) * (heads + 1), batch, steps, width, dtype=dtype, device=device)
     formed[0] = begin
     at = 1
     for (weight, bias), mixed, mlp in zip(outputs, written[1::2], written[2::2]):
-        z = part.of(mixed).to(device, dtype).reshape(batch * steps, heads, -1).transpose(0, 1)
+        z = portion.of(mixed).to(device, dtype).reshape(batch * steps, heads, -1).transpose(0, 1)
         out = formed[at : at + heads].view(heads, batch * steps, width)
         torch.bmm(z, weight.to(device), out=out)
         if bias is not None:
             out += bias.to(device)
-        formed[at + heads] = part.of(mlp)
+        formed[at + heads] = portion.of(mlp)
         at += heads + 1
     return formed
 
@@ -133,27 +133,27 @@ def formed(record: Recorder, dtype: torch.dtype) -> Tensor:
     return _sources(record, record.sources, whole, outputs, dtype).transpose(0, 1)
 
 
-def _attention_gradients(record: Recorder, index: int, part: Part, dtype: torch.dtype) -> Tensor:
+def _attention_gradients(record: Recorder, index: int, portion: Portion, dtype: torch.dtype) -> Tensor:
     """∂L/∂H of every attention destination of a layer over a chunk, ``(destination, batch, position, d_model)``."""
     level, layer = record.graph.level, record.architecture.layers[index]
     if level == "block":
-        return part.of(record.gradients[index, "attention"])[None].to(dtype)
-    caught = [part.of(record.gradients[index, name]).to(dtype) for name in "qkv"]
+        return portion.of(record.gradients[index, "attention"])[None].to(dtype)
+    caught = [portion.of(record.gradients[index, name]).to(dtype) for name in "qkv"]
     norm, projections = layer.norm_attention, (layer.q, layer.k, layer.v)
     if level == "head":
-        return _head_gradients(record, index, part, caught)
+        return _head_gradients(record, index, portion, caught)
     if layer.fused:
         caught = [gradient @ projection.weight(dtype) for gradient, projection in zip(caught, projections)]
     at_norm = torch.stack(caught)
     if norm is None:
         return at_norm
-    read = part.of(record.reads[index])
+    read = portion.of(record.reads[index])
     if norm.offset is None:
         return _pull_back_by_autograd(norm.module, read, at_norm)
     return norm.pull_back(at_norm, *norm.normalised(read))
 
 
-def _head_gradients(record: Recorder, index: int, part: Part, caught: list[Tensor]) -> Tensor:
+def _head_gradients(record: Recorder, index: int, portion: Portion, caught: list[Tensor]) -> Tensor:
     """∂L/∂H of a layer's heads' queries, then keys, then values, from the gradients at the projections' outputs.
 
     Jᵀ(W[h]ᵀ dq[h]) = r · (P(w∘W[h]ᵀ dq[h]) − x̂ ⟨x̂, w∘W[h]ᵀ dq[h]⟩ / d); w and P go into the weights and r into dq.
@@ -162,7 +162,7 @@ def _head_gradients(record: Recorder, index: int, part: Part, caught: list[Tenso
     layer, width, d_head = record.architecture.layers[index], record.architecture.d_model, record.architecture.d_head
     norm, (batch, steps, _), dtype = layer.norm_attention, caught[0].shape, caught[0].dtype
     if norm is not None:
-        xhat, r = norm.normalised(part.of(record.reads[index]))
+        xhat, r = norm.normalised(portion.of(record.reads[index]))
     counts = [gradient.shape[-1] // d_head for gradient in caught]
     pulled = torch.empty(sum(counts), batch * steps, width, dtype=dtype, device=caught[0].device)
     at = 0

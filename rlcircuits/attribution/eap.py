@@ -35,9 +35,9 @@ from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import embedding, hooked, wide
 from rlcircuits.attribution.losses import Loss, Objective
-from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.passes import fast_pass, lean_pass
 from rlcircuits.attribution.paths import PATHS, EdgePath, nodes, streams
+from rlcircuits.attribution.portions import Segments
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.recording import Recorder, logits_at, sources_of
 from rlcircuits.attribution.replacements import Replacement

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import Layer, Projection, embedding, first, given, hooked, taken, wide
-from rlcircuits.attribution.parts import Segments
 from rlcircuits.attribution.paths import EdgePath
+from rlcircuits.attribution.portions import Segments
 from rlcircuits.attribution.traces import Trace
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.attribution.parts import WASTE, Segments
+from rlcircuits.attribution.portions import WASTE, Segments
 from tests.attribution.test_attribution import ANSWER, LEVELS, PROMPT, close, traces
 from tests.fixtures.models import in_float64, tiny
 from tests.fixtures.reference import directional_scores, outputs_of
@@ -168,12 +168,12 @@ def test_every_token_is_taken_once_with_little_padding(rows, tokens):
     places = torch.arange(len(rows) * width).view(len(rows), width)
     row_and_group = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(5))
     whole = segments.spread(torch.arange(1, len(segments) + 1))
-    for part in segments.parts(tokens):
-        found = part.of(places)
-        real = torch.ones_like(found) if part.real is None else part.real[..., 0]
+    for portion in segments.portions(tokens):
+        found = portion.of(places)
+        real = torch.ones_like(found) if portion.real is None else portion.real[..., 0]
         assert found.numel() <= max(tokens, 1)
         padding, taken = padding + int((real == 0).sum()), taken + int(real.sum())
-        for index, where, one in zip(range(*part.sums.indices(len(segments))), found, real):
+        for index, where, one in zip(range(*portion.sums.indices(len(segments))), found, real):
             row, group = row_and_group[whole.flatten().tolist().index(index + 1)].tolist()
             for place in where[one.bool()].tolist():
                 assert divmod(place, width)[0] == row and codes.flatten()[place] == group

@@ -23,7 +23,7 @@ WASTE = 0.1
 
 
 @dataclass(frozen=True)
-class Part:
+class Portion:
     """A portion of the tokens.
 
     Attributes:
@@ -45,10 +45,10 @@ class Part:
         return x[self.rows.to(x.device), cast(Tensor, self.tokens).to(x.device)]
 
 
-def slices(length: int, step: int) -> Iterator[Part]:
+def slices(length: int, step: int) -> Iterator[Portion]:
     """All positions of every row, at most `step` at a time."""
     for begin in range(0, length, step):
-        yield Part(slice(None), slice(begin, min(begin + step, length)))
+        yield Portion(slice(None), slice(begin, min(begin + step, length)))
 
 
 class Segments:
@@ -78,7 +78,7 @@ class Segments:
         """How many segments there are."""
         return len(self._lengths)
 
-    def parts(self, tokens: int) -> Iterator[Part]:
+    def portions(self, tokens: int) -> Iterator[Portion]:
         """All tokens, at most about `tokens` of them at a time."""
         begin = 0
         while begin < self._lengths[0]:
@@ -90,7 +90,7 @@ class Segments:
                     here = slice(low, high), slice(at, min(at + step, end))
                     padded = self._lengths[high - 1] < here[1].stop
                     real = self._real[here] if padded else None
-                    yield Part(here[0], self._tokens[here], self._rows[low:high], real)
+                    yield Portion(here[0], self._tokens[here], self._rows[low:high], real)
             begin = end
 
     def _end(self, begin: int) -> int:
