@@ -48,7 +48,7 @@ Every finished step is kept in --store: the same command goes on where it was in
 
 _OWN = "a set such as gsm8k, gsm8k=FILE for a local copy, or a .jsonl or .parquet file (default: a package's pair brings its own)"
 _PROMPT = "with one {question}, or 'chat' (default: the pair's, else {question})"
-_intervention = one_of("intervention", ["zero", "mean"])
+_intervention = one_of("intervention", ["zero", "mean", "model"])
 _memory = one_of("memory", ["auto", "fast", "lean"])
 
 
@@ -81,7 +81,9 @@ def attribute(
     seed: Annotated[int, problem("of that draw", "N", options.seed)] = 42,
     level: options.Level = "block",
     alpha: options.Alpha = 0.3,
-    intervention: Annotated[str, score("what replaces a source: zero or mean", "NAME", _intervention)] = "zero",
+    intervention: Annotated[
+        str, score("what replaces a source: zero, mean or model (the other one)", "NAME", _intervention)
+    ] = "zero",
     ig_steps: Annotated[int, score("integrated gradients over M steps; 1 is plain EAP", "M", whole)] = 1,
     memory: Annotated[str, score("auto, fast or lean", "MODE", _memory)] = "auto",
     out: Annotated[str | None, output("where to write (default: attribution/<pair>-<level>-<alpha>)", "DIR")] = None,
@@ -106,6 +108,8 @@ def attribute(
             problems, sets, limit, question=question, answer=answer, id=id, grader=grader, extractor=extractor
         )
     alone = pair is None and tuned is None
+    if alone and intervention == "model":
+        raise InputError("--intervention model takes another model's activations: give that model as --tuned PATH")
     two = _checkpoints(str(base), str(tuned or base)) if pair is None else models.pair(pair, pairs, kept)
     two = replace(two, prompt=prompt or two.prompt, max_new_tokens=max_new_tokens or two.max_new_tokens)
     how: dict[str, Any] = dict(

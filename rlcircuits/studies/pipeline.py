@@ -218,6 +218,7 @@ def study(
     memory: str = "auto",
     intervention: str = "zero",
     ig_steps: int = 1,
+    loss: str = "nll",
 ) -> Study:
     """Run every step for every pair, or find it in the store.
 
@@ -237,14 +238,16 @@ def study(
         answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
             base's and the tuned model's files; with several pairs, such by pair name.
         memory, ig_steps: as for `rlcircuits.attribute`.
-        intervention: ``"zero"`` or ``"mean"``, as for `rlcircuits.attribute`; the mean is over each model's own traces.
+        intervention: ``"zero"``, ``"mean"`` or ``"model"``, as for `rlcircuits.attribute`; the mean is over each model's own
+            traces, and the model is the other one of the pair, on the same tokens.
+        loss: ``"nll"``, or ``"kl"`` for the divergence from the other model of the pair.
 
     Raises:
         InputError: a pair that cannot be loaded or compared, answers that are not as expected, settings out of range, or no
             problem left by the rules.
     """
     choose("engine", engine, ENGINES)
-    scoring = Scoring(level, memory, intervention, ig_steps)
+    scoring = Scoring(level, memory, intervention, ig_steps, loss)
     store = store if isinstance(store, Store) else Store(store)
     if isinstance(pairs, (ModelPair, str)):
         pairs = [pairs]
@@ -266,8 +269,8 @@ def study(
         for caution in selection.cautions(_tokenizer(one)):
             warnings.warn(f"{one.name}: {caution}", Caution, stacklevel=2)
         scores = [
-            run.scores(side, traces, selection.t_cut)
-            for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
+            run.scores(side, traces, selection.t_cut, other)
+            for side, traces, other in zip(sides, (selection.base_traces, selection.tuned_traces), sides[::-1])
         ]
         losses = [
             run.losses(side, traces) for side, traces in zip(sides, (selection.base_traces, selection.tuned_traces))
@@ -294,7 +297,7 @@ def study(
         "store": store,
     }
     settings |= {"engine": engine, "answers": files, "device": device, "dtype": dtype, "batch_size": batch_size}
-    settings |= {"memory": memory, "intervention": intervention, "ig_steps": ig_steps}
+    settings |= {"memory": memory, "intervention": intervention, "ig_steps": ig_steps, "loss": loss}
     return Study(done, level, alpha, n, seed, settings)
 
 

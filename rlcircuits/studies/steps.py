@@ -84,7 +84,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How `rlcircuits.attribute` is asked; see there.
+    """How `rlcircuits.attribute` is asked; see there. The other model of ``intervention="model"`` and the reference of
+    ``loss="kl"`` are the other one of the pair.
 
     Raises:
         InputError: a value that is none of those known.
@@ -94,20 +95,40 @@ class Scoring:
     memory: str = "auto"
     intervention: str = "zero"
     ig_steps: int = 1
+    loss: str = "nll"
 
     def __post_init__(self) -> None:
         from rlcircuits.attribution import MEMORY
 
         choose("level", self.level, LEVELS)
         choose("memory", self.memory, MEMORY)
-        choose("intervention", self.intervention, ("zero", "mean"))
+        if self.intervention == "corrupted":
+            raise InputError(
+                "intervention 'corrupted' needs a partner as long for every trace, which a pair's own answers do not "
+                "have: expected zero, mean or model, or rlcircuits.attribute(…, corrupted=partners)"
+            )
+        choose("intervention", self.intervention, ("zero", "mean", "model"))
+        choose("loss", self.loss, ("nll", "kl"))
         if isinstance(self.ig_steps, bool) or not isinstance(self.ig_steps, int) or self.ig_steps < 1:
             raise InputError(f"ig_steps is {self.ig_steps!r}: expected a whole number of at least 1 (1 is plain EAP)")
 
     @property
     def key(self) -> dict[str, Any]:
         """What the scores depend on; the memory mode changes them by rounding alone."""
-        return {"level": self.level, "intervention": self.intervention, "ig_steps": self.ig_steps}
+        key = {"level": self.level, "intervention": self.intervention, "ig_steps": self.ig_steps}
+        return key if self.loss == "nll" else {**key, "loss": self.loss}
+
+    @property
+    def paired(self) -> bool:
+        """Whether one model's scores depend on the other."""
+        return self.intervention == "model" or self.loss == "kl"
+
+    def asked(self, other: Any) -> dict[str, Any]:
+        """The arguments of `rlcircuits.attribute`, with the other model of the pair where it is needed."""
+        from rlcircuits.attribution import Loss
+
+        loss = Loss("kl", reference=other) if self.loss == "kl" else self.loss
+        return {**asdict(self), "loss": loss, "other": other if self.intervention == "model" else None}
 
 
 @dataclass
@@ -164,7 +185,8 @@ class Run:
         found = read_answers(file, self.problems, pair.check(), prompt_of(pair, self.problems))
         return [found[side] for side in SIDES]
 
-    def scores(self, side: Side, traces: list[Trace], cut: int) -> xr.DataArray:
+    def scores(self, side: Side, traces: list[Trace], cut: int, other: Side) -> xr.DataArray:
+        """Scores of one model on its traces; `other` is the other one of the pair."""
         from rlcircuits.attribution import SCORES, attribute
 
         inputs = {
@@ -174,9 +196,12 @@ class Run:
             "cut": cut,
             "code": str(SCORES),
         }
+        if self.scoring.paired:
+            inputs["other"] = other.fingerprint
 
         def build(folder: Path) -> None:
-            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asdict(self.scoring))
+            asked = self.scoring.asked(other.model if self.scoring.paired else None)
+            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asked)
             save_scores(scores, folder / "scores.nc")
 
         return load_scores(

@@ -180,6 +180,7 @@ def test_one_model_alone(world, capsys):
         ({"grader": "finl"}, "unknown grader 'finl'.*did you mean 'final'"),
         ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
         ({"intervention": "corrupted"}, "unknown intervention 'corrupted'"),
+        ({"intervention": "model", "tuned": None}, "give that model as --tuned"),
         ({"memory": "leen"}, "unknown memory 'leen'.*did you mean 'lean'"),
         ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
         ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),

@@ -55,8 +55,28 @@ def test_integrated_gradients_and_means_are_scores_of_their_own(folders, problem
         assert one.at(level="qkv").settings["ig_steps"] == given.get("ig_steps", 1)
 
 
+def test_the_other_model_of_the_pair_replaces_or_is_the_reference(folders, problems, tmp_path):
+    base, tuned = (rc.load_model(folders[side], device="cpu") for side in ("base", "tuned"))
+    for given, asked in (
+        ({"intervention": "model"}, lambda other: {"intervention": "model", "other": other}),
+        ({"loss": "kl"}, lambda other: {"loss": rc.Loss("kl", reference=other)}),
+    ):
+        one = rc.study(pair_of(folders), problems, store=tmp_path, **given, **SETTINGS).pairs["own"]
+        chosen = one.selection
+        for found, model, traces, other in (
+            (one.base_scores, base, chosen.base_traces, tuned),
+            (one.tuned_scores, tuned, chosen.tuned_traces, base),
+        ):
+            expected = rc.attribute(model, traces, cut=chosen.t_cut, **asked(other))
+            np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-6)
+    third = rc.study(pair_of(folders, "third"), problems, store=tmp_path, intervention="model", **SETTINGS)
+    own = rc.study(pair_of(folders), problems, store=tmp_path, intervention="model", **SETTINGS)
+    base_scores = [study.pairs["own"].base_scores.values for study in (third, own)]
+    assert not np.allclose(*base_scores, equal_nan=True)  # the same base on the same tokens, beside another model
+
+
 @pytest.mark.parametrize(
-    "given", [{"ig_steps": 0}, {"ig_steps": True}, {"intervention": "corrupted"}, {"memory": "little"}]
+    "given", [{"ig_steps": 0}, {"ig_steps": True}, {"intervention": "corrupted"}, {"memory": "little"}, {"loss": "mse"}]
 )
 def test_scoring_that_is_unknown_is_refused_before_any_work(folders, problems, tmp_path, monkeypatch, given):
     monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
