@@ -4,18 +4,21 @@
 2. The answer is the arg max, token by token, until an end-of-sequence token or `max_new_tokens`. Nothing else of the
    checkpoint's generation settings applies. Another engine (`rlcircuits.answers.engines`) may do this step.
 3. The ids before the end-of-sequence token are kept, decoded and graded (`rlcircuits.answers.answer.answer_of`).
-4. With ``resume``, finished answers are kept on disk as they come (`rlcircuits.storage.journals`), and the same call
-   goes on from them.
+4. Every second what was said so far is counted on the bar and, with ``resume``, kept on disk: whole answers and the
+   beginnings of others (`rlcircuits.storage.journals`). The same call goes on from them, token by token, whatever the
+   batches are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,9 +36,12 @@ if TYPE_CHECKING:
 
 
 ANSWERS = Step("answers", 2, also=("rlcircuits.models.outline", "rlcircuits.models.prompts"))
-#: an answer in a journal: a row whose token is `_ENDED` or `_STOPPED`, then a row for each of its tokens
+#: (a piece of) an answer in a journal: a row whose token is `_ENDED`, `_STOPPED` or `_GOING_ON`, then a row for each
+#: of its tokens
 _ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
-_STOPPED, _ENDED = -1, -2
+_STOPPED, _ENDED, _GOING_ON = -1, -2, -3
+#: how often what is being said is counted and kept
+_SECONDS = 1.0
 _LARGEST_AUTO_BATCH = 128
 _CPU_CACHE_BYTES = 2**31
 
@@ -66,8 +72,9 @@ def generate(
         batch_size: problems answered at once; ``"auto"`` fits it to the memory, and halves it when that was too much.
         label: what the progress bar calls the model; the last part of its path or hub id by default.
         engine: ``"transformers"``, or ``"vllm"`` for GPUs (an extra; untested, see `rlcircuits.answers.engines`).
-        resume: a folder in which finished answers are kept while the call runs; an interrupted call, made again, goes
-            on from them. They belong to these weights, problems and settings and are not used for others.
+        resume: a folder in which answers are kept while the call runs, also those that are not yet whole; an
+            interrupted or killed call, made again, goes on from them. They belong to these weights, problems and
+            settings and are not used for others.
 
     Returns:
         One `Answer` per problem, in the order of the problems.
@@ -89,7 +96,6 @@ def generate(
     prompts = [encode_prompt(model.tokenizer, prompt, problem.question) for problem in problems]
     rooms = _rooms(model, problems, prompts, max_new_tokens)
     ends = model.ends if isinstance(model, Outline) else end_tokens(model)
-    said: dict[int, tuple[list[int], bool]] = {}
     with contextlib.ExitStack() as stack:
         book = None
         if resume is not None:
@@ -102,47 +108,94 @@ def generate(
                 "code": str(ANSWERS),
             }
             book = stack.enter_context(journal(resume, "answers", inputs, _ROW))
-            said = _finished(book, len(prompts))
-        bar = tqdm(
-            total=len(prompts), initial=len(said), desc=f"answers of {label or Path(model.name).name}", unit="answer"
-        )
-        stack.enter_context(bar)
+        name = label or Path(model.name).name
+        bar = stack.enter_context(tqdm(total=len(prompts), desc=f"answers of {name}", unit="answer"))
+        said = _Said(prompts, rooms, ends, book, bar)
         # Longest first: what does not fit into memory shows at once, and the estimate of the time left is not too low.
-        order = [i for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], -len(prompts[i]))) if i not in said]
+        waiting = [i for i in range(len(prompts)) if i not in said.whole]
+        waiting.sort(key=lambda i: (-said.room(i), -len(said.text(i))))
         if engine == "vllm":
-            batches = vllm(model, prompts, rooms, order, ends)
+            texts, left = [said.text(i) for i in range(len(prompts))], [said.room(i) for i in range(len(prompts))]
+            for batch, generated in vllm(model, texts, left, waiting, ends):
+                said.add(batch, generated, last=True)
         else:
-            batches = _transformers(cast("Model", model), prompts, rooms, order, ends, batch_size)
-        for batch, generated in batches:
-            new = {i: _until_end(ids, ends) for i, ids in zip(batch, generated, strict=True)}
-            if book is not None:
-                book.add(_rows(new))
-            said |= new
-            bar.update(len(batch))
-    return [answer_of(model.tokenizer, problems, i, prompts[i], *said[i]) for i in range(len(prompts))]
+            _transformers(cast("Model", model), said, waiting, batch_size)
+    return [answer_of(model.tokenizer, problems, i, prompts[i], *said.whole[i]) for i in range(len(prompts))]
 
 
-def _transformers(
-    model: Model,
-    prompts: list[tuple[int, ...]],
-    rooms: list[int],
-    order: list[int],
-    ends: tuple[int, ...],
-    batch_size: int | str,
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Batches of problems, and what the model goes on to say to each, padding included."""
-    with _greedy(model, ends):
-        for room, group in groupby(order, key=lambda i: rooms[i]):
-            waiting = list(group)
-            size = _fitting(model, len(prompts[waiting[0]]) + room) if batch_size == "auto" else int(batch_size)
-            while waiting:
-                batch = waiting[:size]
-                generated = _answer_batch(model, [prompts[i] for i in batch], room)
-                if generated is None:
-                    size = _half(model, len(batch), batch_size)
-                    continue
-                waiting = waiting[size:]
-                yield batch, generated
+class _Said:
+    """What a model has said to each problem up to now: in memory, in a journal if there is one, and on a bar.
+
+    Attributes:
+        ends: ids of the tokens that end an answer.
+        whole: by the problem's index its answer, and whether a token ended it.
+        begun: what there is of answers that are not yet whole.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        rooms: Sequence[int],
+        ends: tuple[int, ...],
+        book: Journal | None,
+        bar: Any,
+    ) -> None:
+        self.ends = ends
+        self.whole: dict[int, tuple[list[int], bool]] = {}
+        self.begun: dict[int, list[int]] = {}
+        self._prompts, self._rooms, self._book, self._bar, self._tokens = prompts, rooms, book, bar, 0
+        states: dict[int, int] = {}
+        for i, token in [] if book is None else book.rows.tolist():
+            if token in (_STOPPED, _ENDED, _GOING_ON):
+                states[i] = token
+                self.begun.setdefault(i, [])
+            else:
+                self.begun[i].append(token)
+        for i, state in states.items():
+            self._settle(i, state)
+
+    def text(self, i: int) -> tuple[int, ...]:
+        """The prompt of a problem and what there is of its answer."""
+        return (*self._prompts[i], *self.begun.get(i, ()))
+
+    def room(self, i: int) -> int:
+        """How many tokens its answer may still have."""
+        return self._rooms[i] - len(self.begun.get(i, ()))
+
+    def add(self, batch: Sequence[int], new: Sequence[Sequence[int]], last: bool) -> None:
+        """Take what was generated for some problems since the last time, padding included; `last` says that this is all."""
+        rows: list[tuple[int, int]] = []
+        for i, generated in zip(batch, new, strict=True):
+            if i in self.whole:
+                continue
+            ids, ended = _until_end(generated, self.ends)
+            state = _ENDED if ended else _STOPPED if last else _GOING_ON
+            rows += [(i, token) for token in (state, *ids)]
+            self._tokens += len(ids)
+            self.begun.setdefault(i, []).extend(ids)
+            self._settle(i, state)
+        if self._book is not None and rows:
+            self._book.add(np.array(rows, _ROW))
+        self._bar.set_postfix_str(f"{self._tokens:,} tokens")
+
+    def _settle(self, i: int, state: int) -> None:
+        if state != _GOING_ON:
+            self.whole[i] = self.begun.pop(i), state == _ENDED
+            self._bar.update(1)
+
+
+def _transformers(model: Model, said: _Said, waiting: Sequence[int], batch_size: int | str) -> None:
+    """Let the model answer what is `waiting`, in that order and in batches of answers with equal room."""
+    size = _LARGEST_AUTO_BATCH if batch_size == "auto" else int(batch_size)
+    with _greedy(model, said.ends):
+        while waiting := [i for i in waiting if i not in said.whole]:
+            room = said.room(waiting[0])
+            if batch_size == "auto":
+                size = min(size, _fitting(model, len(said.text(waiting[0])) + room))
+            _, alike = next(groupby(waiting, key=said.room))
+            batch = list(islice(alike, size))
+            if not _answer_batch(model, [said.text(i) for i in batch], room, functools.partial(said.add, batch)):
+                size = _half(model, len(batch), batch_size)
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:
@@ -201,19 +254,42 @@ class _greedy:
         self.hf.train(self.before[1])
 
 
-def _answer_batch(model: Model, prompts: list[tuple[int, ...]], room: int) -> list[list[int]] | None:
-    """What the model goes on to say after each prompt, padding included; None when the memory did not suffice."""
+def _answer_batch(
+    model: Model,
+    texts: Sequence[tuple[int, ...]],
+    room: int,
+    hear: Callable[[list[list[int]], bool], None],
+) -> bool:
+    """Let the model go on after each text for at most `room` tokens; False when the memory did not suffice.
+
+    Args:
+        hear: called every `_SECONDS` and at the end with what was generated since the last call, for each text, padding
+            included, and whether this is all.
+    """
     import torch
 
-    width = max(map(len, prompts))
+    width = max(map(len, texts))
     pad = model.hf.generation_config.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids = torch.tensor([[pad] * (width - len(text)) + list(text) for text in texts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=model.device)
+    go_on = torch.zeros(len(texts), dtype=torch.bool, device=model.device)
+    heard, last_time = width, time.monotonic()
+
+    def listen(generated: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        nonlocal heard, last_time
+        if time.monotonic() - last_time >= _SECONDS:
+            hear(generated[:, heard:].tolist(), generated.shape[1] == width + room)
+            heard, last_time = generated.shape[1], time.monotonic()
+        return go_on
+
     try:
-        out = cast(Any, model.hf).generate(input_ids=ids, attention_mask=mask, max_new_tokens=room)
+        out = cast(Any, model.hf).generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=room, stopping_criteria=[listen]
+        )
     except torch.OutOfMemoryError:
-        return None
-    return out[:, width:].tolist()
+        return False
+    hear(out[:, heard:].tolist(), True)
+    return True
 
 
 def _until_end(generated: Sequence[int], ends: tuple[int, ...]) -> tuple[list[int], bool]:
@@ -228,23 +304,6 @@ def _identity(model: Model | Outline) -> dict[str, str]:
         own = fingerprint(model.source) if model.source is not None else f"{model.name}@{model.revision}"
         return {"model": own, "dtype": "auto"}
     return {"model": model.fingerprint, "dtype": str(model.hf.dtype), "loading": str(LOADING)}
-
-
-def _rows(said: dict[int, tuple[list[int], bool]]) -> np.ndarray:
-    """Answers as rows of a journal."""
-    rows = [(i, token) for i, (ids, ended) in said.items() for token in (_ENDED if ended else _STOPPED, *ids)]
-    return np.array(rows, _ROW)
-
-
-def _finished(book: Journal, problems: int) -> dict[int, tuple[list[int], bool]]:
-    """The answers in a journal, by the index of their problem."""
-    said: dict[int, tuple[list[int], bool]] = {}
-    for i, token in book.rows.tolist():
-        if token in (_ENDED, _STOPPED):
-            said[i] = ([], token == _ENDED)
-        else:
-            said[i][0].append(token)
-    return {i: answer for i, answer in said.items() if 0 <= i < problems}
 
 
 def _fitting(model: Model, length: int) -> int:

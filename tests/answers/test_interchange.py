@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -200,11 +201,11 @@ def test_answers_go_on_where_they_stopped(world, tmp_path, monkeypatch):
     expected = rc.generate(model, world.problems, max_new_tokens=LONGEST)
     sizes, real = [], making._answer_batch
 
-    def counted(model, prompts, room, stop=None):
+    def counted(model, texts, room, hear, stop=None):
         if stop is not None and len(sizes) == stop:
             raise KeyboardInterrupt
-        sizes.append(len(prompts))
-        return real(model, prompts, room)
+        sizes.append(len(texts))
+        return real(model, texts, room, hear)
 
     monkeypatch.setattr(making, "_answer_batch", lambda *a: counted(*a, stop=2))
     with pytest.raises(KeyboardInterrupt):
@@ -223,13 +224,44 @@ def test_answers_go_on_where_they_stopped(world, tmp_path, monkeypatch):
     assert len(sizes) > 4
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_an_answer_goes_on_in_its_middle(world, tmp_path, monkeypatch, kept):
+    """Interrupted after a few tokens of a batch, the same call prompts the model with what it had said already."""
+    model = rc.load_model(world.root / "base", device="cpu")
+    expected = rc.generate(model, world.problems, max_new_tokens=LONGEST)
+    assert max(len(a.answer) for a in expected) > kept + 1
+    monkeypatch.setattr(making, "_SECONDS", 0.0)
+    add, heard = making._Said.add, []
+
+    def interrupted(said, *more):
+        if len(heard) == kept:
+            raise KeyboardInterrupt
+        add(said, *more)
+        heard.append(dict(said.begun))
+
+    monkeypatch.setattr(making._Said, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rc.generate(model, world.problems, max_new_tokens=LONGEST, resume=tmp_path)
+    monkeypatch.setattr(making._Said, "add", add)
+    begun = {i: a.answer[:kept] for i, a in enumerate(expected) if not (a.finished and len(a.answer) < kept)}
+    assert not kept or {i: tuple(ids) for i, ids in heard[-1].items()} == begun
+    calls, real = [], model.hf.generate
+    monkeypatch.setattr(
+        model.hf, "generate", lambda **given: calls.append(given["max_new_tokens"]) or real(**given), raising=False
+    )
+    assert rc.generate(model, world.problems, max_new_tokens=LONGEST, batch_size=2, resume=tmp_path) == expected
+    assert set(calls) == {LONGEST - kept} and len(calls) == math.ceil(len(begun) / 2)
+    calls.clear()
+    assert rc.generate(model, world.problems, max_new_tokens=LONGEST, resume=tmp_path) == expected and not calls
+
+
 def test_a_torn_journal_loses_only_its_end(world, tmp_path, monkeypatch):
     model = rc.load_model(world.root / "base", device="cpu")
     expected = rc.generate(model, world.problems, max_new_tokens=LONGEST, batch_size=2, resume=tmp_path)
     file = next(tmp_path.glob("*.journal"))
     whole, sizes, real = file.read_bytes(), [], making._answer_batch
     monkeypatch.setattr(
-        making, "_answer_batch", lambda m, prompts, room: sizes.append(len(prompts)) or real(m, prompts, room)
+        making, "_answer_batch", lambda m, texts, *more: sizes.append(len(texts)) or real(m, texts, *more)
     )
     file.write_bytes(whole[:-3])
     with pytest.warns(UserWarning, match="damaged end"):
