@@ -22,7 +22,9 @@ from .attribution import read_graph as read_graph
 from .attribution import token_losses as token_losses
 from .attribution import write_graph as write_graph
 from .changes import Divergence as Divergence
+from .changes import Graft as Graft
 from .changes import divergence as divergence
+from .changes import graft as graft
 from .errors import InputError as InputError
 from .exactness import ExactMetrics as ExactMetrics
 from .exactness import Trust as Trust

@@ -7,6 +7,10 @@ from .batching import in_batches as in_batches
 from .circuits import RANKS as RANKS
 from .circuits import circuit as circuit
 from .circuits import faithfulness as faithfulness
+from .continuing import Passed as Passed
+from .digests import digest as digest
+from .digests import model_digests as model_digests
+from .digests import traces_digest as traces_digest
 from .eap import LOSSES as LOSSES
 from .eap import MEMORY as MEMORY
 from .eap import SCORES as SCORES
@@ -23,6 +27,7 @@ from .layers import given as given
 from .layers import hooked as hooked
 from .layers import taken as taken
 from .losses import Loss as Loss
+from .losses import Objective as Objective
 from .reading import plain as plain
 from .recording import mean_nll as mean_nll
 from .recording import padded as padded

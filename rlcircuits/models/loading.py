@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +173,83 @@ def _merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str
     Raises:
         InputError: peft is not installed, another kind of adapter than LoRA, or one that does not fit the base.
     """
+    own = base.fingerprint
+    with _fitting(name, base):
+        hf = _wrapped(base, folder, name).merge_and_unload(safe_merge=True)
+        tokenizer = load_tokenizer(folder) if any(folder.glob("tokenizer*")) else base.tokenizer
+    hf.requires_grad_(False)
+    hf.eval()
+    return replace(
+        base, hf=hf, tokenizer=tokenizer, name=os.fspath(name), source=folder, commit=commit, base_fingerprint=own
+    )
+
+
+def adapted_weights(
+    base: Model, adapter: str | os.PathLike[str], revision: str | None = None
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]] | None:
+    """What an adapter makes of each of its base's weights, made one at a time when asked for: the same bits as merging it.
+
+    Args:
+        base: the base, which stays as it is.
+        adapter, revision: as for `load_model`.
+
+    Returns:
+        By name of the parameter, what takes the base's weight W to  W + (α / r) B A;  None where `adapter` is no adapter,
+        or changes more than single matrices (biases, vocabulary, whole modules, DoRA): then load it merged.
+
+    Raises:
+        InputError: as for `load_model`.
+    """
+    name = os.fspath(adapter)
+    local = local_checkpoint(name)
+    with explained(name, local):
+        folder = (local if is_adapter(local) else None) if local is not None else hub_adapter(name, revision)
+    if folder is None or not _only_matrices(folder):
+        return None
+    with _fitting(name, base):
+        from peft.tuners.lora import LoraLayer
+
+        wrapped = _wrapped(base, folder, name)
+        layers = {f"{at}.weight": one for at, one in base.hf.named_modules() if isinstance(one, LoraLayer)}
+        wrapped.unload()
+    base.hf.requires_grad_(False)
+    base.hf.eval()
+
+    def change(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda weight: weight + layer.get_delta_weight(layer.active_adapters[0]).to(weight.dtype)
+
+    return {at: change(layer) for at, layer in layers.items()}
+
+
+def _only_matrices(folder: Path) -> bool:
+    """Whether an adapter adds to single matrices, and changes nothing else."""
+    from safetensors import safe_open
+
+    settings = adapter_settings(folder)
+    more = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")
+    with safe_open(folder / WEIGHTS, "np") as file:  # whose header needs no torch
+        whole = [key for key in file.keys() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]  # noqa: SIM118
+    return not whole and settings.get("bias", "none") == "none" and not any(settings.get(name) for name in more)
+
+
+@contextlib.contextmanager
+def _fitting(name: str | os.PathLike[str], base: Model) -> Iterator[None]:
+    """Say of whatever goes wrong that the adapter does not fit."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:250] or type(error).__name__
+        raise InputError(f"the adapter {os.fspath(name)!r} does not fit its base {base.name!r}: {reason}") from error
+
+
+def _wrapped(base: Model, folder: Path, name: str | os.PathLike[str]) -> Any:
+    """The base with an adapter beside its weights, by peft.
+
+    Raises:
+        InputError: peft is not installed, or weights without a place and places without their weights.
+    """
     try:
         from peft import LoraConfig, PeftModel
     except ImportError as error:
@@ -184,28 +263,15 @@ def _merged(base: Model, folder: Path, name: str | os.PathLike[str], commit: str
             f"the adapter {os.fspath(name)!r} was trained on {recorded!r} by its own file, and is merged into "
             f"{base.name!r}: right if the two hold the same weights",
             OtherBase,
-            stacklevel=4,
+            stacklevel=5,
         )
-    own = base.fingerprint
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        config.base_model_name_or_path, config.auto_mapping, config.inference_mode = base.name, None, True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what peft warns of, `_expect_all_keys` refuses
-            wrapped = PeftModel.from_pretrained(base.hf, str(folder), config=config, autocast_adapter_dtype=False)
-        _expect_all_keys(wrapped, folder, base.name)
-        hf = wrapped.merge_and_unload(safe_merge=True)
-        tokenizer = load_tokenizer(folder) if any(folder.glob("tokenizer*")) else base.tokenizer
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:250] or type(error).__name__
-        raise InputError(f"the adapter {os.fspath(name)!r} does not fit its base {base.name!r}: {reason}") from error
-    hf.requires_grad_(False)
-    hf.eval()
-    return replace(
-        base, hf=hf, tokenizer=tokenizer, name=os.fspath(name), source=folder, commit=commit, base_fingerprint=own
-    )
+    config = LoraConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path, config.auto_mapping, config.inference_mode = base.name, None, True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft warns of, `_expect_all_keys` refuses
+        wrapped = PeftModel.from_pretrained(base.hf, str(folder), config=config, autocast_adapter_dtype=False)
+    _expect_all_keys(wrapped, folder, base.name)
+    return wrapped
 
 
 def _expect_all_keys(wrapped: Any, folder: Path, base: str) -> None:
