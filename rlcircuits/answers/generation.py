@@ -27,6 +27,7 @@ import numpy as np
 from rlcircuits.answers.answer import Answer, answer_of, expect_plain_text
 from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
+from rlcircuits.attribution import suitable_threads
 from rlcircuits.errors import InputError, choose, expect_whole
 from rlcircuits.models import LOADING, Model, Outline, Prompt, encode_prompt, end_tokens_of, fingerprint
 from rlcircuits.storage import Journal, Step, journal
@@ -42,7 +43,9 @@ _ROW = np.dtype([("problem", "<i4"), ("token", "<i4")])
 _STOPPED, _ENDED, _GOING_ON = -1, -2, -3
 #: how often what is being said is counted and kept
 _SECONDS = 1.0
-_LARGEST_AUTO_BATCH = 128
+#: On one CPU thread SmolLM2-135M makes 49, 65, 71, 86 and 83 tokens a second in batches of 8, 16, 32, 64 and 128. As a
+#: batch runs until its last answer ends, what 64 gain over 32 is lost on waiting.
+_LARGEST_AUTO_BATCH = {"cpu": 32, "cuda": 128}
 _CPU_CACHE_BYTES = 2**31
 
 
@@ -186,8 +189,8 @@ class _Said:
 
 def _transformers(model: Model, said: _Said, waiting: Sequence[int], batch_size: int | str) -> None:
     """Let the model answer what is `waiting`, in that order and in batches of answers with equal room."""
-    size = _LARGEST_AUTO_BATCH if batch_size == "auto" else int(batch_size)
-    with _greedy(model, said.ends):
+    size = len(waiting) if batch_size == "auto" else int(batch_size)
+    with _greedy(model, said.ends), suitable_threads(model.hf):
         while waiting := [i for i in waiting if i not in said.whole]:
             room = said.room(waiting[0])
             if batch_size == "auto":
@@ -318,7 +321,7 @@ def _fitting(model: Model, length: int) -> int:
     one = 2 * config.num_hidden_layers * kv_heads * width * itemsize * length
     cuda = torch.device(model.device).type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] // 2 if cuda else _CPU_CACHE_BYTES
-    return int(min(max(free // one, 1), _LARGEST_AUTO_BATCH))
+    return int(min(max(free // one, 1), _LARGEST_AUTO_BATCH["cuda" if cuda else "cpu"]))
 
 
 def _half(model: Model, size: int, asked: int | str) -> int:

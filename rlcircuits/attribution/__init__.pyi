@@ -32,5 +32,6 @@ from .reading import plain as plain
 from .recording import mean_nll as mean_nll
 from .recording import padded as padded
 from .replacements import INTERVENTIONS as INTERVENTIONS
+from .threads import suitable_threads as suitable_threads
 from .traces import Trace as Trace
 from .traces import checked as checked

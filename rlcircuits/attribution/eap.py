@@ -14,15 +14,18 @@
    ``[sources, tokens·d] × [tokens·d, destinations]``, over chunks of tokens, in float32 or better.
 
 Shorter samples of a batch are padded on the right: under causal attention padding is read by no real token, its
-gradient is exactly zero, and no attention mask is needed. W is the first-order estimate of zero-ablating the edge,
+gradient is exactly zero, and no attention mask is needed. With ``resume``, a batch's scores are appended to a journal
+(`rlcircuits.storage.journals`) when it is done; the same call runs only the batches that are not there. W is the first-order estimate of zero-ablating the edge,
 L(edge removed) − L. Sources: arXiv 2509.21044, eq. for the edge weight; Syed et al. 2023 (EAP).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +35,7 @@ from torch import Tensor
 
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.batching import Plan, bytes_per_token, in_batches
+from rlcircuits.attribution.digests import digest, model_digests, traces_digest
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.layers import embedding, hooked, wide
 from rlcircuits.attribution.losses import Loss, Objective
@@ -43,7 +47,7 @@ from rlcircuits.attribution.recording import Recorder, logits_at, sources_of
 from rlcircuits.attribution.replacements import Replacement
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
-from rlcircuits.storage import Step
+from rlcircuits.storage import Step, journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,6 +79,7 @@ def attribute(
     other: Any = None,
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
     path: str = "input",
+    resume: str | os.PathLike[str] | None = None,
 ) -> xr.DataArray:
     """Score every edge of the residual graph for every trace.
 
@@ -116,6 +121,9 @@ def attribute(
             at the same pace (`rlcircuits.attribution.paths`), with m Gauss–Legendre nodes. There the scores of *all* edges
             add up to the loss with every edge replaced − the loss, which is what ``gap`` and ``end`` then are about.
             Between two models that are close, the nodes lie where both are at home, and few are enough.
+        resume: a folder in which finished scores are kept while the call runs; an interrupted or killed call, made again,
+            goes on from there. Calls that differ in what scores depend on keep files of their own there. The same
+            batches give the same bits as no interruption.
 
     Returns:
         DataArray ``(sample, source, destination)``, float32 (float64 for a float64 model), in nats (logits for a
@@ -130,6 +138,7 @@ def attribute(
             mode, an unsupported architecture, an unknown level, memory, intervention or loss, corrupted traces, another
             model or a loss that do not match, groups that do not label every token, or a score that is not finite
             (naming sample and edge).
+        StoreError: `resume` is a file, or cannot be written.
     """
     hf = plain(model)
     whole, traces = traces, checked(hf, traces, cut)
@@ -144,8 +153,16 @@ def attribute(
     architecture = Architecture.of(hf)
     graph = Graph.of(hf, level)
 
-    def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor]]:
-        def score(rows: list[Trace]) -> tuple[Tensor, Tensor]:
+    def inputs() -> dict[str, Any]:
+        asked = {"level": level, "cut": cut, "ig_steps": ig_steps, "path": path, "code": str(SCORES)}
+        asked |= {"intervention": replacement.inputs(), "loss": objective.inputs()}
+        labels = digest([list(names), [codes[trace.problem].tolist() for trace in traces]]) if names else None
+        return {**model_digests(hf), "traces": traces_digest(traces), "groups": labels, **asked}
+
+    def work(lean: bool) -> Callable[[list[Trace]], tuple[Tensor, Tensor] | None]:
+        def score(rows: list[Trace]) -> tuple[Tensor, Tensor] | None:
+            if all(row.problem in finished for row in rows):
+                return None
             instead, segments = replacement.outputs(rows), None
             if codes:
                 device = embedding(hf).device
@@ -160,19 +177,26 @@ def attribute(
     values = np.full((len(traces), *((len(names),) if names else ()), *graph.mask.shape), np.nan, dtype)
     losses = np.empty(len(traces), dtype)
     logits = objective.numbers_per_logit * 4 * hf.get_output_embeddings().weight.shape[0]
-    plans = [Plan(work(lean), bytes_per_token(hf, level, lean) + logits) for lean in _modes(memory)]
-    for indices, (scores, found) in in_batches(hf, traces, batch_size, plans, "attributing", progress):
-        rows = scores.cpu().numpy()
-        bad = np.argwhere(~np.isfinite(rows) & graph.mask)
-        if len(bad):
-            b, *_, s, d = at = tuple(bad[0])
-            raise InputError(
-                f"the score of edge {graph.sources[s]}->{graph.destinations[d]} on trace "
-                f"{traces[indices[b]].problem!r} is {rows[at]}: the model overflows in {hf.dtype} or its weights are "
-                "damaged; load it in float32 or check the checkpoint"
-            )
-        values[indices] = np.where(graph.mask, rows, np.nan)
-        losses[indices] = found.cpu().numpy()
+    modes = _modes(memory)
+    plans = [Plan(work(lean), bytes_per_token(hf, level, lean) + logits, ig_steps) for lean in modes]
+    with _kept(resume, inputs, traces, graph, values, losses) as (finished, keep):
+        for indices, scored in in_batches(hf, traces, batch_size, plans, "attributing", progress):
+            if scored is None:
+                continue
+            rows, found = (one.cpu().numpy() for one in scored)
+            bad = np.argwhere(~np.isfinite(rows) & graph.mask)
+            if len(bad):
+                b, *_, s, d = at = tuple(bad[0])
+                raise InputError(
+                    f"the score of edge {graph.sources[s]}->{graph.destinations[d]} on trace "
+                    f"{traces[indices[b]].problem!r} is {rows[at]}: the model overflows in {hf.dtype} or its weights "
+                    "are damaged; load it in float32 or check the checkpoint"
+                )
+            new = [at for at, i in enumerate(indices) if traces[i].problem not in finished]
+            at_once = [indices[at] for at in new]
+            values[at_once] = np.where(graph.mask, rows[new], np.nan)
+            losses[at_once] = found[new]
+            keep(at_once)
     method = {
         "input": f"EAP-IG, {ig_steps} midpoints",
         "edges": f"EAP-IG over all edges, {ig_steps} Gauss–Legendre nodes",
@@ -218,6 +242,35 @@ def _coded(
         all_of_it = [numbers.setdefault(label, len(numbers)) for label in labels]
         codes[trace.problem] = np.array(all_of_it[: prompt + len(trace.answer) - 1])
     return tuple(numbers), codes
+
+
+@contextlib.contextmanager
+def _kept(
+    resume: str | os.PathLike[str] | None,
+    inputs: Callable[[], dict[str, Any]],
+    traces: Sequence[Trace],
+    graph: Graph,
+    values: np.ndarray,
+    losses: np.ndarray,
+) -> Iterator[tuple[set[str], Callable[[Sequence[int]], None]]]:
+    """Fill in the scores and losses that a journal holds.
+
+    Yields:
+        The problems of those samples, and what keeps further ones, given by index, once they are filled in.
+    """
+    if resume is None:
+        yield set(), lambda indices: None
+        return
+    shape = values[0][..., graph.mask].shape
+    row = np.dtype([("sample", "<i4"), ("loss", "<f8"), ("scores", values.dtype.newbyteorder("<"), shape)])
+    with journal(resume, "scores", inputs(), row) as book:
+        for sample, loss, scores in book.rows:
+            values[sample][..., graph.mask], losses[sample] = scores, loss
+
+        def keep(indices: Sequence[int]) -> None:
+            book.add(np.array([(i, losses[i], values[i][..., graph.mask]) for i in indices], row))
+
+        yield {traces[sample].problem for sample in book.rows["sample"]}, keep
 
 
 def _modes(memory: str) -> tuple[bool, ...]:

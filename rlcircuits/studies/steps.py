@@ -150,6 +150,10 @@ class Run:
         key += (pair.base, pair.base_revision) if side == "tuned" and pair.tuned != pair.base else ()
         return self.sides.setdefault(key, Side(pair, side, device, dtype))
 
+    def _unfinished(self, kind: str, inputs: dict[str, Any]) -> Path:
+        """Where a step that takes long keeps what it has finished, so that it goes on from there when it was killed."""
+        return self.store.root / "unfinished" / self.store.path(kind, inputs).name
+
     def answers(self, pair: ModelPair, sides: list[Side]) -> list[list[Answer]]:
         prompt = prompt_of(pair, self.problems)
         inputs = [
@@ -167,8 +171,7 @@ class Run:
             pair.check()
         found = []
         for side, one in zip(sides, inputs):
-            # Answers are kept as they come, so that an interrupted generation goes on.
-            unfinished = self.store.root / "unfinished" / self.store.path("answers", one).name
+            unfinished = self._unfinished("answers", one)
 
             def build(folder: Path, side: Side = side, unfinished: Path = unfinished) -> None:
                 model = side.outline if self.engine == "vllm" else side.model
@@ -201,12 +204,13 @@ class Run:
 
         def build(folder: Path) -> None:
             asked = self.scoring.asked(other.model if self.scoring.paired else None)
-            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, **asked)
+            scores = attribute(side.model, traces, cut=cut, batch_size=self.batch_size, resume=unfinished, **asked)
             save_scores(scores, folder / "scores.nc")
 
-        return load_scores(
-            self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}") / "scores.nc"
-        )
+        unfinished = self._unfinished("scores", inputs)
+        folder = self.store.make("scores", inputs, build, note=f"{side.name}, {self.scoring.level}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return load_scores(folder / "scores.nc")
 
     def losses(self, side: Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
         import pandas as pd
