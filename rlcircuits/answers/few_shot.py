@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.problems import Problem, ProblemSet
-from rlcircuits.answers.sets import problem_set
+from rlcircuits.answers.sets import known_sets, problem_set, problem_sets
 from rlcircuits.errors import InputError
 from rlcircuits.models import Prompt
 
@@ -28,7 +28,7 @@ def examples(
         few_shot: a problem set by name or file; ``"train.jsonl:4"`` stands for the first 4 of it. Problems that are
             asked are left out.
         problems: what is asked.
-        file, fields: as for `rlcircuits.problem_set`.
+        file, fields: as for `rlcircuits.problem_set`; a set known by name has fields of its own.
 
     Raises:
         InputError: as `rlcircuits.problem_set`, or too few or too many of them.
@@ -36,7 +36,8 @@ def examples(
     name, _, number = os.fspath(few_shot).rpartition(":")
     name, number = (name, number) if name and number.isdigit() else (os.fspath(few_shot), "")
     asked = {_words(problem) for problem in problems}
-    found = problem_set(name, file, **fields)
+    own = name.partition("=")[0] in known_sets(problem_sets(file))
+    found = problem_set(name, file, **({} if own else fields))
     others = [problem for problem in found if _words(problem) not in asked]
     wanted = int(number) if number else len(others)
     if not 1 <= wanted <= min(len(others), _MOST):

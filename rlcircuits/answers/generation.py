@@ -29,7 +29,7 @@ from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.attribution import suitable_threads
 from rlcircuits.errors import InputError, choose, expect_whole
-from rlcircuits.models import LOADING, Model, Outline, Prompt, encode_prompt, end_tokens_of, fingerprint
+from rlcircuits.models import LOADING, LONGEST_ANSWER, Model, Outline, Prompt, encode_prompt, end_tokens_of, fingerprint
 from rlcircuits.storage import Journal, Step, journal
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def generate(
     model: Model | Outline,
     problems: ProblemSet,
     prompt: Prompt | str = "{question}",
-    max_new_tokens: int = 64,
+    max_new_tokens: int = LONGEST_ANSWER,
     batch_size: int | str = "auto",
     label: str | None = None,
     engine: str = "transformers",

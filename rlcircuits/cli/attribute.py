@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rlcircuits import answers as answering
-from rlcircuits import models
 from rlcircuits.cli import options
-from rlcircuits.cli.options import model, one_of, output, problem, score, whole
+from rlcircuits.cli.options import one_of, output, problem, score, whole
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rlcircuits.answers import ProblemSet
-    from rlcircuits.models import ModelPair
     from rlcircuits.studies import PairStudy
 
 EXAMPLES = """
@@ -46,39 +42,21 @@ Every finished step is kept in --store: the same command goes on where it was in
 """
 
 
-_OWN = "a set such as gsm8k, gsm8k=FILE for a local copy, or a .jsonl or .parquet file (default: a package's pair brings its own)"
-_PROMPT = "with one {question}, or 'chat' (default: the pair's, else {question})"
 _intervention = one_of("intervention", ["zero", "mean", "model"])
 _memory = one_of("memory", ["auto", "fast", "lean"])
 
 
 def attribute(
-    pair: options.PairName = None,
-    pairs: options.PairsFile = None,
-    base: Annotated[str | None, model("the model before: a folder with safetensors, or a hub id", "PATH")] = None,
-    tuned: Annotated[str | None, model("the model after; leave it out to attribute --base alone", "PATH")] = None,
-    prompt: Annotated[str | None, model(_PROMPT, "TEMPLATE")] = None,
-    max_new_tokens: Annotated[int | None, model("longest answer (default: the pair's, else 1024)", "N", whole)] = None,
-    engine: options.Engine = "transformers",
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = "auto",
-    problems: Annotated[str | None, problem(_OWN, "NAME")] = None,
-    sets: options.SetsFile = None,
-    question: options.Question = None,
-    answer: options.Right = None,
-    id: options.Id = None,
-    grader: options.Grader = None,
-    extractor: options.Extractor = None,
-    limit: options.Limit = None,
+    *,
+    models: options.Models,
+    asking: options.Asking,
+    running: options.Running,
+    problems: options.ProblemsName = None,
+    fields: options.Fields,
+    selecting: options.Selecting,
     answers: Annotated[
         str | None, problem("answers that `rlcircuits answers` wrote, not to be made again", "FILE")
     ] = None,
-    keep: Annotated[
-        str, problem("both-correct or all", "RULE", one_of("keep", lambda: answering.KEEPS))
-    ] = "both-correct",
-    samples: Annotated[int, problem("how many are drawn of those kept", "N", whole)] = 100,
-    seed: Annotated[int, problem("of that draw", "N", options.seed)] = 42,
     level: options.Level = "block",
     alpha: options.Alpha = 0.3,
     intervention: Annotated[
@@ -98,32 +76,26 @@ def attribute(
     from rlcircuits.storage import Store
 
     kept = Store(store)
-    _check_models(pair, base, tuned)
-    if pair is not None:
-        models.known_pair(pair, pairs)
-    if problems is None:
-        asked = _own_problems(pair, limit)
-    else:
-        asked = answering.problem_set(
-            problems, sets, limit, question=question, answer=answer, id=id, grader=grader, extractor=extractor
-        )
-    alone = pair is None and tuned is None
-    if alone and intervention == "model":
+    models.check()
+    if models.alone and intervention == "model":
         raise InputError("--intervention model takes another model's activations: give that model as --tuned PATH")
-    two = _checkpoints(str(base), str(tuned or base)) if pair is None else models.pair(pair, pairs, kept)
-    two = replace(two, prompt=prompt or two.prompt, max_new_tokens=max_new_tokens or two.max_new_tokens)
+    asked = fields.chosen(problems, models.pair)
+    if answers is not None:
+        made = running.engine if running.engine != "transformers" else None
+        options.refuse("--answers are there already", engine=made, max_new_tokens=asking.max_new_tokens)
+    two = asking.of(models.chosen(kept), asked, fields)
     how: dict[str, Any] = dict(
-        level=level, alpha=alpha, seed=seed, keep=keep, dtype=dtype, intervention=intervention, ig_steps=ig_steps
+        level=level, alpha=alpha, dtype=running.dtype, intervention=intervention, ig_steps=ig_steps, **vars(selecting)
     )
     settings = {
         "pair": two.name,
         "base": two.base,
-        "tuned": None if alone else two.tuned,
-        "prompt": two.prompt,
+        "tuned": None if models.alone else two.tuned,
+        "prompt": answering.prompt_of(two, asked).key,
         "max_new_tokens": two.max_new_tokens,
         "problems": asked.name,
+        "number": len(asked),
         "problems_sha256": asked.fingerprint,
-        "samples": samples,
         **how,
     }
     folder = Path(out or f"attribution/{two.name.replace('/', '-')}-{level}-{alpha:g}").expanduser()
@@ -133,43 +105,22 @@ def attribute(
     from rlcircuits.studies import study
 
     print(f"{two.name}: {len(asked)} problems of {asked.name}, level {level}, α {alpha:g}", file=sys.stderr)
-    where: dict[str, Any] = dict(store=kept, device=device, batch_size=batch_size, engine=engine, memory=memory)
+    if answers is None:
+        options.show_prompts(two, asked)
+    where: dict[str, Any] = vars(running) | dict(store=kept, memory=memory)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", answering.Caution)  # said below, beside what they are about
-            done = study(two, asked, n=samples, answers=answers, **how, **where)
+            done = study(two, asked, answers=answers, **how | where)
     except answering.NothingLeft as error:
         print(f"why no problem is left:\n{answering.told(error.reasons)}", file=sys.stderr)
         _write_reasons(folder, error.reasons)
         raise
-    one = done.pairs[two.name]
+    one, alone = done.pairs[two.name], models.alone
     table = summary(one.base_scores).to_frame() if alone else done.table().loc[[two.name]].droplevel(0)
     files = _write(folder, one, table, settings, alone)
     _show(one, table, alone)
     print("\nwritten: " + "\n         ".join(str(file) for file in files))
-
-
-def _check_models(pair: str | None, base: str | None, tuned: str | None) -> None:
-    if pair is not None and (base is not None or tuned is not None):
-        raise InputError("both --pair and --base or --tuned are given: name a pair, or give two checkpoints")
-    if pair is None and base is None:
-        missing = "only --tuned is given" if tuned is not None else "no model is given"
-        raise InputError(
-            f"{missing}: expected --pair NAME, or --base PATH --tuned PATH, or --base PATH alone for one model"
-        )
-
-
-def _own_problems(pair: str | None, limit: int | None) -> ProblemSet:
-    """The problems that a pair of a package comes with."""
-    provider = models.provider_of(pair)
-    if provider is not None:
-        return answering.problem_set(provider.problems, limit=limit)
-    raise InputError("no problems are given: expected --problems FILE, JSON lines or parquet, or a set such as gsm8k")
-
-
-def _checkpoints(base: str, tuned: str) -> ModelPair:
-    """Two checkpoints as a pair, named for the tuned one; a model alone is a pair with itself."""
-    return models.ModelPair(Path(tuned).name or tuned, base, tuned)
 
 
 def _check_out(out: Path, asked: dict[str, Any]) -> None:
@@ -184,12 +135,14 @@ def _check_out(out: Path, asked: dict[str, Any]) -> None:
         return
     try:
         there = json.loads((out / "settings.json").read_text("utf-8"))["asked"]
-        name = next((name for name in asked if there.get(name) != asked[name]), None)
+        name = next((name for name in asked if name in there and there[name] != asked[name]), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{str(out / 'settings.json')!r} cannot be read: remove it or choose another --out") from None
     if name is not None:
+        what = {"number": "the number of problems", "problems_sha256": "the content of the problems"}.get(name, name)
+        which = "another" if name == "problems_sha256" else f"{there[name]!r} there, {asked[name]!r} here"
         raise InputError(
-            f"--out {str(out)!r} holds results of other settings ({name} is {there.get(name)!r} there, {asked[name]!r} here): "
+            f"--out {str(out)!r} holds results of other settings ({what} is {which}): "
             "choose another folder, or remove it"
         )
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from rlcircuits.cli import options
 from rlcircuits.cli.options import model, option, problem, score, value, whole
-from rlcircuits.errors import InputError
 
 _rate = value(float, lambda rate: 0 < rate < float("inf"), "operations a second, such as 3e14")
 
 
 _TOKENS = "length of a trace (default: 128 and the scored share of an answer)"
-_ANSWER = "length of an answer (default: 512, or the pair's longest)"
+_ANSWER = "length of an answer (default: 512, or the pair's longest where that is less)"
 _FLOPS = "operations a second, such as 3e14 (default: measured here)"
 
 
 def estimate(
-    pair: options.PairName = None,
-    base: Annotated[str | None, model("instead: a folder, a config.json, or a hub id", "PATH")] = None,
-    pairs: options.PairsFile = None,
-    dtype: Annotated[str, model("float32, bfloat16 or float16", "NAME")] = "bfloat16",
-    problems: Annotated[int | None, problem("for a whole pair on N problems", "N", whole)] = None,
+    *,
+    models: options.Models,
+    dtype: Annotated[
+        str, model("auto (as saved), float32, bfloat16, float16 or float64", "NAME", options.dtype)
+    ] = "auto",
+    problems: Annotated[int | None, problem("for all models on N problems", "N", whole)] = None,
+    n: Annotated[int, problem("traces drawn of each model", "N", whole)] = 100,
     level: options.Level = "block",
     alpha: options.Alpha = 0.3,
     tokens: Annotated[int | None, score(_TOKENS, "N", whole)] = None,
@@ -29,15 +31,15 @@ def estimate(
     flops: Annotated[float | None, option(_FLOPS, "F", _rate)] = None,
 ) -> None:
     """Memory and time of attribution from a model's configuration alone."""
-    from rlcircuits import models
+    from rlcircuits.models import estimate
 
-    if (pair is None) == (base is None):
-        raise InputError("expected either --pair NAME or --base PATH, to say whose cost is estimated")
-    if problems is not None and pair is None:
-        raise InputError("--problems is the cost of a pair: expected --pair NAME with it")
-    found = models.estimate(
-        str(base) if pair is None else models.pair(pair, pairs),
+    models.check()
+    if tokens is not None and problems is None:
+        options.refuse("--tokens is the length of a trace by itself", answer_tokens=answer_tokens)
+    found = estimate(
+        replace(models.chosen(), name=str(models.base)) if models.alone else models.chosen(),
         problems=problems,
+        n=n,
         tokens=tokens,
         level=level,
         dtype=dtype,
@@ -52,5 +54,5 @@ def estimate(
     print(f"a trace            {found.trace_bytes / gib:10.2f} GiB above them, {found.tokens} tokens; {lean}")
     print(f"work of a trace    {found.flops / 1e12:10.3g} TFLOP, {found.trace_seconds:.3g} s")
     if problems is not None:
-        print(f"the whole pair     {found.seconds:10.3g} s")
+        print(f"all of it          {found.seconds:10.3g} s")
     print(f"based on {found.basis}")

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from rlcircuits import __version__
 from rlcircuits.cli import answers, attribute, estimate, models, pairs, problems, sweep
+from rlcircuits.cli.options import grouped
 from rlcircuits.errors import InputError
 from rlcircuits.extensions import provided
 
@@ -52,8 +53,8 @@ def application() -> typer.Typer:
     )
     app.callback()(_whole_program)
     for command in (pairs.pairs, models.models, problems.problems, answers.answers, estimate.estimate):
-        app.command()(command)
-    app.command(epilog=attribute.EXAMPLES)(attribute.attribute)
+        app.command()(grouped(command))
+    app.command(epilog=attribute.EXAMPLES)(grouped(attribute.attribute))
     for add in provided("rlcircuits.commands").values():
         add(app)
     app.command()(sweep.sweep)

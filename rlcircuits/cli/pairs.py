@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pairs(
-    pairs: options.PairsFile = None,
+    pairs: Annotated[str | None, option(options.PAIRS, "FILE")] = None,
     weights: Annotated[
         str | None, option("how far each module of this pair moved, instead of the list", "NAME")
     ] = None,

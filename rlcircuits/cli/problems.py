@@ -11,28 +11,22 @@ from rlcircuits.extensions import provided
 
 
 def problems(
+    fields: options.Fields,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="a set, NAME=FILE for a local copy of it, or a file")
     ] = None,
-    sets: options.SetsFile = None,
-    question: options.Question = None,
-    answer: options.Right = None,
-    id: options.Id = None,
-    grader: options.Grader = None,
-    extractor: options.Extractor = None,
-    limit: options.Limit = None,
 ) -> None:
     """List the problem sets; or which reference answers of one cannot be graded."""
-    from rlcircuits.answers import check_problems, problem_set, problem_sets
+    from rlcircuits.answers import check_problems, problem_sets
 
     if name is None:
-        for known, entry in problem_sets(sets).items():
+        options.refuse("no set is named", limit=fields.limit, **fields.names)
+        for known, entry in problem_sets(fields.sets).items():
             print(f"{known:<14} {entry.get('hub') or entry['path']:<34} {' '.join(entry.get('note', '').split())}")
         for known, provider in provided("rlcircuits.problems").items():
             print(f"{known:<14} {'made by a package':<34} {provider.note}")
         return
-    fields = {"question": question, "answer": answer, "id": id, "grader": grader, "extractor": extractor}
-    found = problem_set(name, sets, limit, **fields)
+    found = fields.chosen(name)
     table = check_problems(found)
     for row in table.itertuples():
         print(f"{row.problem}: {row.reason}\n    {' '.join(str(row.answer).split())[:140]}")

@@ -24,6 +24,7 @@ from .loading import adapted_weights as adapted_weights
 from .loading import load_model as load_model
 from .outline import Outline as Outline
 from .outline import end_tokens_of as end_tokens_of
+from .pairing import LONGEST_ANSWER as LONGEST_ANSWER
 from .pairing import METHODS as METHODS
 from .pairing import ModelPair as ModelPair
 from .pairing import check_pair as check_pair

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.attribution import LEVELS
 from rlcircuits.errors import InputError, choose, expect_whole, near
+from rlcircuits.models.checkpoints import DTYPES, local_checkpoint
 from rlcircuits.models.faults import explained
+from rlcircuits.models.gguf import packaged
 from rlcircuits.models.known import pair, provider_of
 from rlcircuits.models.pairing import ModelPair
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROMPT_TOKENS = 128
 ANSWER_TOKENS = 512
 
@@ -79,7 +80,7 @@ def estimate(
     problems: Sized | int | None = None,
     tokens: int | None = None,
     level: str = "block",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device_flops: float | None = None,
     device: str = "auto",
     n: int = 100,
@@ -95,12 +96,12 @@ def estimate(
         problems: with a pair, what it is to be studied on, or how many problems; None for the cost of one trace.
         tokens: length of a trace; by default 128 of prompt and, cut at α, the answer.
         level: of the graph.
-        dtype: of the weights.
+        dtype: of the weights; ``"auto"`` as the configuration says, bfloat16 where it does not.
         device_flops: floating-point operations a second; None measures a matrix product on `device`.
         device: where that is measured.
         n: traces drawn of each model.
         alpha: share of the answer that is scored.
-        answer_tokens: length of an answer; 512, or the pair's longest where that is less, by default.
+        answer_tokens: length of an answer; by default 512, or the pair's longest where that is less.
         lean: estimate the time of lean passes, which keep one layer at a time.
 
     Raises:
@@ -114,6 +115,7 @@ def estimate(
     if device_flops is not None and not (isinstance(device_flops, (int, float)) and 0 < device_flops < float("inf")):
         raise InputError(f"device_flops is {device_flops!r}: expected operations a second, above 0")
     name, hf, pair = _on_meta(model, dtype)
+    dtype = str(hf.dtype).removeprefix("torch.")
     longest = answer_tokens or (min(ANSWER_TOKENS, pair.max_new_tokens) if pair is not None else ANSWER_TOKENS)
     length = tokens or PROMPT_TOKENS + max(1, int(alpha * longest))
     rate, measured = (device_flops, "as given") if device_flops is not None else throughput(dtype, device)
@@ -123,10 +125,11 @@ def estimate(
     basis = [f"{rate:.3g} floating-point operations a second, {measured}", f"traces of {length} tokens"]
     if problems is not None:
         asked = problems if isinstance(problems, int) else len(problems)
-        said = 2 * asked * longest * shape.token(PROMPT_TOKENS + longest) / rate
-        seconds = 2 * min(n, asked) * trace_seconds + said
+        models = 1 if pair is not None and pair.base == pair.tuned else 2
+        said = models * asked * longest * shape.token(PROMPT_TOKENS + longest) / rate
+        seconds = models * min(n, asked) * trace_seconds + said
         basis += [
-            f"two models, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces "
+            f"{'one model' if models == 1 else 'two models'}, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces "
             "of each"
         ]
     else:
@@ -267,6 +270,8 @@ def _read(name: str, revision: str | None = None, here: bool = False) -> dict[st
     from transformers import AutoConfig
 
     path = Path(name).expanduser()
+    if name in packaged() and not path.exists():
+        path = local_checkpoint(name) or path
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
@@ -302,6 +307,8 @@ def _built(fields: dict[str, Any], dtype: str) -> PreTrainedModel:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as known
 
     kind = fields.get("model_type")
+    if dtype == "auto":
+        dtype = str(fields.get("dtype") or fields.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     if kind not in known:
         raise InputError(
             f"the configuration's model_type is {kind!r}: expected one that transformers knows, such as "

@@ -19,6 +19,7 @@ from rlcircuits.models.loading import Model, expect_room, load_model
 from rlcircuits.models.outline import Outline, outline_of
 from rlcircuits.models.prompts import Prompt
 
+LONGEST_ANSWER = 1024
 METHODS = ("PPO", "GRPO", "DPO", "online DPO", "RFT", "SFT", "other")
 
 
@@ -51,7 +52,7 @@ class ModelPair:
     system: str = field(default="", kw_only=True)
     instruction: str = field(default="", kw_only=True)
     few_shot: str | tuple[tuple[str, str], ...] = field(default="", kw_only=True)
-    max_new_tokens: int = 1024
+    max_new_tokens: int = LONGEST_ANSWER
     trust_remote_code: bool = False
     note: str = ""
     base_revision: str | None = field(default=None, compare=False)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -67,8 +68,7 @@ def _estimated(
     pairs: str = "",
     base: str = "",
     tuned: str = "",
-    max_new_tokens: int = 64,
-    dtype: str = "auto",
+    max_new_tokens: int = 0,
     **chosen: Any,
 ) -> Estimate | None:
     """Of a registered pair or two checkpoints; None for what a provider may have to make first."""
@@ -76,12 +76,9 @@ def _estimated(
 
     if (pair and models.provider_of(pair) is not None) or not (pair or (base and tuned)):
         return None
-    own = (
-        models.pair(pair, pairs or None)
-        if pair
-        else models.ModelPair("own", base, tuned, max_new_tokens=max_new_tokens)
-    )
-    return models.estimate(own, asked, dtype="bfloat16" if dtype == "auto" else dtype, **chosen)
+    own = models.pair(pair, pairs or None) if pair else models.ModelPair("own", base, tuned)
+    own = dataclasses.replace(own, max_new_tokens=max_new_tokens or own.max_new_tokens)
+    return models.estimate(own, asked, **chosen)
 
 
 @functools.cache

@@ -141,7 +141,7 @@ def test_a_dry_run_knows_what_known_pairs_will_cost(tmp_path: Path, monkeypatch:
     content["cells"] = [{**one, "base": "", "tuned": ""} for one in content["cells"]]
     file.write_text(yaml.safe_dump(content))
     pair = ModelPair("own", str(tmp_path / "base"), str(tmp_path / "tuned"), max_new_tokens=20)
-    mine = ModelPair("mine", pair.base, pair.tuned, max_new_tokens=9)
+    mine = ModelPair("mine", pair.base, pair.tuned, max_new_tokens=20)  # what is given goes before the pair's
     expected = [
         estimate(pair, 30, alpha=0.1, n=10).seconds,
         2 * 10 * estimate(pair, 30, alpha=0.5, n=10).trace_seconds,
