@@ -168,11 +168,13 @@ class NothingLeft(InputError):
 
     Attributes:
         reasons: as of a `Selection`.
+        answers: the base's and the tuned model's answers, in one order.
     """
 
-    def __init__(self, message: str, reasons: pd.DataFrame) -> None:
+    def __init__(self, message: str, reasons: pd.DataFrame, answers: Sequence[tuple[Answer, Answer]]) -> None:
         super().__init__(message)
         self.reasons = reasons
+        self.answers = [pair[0] for pair in answers], [pair[1] for pair in answers]
 
 
 class _Rules:
@@ -202,6 +204,7 @@ class _Rules:
                 f"no problem is left by the rule {rule!r}{f' ({detail})' if detail else ''}, of {len(before)} before "
                 f"it [{rules}]; {_ADVICE[rule]}",
                 self.reasons(),
+                list(self.pairs.values()),
             )
 
     def reasons(self) -> pd.DataFrame:

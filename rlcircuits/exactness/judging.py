@@ -30,6 +30,9 @@ from rlcircuits.attribution import Trace, attribute, faithfulness
 from rlcircuits.errors import InputError
 from rlcircuits.exactness.exact import ExactMetrics, aligned, exact_metrics
 from rlcircuits.exactness.words import RANDOM, sentences
+from rlcircuits.storage import Step
+
+TRUST = Step("trust", 1)
 
 #: quantities of each method, in the order of the table
 QUANTITIES = (
@@ -110,6 +113,7 @@ def trust(
     batch_size: int | str = "auto",
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
+    ig_steps: int = IG_STEPS,
 ) -> Trust:
     """How far first-order scores agree with removing edges for real, on this model and these traces.
 
@@ -121,6 +125,7 @@ def trust(
         strongest: share of cells (and edges) that counts as the strongest.
         circuits: whether to measure CPR and CMD, which re-runs each method's circuits.
         confidence: coverage of the intervals.
+        ig_steps: of EAP-IG; with 1 it is left out.
 
     Raises:
         InputError: as for `rlcircuits.exact_metrics`; `strongest` not between 0 and 1; a method named "random"; scores
@@ -137,10 +142,11 @@ def trust(
     if given:
         aligned(given, traces)  # its checks, before anything runs
     options: dict[str, Any] = {"level": level, "cut": cut, "batch_size": batch_size, "progress": progress}
-    for name, steps in (("EAP", 1), ("EAP-IG", IG_STEPS)):
+    wanted = {"EAP": 1} | ({"EAP-IG": ig_steps} if ig_steps > 1 else {})
+    for name, steps in wanted.items():
         if name not in given:
             given[name] = attribute(model, traces, ig_steps=steps, **options)
-    names = ["EAP", "EAP-IG", *(name for name in given if name not in ("EAP", "EAP-IG"))]
+    names = [*wanted, *(name for name in given if name not in wanted)]
     tables = dict(zip(names, aligned([given[name] for name in names], traces)))
     exact = exact_metrics(
         model,

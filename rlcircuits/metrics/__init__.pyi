@@ -19,6 +19,8 @@ from .definitions import sample_kurtosis as sample_kurtosis
 from .definitions import standardised as standardised
 from .definitions import summary as summary
 from .definitions import top_share as top_share
+from .differing import EDGE_CHANGES as EDGE_CHANGES
+from .differing import edge_changes as edge_changes
 from .edges import Edges as Edges
 from .inference import COMPARISON as COMPARISON
 from .inference import SURE as SURE
@@ -28,3 +30,12 @@ from .inference import compare as compare
 from .inference import compare_values as compare_values
 from .inference import holm as holm
 from .inference import paired as paired
+from .intervals import METRIC_INTERVALS as METRIC_INTERVALS
+from .intervals import Interval as Interval
+from .intervals import PairedShares as PairedShares
+from .intervals import mean_interval as mean_interval
+from .intervals import metric_intervals as metric_intervals
+from .intervals import paired_shares as paired_shares
+from .intervals import share_interval as share_interval
+from .leaving_out import INFLUENCE as INFLUENCE
+from .leaving_out import influence as influence

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -94,7 +94,7 @@ def compare(
 
     def statistics(usable: np.ndarray) -> list[Statistic]:
         stacked = np.concatenate([edge_values(base), edge_values(tuned)])
-        return [_statistic(names[k], base, tuned, stacked) for k in usable]
+        return [statistic_of(names[k], (base, tuned), stacked) for k in usable]
 
     return _compared(names, base_values, tuned_values, n, statistics, confidence, n_resamples, seed)
 
@@ -268,10 +268,17 @@ def _note(n: int, base: float, tuned: float) -> str:
 # --- statistics of a multiset of samples ----------------------------------------------------------
 
 
-def _statistic(name: str, base: xr.DataArray, tuned: xr.DataArray, stacked: np.ndarray) -> Statistic:
+def statistic_of(name: str, scores: Sequence[xr.DataArray], stacked: np.ndarray) -> Statistic:
+    """A metric as a function of how often each sample counts.
+
+    Args:
+        name: of the metric.
+        scores: one or more arrays; their samples, one array after the other, are those that are counted.
+        stacked: their edge values ``(sample, edge)``, see `edge_values`.
+    """
     per_sample = METRICS[name].per_sample
     if per_sample is not None:
-        return _mean_statistic(np.concatenate([per_sample(base).values, per_sample(tuned).values]))
+        return _mean_statistic(np.concatenate([per_sample(one).values for one in scores]))
     return WHOLE_SET[name](stacked)
 
 

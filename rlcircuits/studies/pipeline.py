@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     import xarray as xr
     from transformers import PreTrainedTokenizerBase
 
+    from rlcircuits.reports import Report
+
+
+#: settings of a study that its scores depend on beside the level
+_SCORING = {"memory": "auto", "intervention": "zero", "ig_steps": 1}
+
 
 @dataclass(frozen=True, eq=False)
 class PairStudy:
@@ -174,15 +180,55 @@ class Study:
         scores = one.base_scores
         for kind, name in zip(("source", "destination"), edge.partition("->")[::2]):
             choose(kind, name, [str(n) for n in scores[kind].values])
-        settings = self.settings
-        run = Run(
-            settings["store"], settings["problems"], Scoring(self.level), settings["batch_size"], settings["engine"]
-        )
+        settings, run = self.settings, self._run(Scoring(self.level))
         found = {}
         for side, traces in (("base", one.selection.base_traces), ("tuned", one.selection.tuned_traces)):
             model = run.side(one.pair, side, settings["device"], settings["dtype"])
             found[side] = run.effects(model, traces, one.selection.t_cut, edge)
         return pd.DataFrame(found).rename_axis("problem")
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        pair: str | None = None,
+        trust: int | str | None = "auto",
+        shared: bool = True,
+    ) -> Report:
+        """Everything one wants to know of a pair, and what each number needs to be believed, as one page.
+
+        What the study has not measured is measured now and kept in the store: divergence, each model on the other's
+        answers, and some edges removed for real. That takes about two to three times as long as attributing did.
+
+        Args:
+            path: where to write the page, one file of HTML; nothing is written when None.
+            pair: a name among ``self.pairs``; needed where there are several.
+            trust: how many edges of a few problems are removed for real, of each model; ``"auto"``: as many as take
+                about as long as its attribution did; None: none.
+            shared: whether to score each model on the other's answers too, which takes as long as attributing did.
+
+        Returns:
+            The report, which shows itself in a notebook and has ``save(path)``.
+
+        Raises:
+            InputError: no or an unknown pair, or `trust` out of range.
+            StoreError: `path` cannot be written.
+        """
+        from rlcircuits.studies.reporting import study_report
+
+        if pair is None and len(self.pairs) > 1:
+            raise InputError(f"a report is on one pair: expected pair=… among {', '.join(self.pairs)}")
+        one = self[next(iter(self.pairs)) if pair is None else pair]
+        shown = {"level": self.level, "alpha": self.alpha, "n": self.n, "seed": self.seed, **self.settings}
+        scoring = Scoring(self.level, *(self.settings.get(k, v) for k, v in _SCORING.items()))
+        found = study_report(one, shown, self._run(scoring) if self.settings else None, trust, shared)
+        if path is not None:
+            found.save(path)
+        return found
+
+    def _run(self, scoring: Scoring) -> Run:
+        """The steps of this study."""
+        settings = self.settings
+        return Run(settings["store"], settings["problems"], scoring, settings["batch_size"], settings["engine"])
 
     def table(self) -> pd.DataFrame:
         """All comparisons in one table, indexed by (pair, metric), with Holm-corrected p-values over all its rows."""

@@ -35,9 +35,15 @@ if TYPE_CHECKING:
     from rlcircuits.models import Outline
 
 
-def _digest(traces: Iterable[Trace]) -> str:
+def digest_of_traces(traces: Iterable[Trace]) -> str:
+    """What results of these traces depend on."""
     content = json.dumps([[trace.problem, trace.prompt, trace.answer] for trace in traces])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def digest_of_scores(scores: xr.DataArray) -> str:
+    """What results made of these scores depend on."""
+    return hashlib.sha256(scores.values.tobytes() + "\n".join(scores.sample.values).encode()).hexdigest()
 
 
 _kept: dict[tuple, Model] | None = None
@@ -194,7 +200,7 @@ class Run:
 
         inputs = {
             **side.key,
-            "traces": _digest([trace.cut(cut) for trace in traces]),
+            "traces": digest_of_traces([trace.cut(cut) for trace in traces]),
             **self.scoring.key,
             "cut": cut,
             "code": str(SCORES),
@@ -212,15 +218,19 @@ class Run:
         shutil.rmtree(unfinished, ignore_errors=True)
         return load_scores(folder / "scores.nc")
 
-    def losses(self, side: Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
+    def losses(self, side: Side, traces: list[Trace], reference: Side | None = None) -> dict[str, Sequence[float]]:
+        """By problem the loss of every answer token: its negative log-likelihood, or KL(reference ‖ model), in nats."""
         import pandas as pd
 
-        from rlcircuits.attribution import LOSSES, token_losses
+        from rlcircuits.attribution import LOSSES, Loss, token_losses
 
-        inputs = {**side.key, "traces": _digest(traces), "code": str(LOSSES)}
+        inputs = {**side.key, "traces": digest_of_traces(traces), "code": str(LOSSES)}
+        if reference is not None:
+            inputs |= {"reference": reference.key}
 
         def build(folder: Path) -> None:
-            losses = token_losses(side.model, traces, batch_size=self.batch_size)
+            loss = "nll" if reference is None else Loss("kl", reference=reference.model)
+            losses = token_losses(side.model, traces, batch_size=self.batch_size, loss=loss)
             save_table(
                 pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet"
             )
@@ -234,7 +244,7 @@ class Run:
 
         from rlcircuits.attribution import EFFECTS, ablate
 
-        digest = _digest([trace.cut(cut) for trace in traces])
+        digest = digest_of_traces([trace.cut(cut) for trace in traces])
         inputs = {
             **side.key,
             "traces": digest,
@@ -255,11 +265,7 @@ class Run:
         return load_table(folder / "effects.parquet").set_index("problem")["effect"]
 
     def comparison(self, base: xr.DataArray, tuned: xr.DataArray) -> pd.DataFrame:
-        digest = [
-            hashlib.sha256(one.values.tobytes() + "\n".join(one.sample.values).encode()).hexdigest()
-            for one in (base, tuned)
-        ]
-        inputs = {"base": digest[0], "tuned": digest[1], "code": str(COMPARISON)}
+        inputs = {"base": digest_of_scores(base), "tuned": digest_of_scores(tuned), "code": str(COMPARISON)}
 
         def build(folder: Path) -> None:
             save_table(compare(base, tuned).reset_index(), folder / "comparison.parquet")

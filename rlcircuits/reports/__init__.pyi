@@ -1,0 +1,10 @@
+from .findings import SIDES as SIDES
+from .findings import Findings as Findings
+from .findings import Trusted as Trusted
+from .numbers import number as number
+from .numbers import percent as percent
+from .pair import pair_report as pair_report
+from .report import Report as Report
+from .report import ScoredAnswer as ScoredAnswer
+from .report import Section as Section
+from .report import Table as Table
