@@ -40,7 +40,7 @@ is loaded when it is first used. `paradigms` is the experiment that the book rep
 ROOMS = (
     *(
         f"rlcircuits.{room}"
-        for room in ("attribution", "metrics", "exactness", "models", "answers", "changes", "studies")
+        for room in ("attribution", "metrics", "exactness", "models", "answers", "changes", "reports", "studies")
     ),
     *(f"rlcircuits.{room}" for room in ("storage", "figures", "lab", "sweeps", "lessons", "cli")),
     *(f"paradigms.{room}" for room in ("family", "study", "paper")),

@@ -1,3 +1,4 @@
+from .divergences import DIVERGENCE as DIVERGENCE
 from .divergences import Divergence as Divergence
 from .divergences import divergence as divergence
 from .grafting import GRAFTS as GRAFTS

@@ -36,11 +36,13 @@ from rlcircuits.attribution import Loss, Trace, attribute, checked, in_batches, 
 from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
 from rlcircuits.changes.sides import Pair, both
 from rlcircuits.errors import InputError
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     import xarray as xr
     from transformers import PreTrainedModel
 
+DIVERGENCE = Step("divergence", 1)
 #: logits held at a time, of each model
 _NUMBERS = 2**22
 _VALUES = ("kl_base_tuned", "kl_tuned_base", "js", "entropy_base", "entropy_tuned", "nll_base", "nll_tuned")

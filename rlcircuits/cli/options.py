@@ -80,6 +80,11 @@ whole = value(int, lambda n: n >= 1, "a whole number of at least 1")
 seed = value(int, lambda n: n >= 0, "a whole number of at least 0")
 _least = value(float, lambda number: 0 <= number < float("inf"), "a number of at least 0")
 _share = value(float, lambda share: 0 < share <= 1, "a number above 0 and at most 1")
+auto_none_or_whole = value(
+    lambda text: {"auto": "auto", "none": None}[text] if text in ("auto", "none") else int(text),
+    lambda n: n in ("auto", None) or int(n) >= 1,
+    "auto, none or a whole number above 0",
+)
 _auto_or_whole = value(
     lambda text: text if text == "auto" else int(text),
     lambda n: n == "auto" or int(n) >= 1,
@@ -92,9 +97,9 @@ def option(help: str, metavar: str, read: Callable[[Any], Any] | None = None, he
     return typer.Option(help=help, metavar=metavar, parser=read, rich_help_panel=heading)
 
 
-def flag(name: str, help: str) -> Any:
+def flag(name: str, help: str, heading: str = "options") -> Any:
     """An option without a value."""
-    return typer.Option(name, help=help)
+    return typer.Option(name, help=help, rich_help_panel=heading)
 
 
 model = partial(option, heading="models")

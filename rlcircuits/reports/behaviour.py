@@ -156,12 +156,18 @@ def divergence(found: Findings) -> Section:
     assert table is not None
     forth, back = (table.loc[key] for key in (("tuned ‖ base", "tuned"), ("base ‖ tuned", "base")))
     moved = max(forth["value"], back["value"]) >= NOTHING_MOVED
+    tables = [Table("Kullback–Leibler divergence at answer positions, nats per token, mean over problems", table)]
+    if found.critical is not None:
+        caption = (
+            "Positions of the tuned model's answers where the two part most, by Jensen–Shannon divergence (js, nats)"
+        )
+        tables.append(Table(caption, found.critical))
     says = (
         f"On the tuned model's answers KL(tuned ‖ base) is {number(forth['value'])} nats per token; on the base's, "
         f"KL(base ‖ tuned) is {number(back['value'])}. The largest of one token is "
         f"{number(float(table['largest'].max()))}."
     )
-    needs = "Needs something to set it beside, such as as many steps of further supervised training; a pair alone has no such null."
+    needs = "Needs something to set it beside, such as the divergence after as many steps of further supervised training; a pair alone has no such null."
     if moved:
         needs += " It is taken along greedy answers to the problems kept, not over the model's own samples."
     else:
@@ -176,12 +182,7 @@ def divergence(found: Findings) -> Section:
         needs,
         moved,
         None,
-        [
-            Table(
-                "Kullback–Leibler divergence at answer positions, nats per token, mean over problems",
-                table.reset_index(),
-            )
-        ],
+        tables,
     )
 
 
@@ -241,7 +242,7 @@ def scored(found: Findings) -> Section:
     )
     needs = (
         "Needs the marked part to hold what is asked about: "
-        + (f"{counted(cut, 'token')} hold hardly a step of working; a larger alpha scores more." if few else "read the answers below.")
+        + (f"{counted(cut, 'token')} {'holds' if cut == 1 else 'hold'} hardly a step of working; a larger alpha scores more." if few else "read the answers below.")
     )  # fmt: skip
     answers = tuple(_shown(found)) if found.tokenizer is not None else ()
     return Section(

@@ -52,8 +52,9 @@ class Findings:
         single: with one model, its metrics with intervals (`rlcircuits.metrics.metric_intervals`).
         edges: of `rlcircuits.metrics.edge_changes`.
         influence: of `rlcircuits.metrics.influence`.
-        divergence: rows (``direction``, ``answers``): ``value``, ``low``, ``high`` in nats per token, and ``largest``, that of
-            one token.
+        divergence: rows (``direction``, ``answers of``): ``value``, ``low``, ``high`` in nats per token, and ``largest``, that
+            of one token.
+        critical: where the models part most on the tuned model's answers, see `rlcircuits.Divergence.critical`.
         crossed: each model's loss on each model's answers: rows answers of, columns base, tuned, difference, low, high, p.
         shared: a comparison as `comparison` by whose answers both were scored on, ``"base"`` and ``"tuned"``.
         trust: by side.
@@ -76,6 +77,7 @@ class Findings:
     edges: pd.DataFrame | None = None
     influence: pd.DataFrame | None = None
     divergence: pd.DataFrame | None = None
+    critical: pd.DataFrame | None = None
     crossed: pd.DataFrame | None = None
     shared: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     trust: Mapping[str, Trusted] = field(default_factory=dict)

@@ -268,9 +268,10 @@ def trust(found: Findings) -> Section:
                 row = one.table.loc[(name, quantity)]
                 cells[quantity][f"{side}, {name}"] = f"{number(row['value'], 2)} {interval(row['low'], row['high'])}"
     first = next(iter(found.trust.values()))
-    runs = " and ".join(f"{one.runs:,} of {one.cells:,}" for one in found.trust.values())
+    runs = _and([f"{one.runs:,} of {one.cells:,}" for one in found.trust.values()])
+    each = " in each model" if len(found.trust) > 1 else ""
     says = (
-        f"{runs} edges of {counted(first.problems, 'problem')} were removed for real. {first.method} orders edges by size with a "
+        f"{runs} edges of {counted(first.problems, 'problem')} were removed for real{each}. {first.method} orders edges by size with a "
         f"rank correlation of {_and(values['rank correlation of sizes'])}, has the effect's sign in a share of "
         f"{_and(values['sign agreement'])}, and the median effect is {_and(values['median slope'])} times the score"
         f"{' (base and tuned)' if len(found.trust) > 1 else ''}."

@@ -216,7 +216,7 @@ def _templates() -> Environment:
     environment = Environment(
         loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["none"] = NONE
+    environment.globals["dash"] = NONE
     return environment
 
 

@@ -28,7 +28,6 @@ from rlcircuits.metrics import (
     compare_values,
     edge_changes,
     influence,
-    mean_interval,
     metric_intervals,
 )
 from rlcircuits.models import ModelPair
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 RUNS_A_TRACE = 6
 #: the check's problems: one of so many of those kept, within these bounds; and re-runs of each at least
 ONE_OF, FEWEST, MOST, RUNS_A_PROBLEM = 8, 2, 10, 30
+#: positions where the two models part most that are shown
+CRITICAL = 5
 BY_HAND = "this study was put together by hand and does not know its models"
 
 
@@ -157,8 +158,7 @@ class _Beyond:
         absent: dict[str, str] = {}
         found: dict[str, Any] = {"absent": absent}
         if len(self.sides) > 1:
-            found["divergence"] = self.divergence()
-            found["crossed"] = self.crossed()
+            found |= self.apart()
             if shared:
                 found["shared"] = self.shared()
             else:
@@ -171,31 +171,49 @@ class _Beyond:
             found["trust"] = {name: self.trusted(name, trust) for name in self.sides}
         return found
 
-    def divergence(self) -> pd.DataFrame:
-        """Rows (direction, whose answers): mean over problems with interval, and the largest of one token."""
+    def divergence(self, text: str) -> dict[str, pd.DataFrame]:
+        """Both models on one's answers, see `rlcircuits.divergence`: its table, its summary and the most critical
+        positions.
+        """
+        from rlcircuits.changes import DIVERGENCE, divergence
+
+        base, tuned = (self.sides[name] for name in SIDES)
+        traces = self.traces[text]
+        inputs = {"base": base.key, "tuned": tuned.key, "traces": digest_of_traces(traces), "code": str(DIVERGENCE)}
+
+        def build(folder: Path) -> None:
+            found = divergence((base.model, tuned.model), traces, batch_size=self.run.batch_size)
+            save_table(found.table.reset_index(), folder / "table.parquet")
+            save_table(found.summary.reset_index(names="quantity"), folder / "summary.parquet")
+            save_table(found.critical(CRITICAL).reset_index(), folder / "critical.parquet")
+
+        folder = self.run.store.make("divergence", inputs, build, note=f"{self.one.pair.name} on the {text}'s answers")
+        index = {"table": ["problem", "position"], "summary": ["quantity"], "critical": ["problem", "position"]}
+        return {name: load_table(folder / f"{name}.parquet").set_index(columns) for name, columns in index.items()}
+
+    def apart(self) -> dict[str, Any]:
+        """How far the models are apart on each one's answers, and what each loses there, as `Findings` has it."""
         import pandas as pd
 
-        rows = {}
-        for model, reference in (("base", "tuned"), ("tuned", "base")):  # KL(reference ‖ model)
-            for text in SIDES:
-                each = self.run.losses(self.sides[model], self.traces[text], self.sides[reference])
-                means = [float(np.mean(each[p])) for p in self.problems]
-                largest = max(float(np.max(each[p])) for p in self.problems)
-                rows[f"{reference} ‖ {model}", text] = (*mean_interval(means), largest)
-        index = pd.MultiIndex.from_tuples(rows, names=["direction", "answers"])
-        return pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high", "largest"])
-
-    def crossed(self) -> pd.DataFrame:
-        """Each model's loss on each model's scored tokens: rows whose answers, columns base, tuned and their difference."""
-        import pandas as pd
-
-        def each(model: str, text: str) -> list[float]:
-            losses = self.run.losses(self.sides[model], self.traces[text])
-            return [float(np.mean(losses[p][: self.cut])) for p in self.problems]
-
-        of = {model: pd.DataFrame({text: each(model, text) for text in SIDES}, index=self.problems) for model in SIDES}
-        table = compare_values(of["base"], of["tuned"])[["base", "tuned", "difference", "low", "high", "p"]]
-        return table.rename_axis("answers of")
+        rows, losses, critical = {}, {side: {} for side in SIDES}, {}
+        for text in SIDES:
+            found = self.divergence(text)
+            critical[text] = found["critical"]
+            for name, direction in (("kl_tuned_base", "tuned ‖ base"), ("kl_base_tuned", "base ‖ tuned")):
+                ends = found["summary"].loc[name, ["value", "low", "high"]]
+                rows[direction, text] = (*ends, float(found["table"][name].max()))
+            scored = found["table"][found["table"].index.get_level_values("position") < self.cut]
+            for side in SIDES:
+                losses[side][text] = scored[f"nll_{side}"].groupby("problem", sort=False).mean()
+        index = pd.MultiIndex.from_tuples(rows, names=["direction", "answers of"])
+        columns = ["value", "low", "high", "largest"]
+        base, tuned = (pd.DataFrame(losses[side]) for side in SIDES)
+        crossed = compare_values(base, tuned)[["base", "tuned", "difference", "low", "high", "p"]]
+        return {
+            "divergence": pd.DataFrame(list(rows.values()), index=index, columns=columns),
+            "critical": critical["tuned"],
+            "crossed": crossed.rename_axis("answers of"),
+        }
 
     def shared(self) -> dict[str, pd.DataFrame]:
         """Both models compared on the base's answers, and on the tuned model's."""

@@ -218,19 +218,15 @@ class Run:
         shutil.rmtree(unfinished, ignore_errors=True)
         return load_scores(folder / "scores.nc")
 
-    def losses(self, side: Side, traces: list[Trace], reference: Side | None = None) -> dict[str, Sequence[float]]:
-        """By problem the loss of every answer token: its negative log-likelihood, or KL(reference ‖ model), in nats."""
+    def losses(self, side: Side, traces: list[Trace]) -> dict[str, Sequence[float]]:
         import pandas as pd
 
-        from rlcircuits.attribution import LOSSES, Loss, token_losses
+        from rlcircuits.attribution import LOSSES, token_losses
 
         inputs = {**side.key, "traces": digest_of_traces(traces), "code": str(LOSSES)}
-        if reference is not None:
-            inputs |= {"reference": reference.key}
 
         def build(folder: Path) -> None:
-            loss = "nll" if reference is None else Loss("kl", reference=reference.model)
-            losses = token_losses(side.model, traces, batch_size=self.batch_size, loss=loss)
+            losses = token_losses(side.model, traces, batch_size=self.batch_size)
             save_table(
                 pd.DataFrame({"problem": [t.problem for t in traces], "losses": losses}), folder / "losses.parquet"
             )

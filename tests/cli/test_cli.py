@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,10 +78,13 @@ def test_a_pair_of_checkpoints_from_the_shell(world):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     out = world / "out"
-    for file in ("base.nc", "tuned.nc", "metrics.parquet", "reasons.json", "settings.json"):
+    for file in ("report.html", "base.nc", "tuned.nc", "metrics.parquet", "reasons.json", "settings.json"):
         assert str(out / file) in done.stdout
     found = json.loads((out / "settings.json").read_text())
     assert found["strict_accuracy"] == found["accuracy"]  # the grader "final" is strict by itself
+    page = (out / "report.html").read_text()
+    assert "Can the scores be trusted?" in page and str(world / "tuned") in page and "<script" not in page
+    assert "Does it answer better?" in done.stdout and "Can the scores be trusted?" in done.stdout
     assert "why the others are not:\n" in done.stdout and "tuned: " in done.stdout
     reasons = json.loads((out / "reasons.json").read_text())
     assert {"rule", "model", "reason", "problems", "examples"} == set(reasons[0])
@@ -137,6 +141,16 @@ def test_levels_and_the_default_folder(world, capsys, monkeypatch, tmp_path, lev
     assert f"attribution/tuned-{level}-0.5/base.nc" in capsys.readouterr().out
 
 
+def test_what_a_report_takes_longest_for_can_be_left_out(world, capsys):
+    arguments = options(world, out=world / "short", trust="none")
+    assert main([*arguments, "--no-shared"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Can the scores be trusted\?\s+it was switched off  \(not measured\)", said)
+    assert re.search(r"The model, or its words\?.*\(not measured\)", said)
+    assert main(options(world, out=world / "short", trust=7)) == 0  # no settings of the results: they stay
+    assert "7 of " in capsys.readouterr().out
+
+
 def test_integrated_gradients_and_means_from_the_shell(world):
     assert main(options(world, out=world / "ig", **{"ig-steps": 2, "intervention": "mean", "memory": "lean"})) == 0
     scores = rc.load_scores(world / "ig" / "base.nc")
@@ -146,12 +160,9 @@ def test_integrated_gradients_and_means_from_the_shell(world):
 def test_one_model_alone(world, capsys):
     assert main(options(world, tuned=None, out=world / "alone")) == 0
     said = capsys.readouterr().out
-    assert (
-        "100.0% right (100.0% strictly);" in said
-        and "tuned:" not in said
-        and "intervals and tests come with a pair" in said
-    )
-    names = ["base.nc", "metrics.parquet", "reasons.json", "settings.json"]
+    assert "100 % right; " in said and "strictly 100 %" in said and "tuned:" not in said
+    assert "its intervals are in report.html; tests come with a pair" in said
+    names = ["base.nc", "metrics.parquet", "reasons.json", "report.html", "settings.json"]
     assert sorted(file.name for file in (world / "alone").iterdir()) == names
     table = pd.read_parquet(world / "alone" / "metrics.parquet").set_index("metric")
     assert table.columns.tolist() == ["value"]
@@ -187,8 +198,6 @@ def test_one_model_alone(world, capsys):
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, changes, says):
-    import re
-
     monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("a model answered"))
     changes = {k: v.format(root=world) if isinstance(v, str) else v for k, v in changes.items()}
     assert main(options(world, **{"out": world / "bad", **changes})) == 2
@@ -207,6 +216,7 @@ def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, ch
         ({"batch-size": "big"}, "'--batch-size': 'big', expected auto or"),
         ({"seed": -1}, "'--seed': '-1', expected a whole number of at least 0"),
         ({"ig-steps": 0}, "'--ig-steps': '0'"),
+        ({"trust": "some"}, "'--trust': 'some', expected auto, none or a whole number above 0"),
         ({"levl": "head"}, "no such option: --levl; did you mean '--level'?"),
     ],
 )
@@ -247,6 +257,8 @@ def test_no_problem_left_says_by_which_rule(world, tmp_path, capsys):
     rows = json.loads((tmp_path / "out" / "reasons.json").read_text())
     assert {row["model"] for row in rows} == {"base", "tuned"} and all(row["problems"] == 1 for row in rows)
     assert all(row["examples"].startswith("p/0: ") for row in rows)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No problem is left to compare on" in page and "0 of 1 kept" in page and "nan" not in page.lower()
 
 
 _ENDLESS = """
@@ -364,7 +376,7 @@ def test_no_table_of_numbers_that_are_not_there(capsys):
     """A single problem: no intervals, and a metric that cannot be had is named, not shown as NaN."""
     from types import SimpleNamespace
 
-    from rlcircuits.cli.attribute import _show
+    from rlcircuits.cli.results import show
     from tests.answers.test_answers import said_of
 
     table = pd.DataFrame(
@@ -373,11 +385,8 @@ def test_no_table_of_numbers_that_are_not_there(capsys):
     )  # fmt: skip
     selection = rc.select([said_of("q", "5", True)], [said_of("q", "5", True)], 0.3)
     tokenizer = SimpleNamespace(decode=str)
-    pair = SimpleNamespace(name="own")
-    one = SimpleNamespace(
-        pair=pair, problems=[1], accuracy=(1, 1), strict_accuracy=(0, 0), selection=selection, tokenizer=tokenizer
-    )
-    _show(one, table, alone=False)
+    one = SimpleNamespace(selection=selection, tokenizer=tokenizer)
+    show("report", one, table, alone=False)
     said = capsys.readouterr()
     assert "nan" not in said.out.lower() and "low" not in said.out
     assert "not defined on so few problems: inter_sample_diversity" in said.out and "at least two problems" in said.out
