@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 #: settings of a study that its scores depend on beside the level
-_SCORING = {"memory": "auto", "intervention": "zero", "ig_steps": 1}
+_SCORING = {"memory": "auto", "intervention": "zero", "ig_steps": 1, "loss": "nll"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -165,8 +165,9 @@ class _Beyond:
                 absent["shared"] = "it was switched off"
         if trust is None:
             absent["trust"] = "it was switched off"
-        elif self.run.scoring.intervention != "zero":
-            absent["trust"] = f"it is made for zero ablation, not for {self.run.scoring.intervention!r}"
+        elif (self.run.scoring.intervention, self.run.scoring.loss) != ("zero", "nll"):
+            asked = f"{self.run.scoring.intervention} and {self.run.scoring.loss}"
+            absent["trust"] = f"it is made for intervention zero and loss nll, not for {asked}"
         else:
             found["trust"] = {name: self.trusted(name, trust) for name in self.sides}
         return found
@@ -219,7 +220,10 @@ class _Beyond:
         """Both models compared on the base's answers, and on the tuned model's."""
         found = {}
         for text in SIDES:
-            base, tuned = (self.run.scores(self.sides[model], self.traces[text], self.cut) for model in SIDES)
+            base, tuned = (
+                self.run.scores(self.sides[model], self.traces[text], self.cut, self.sides[other])
+                for model, other in zip(SIDES, SIDES[::-1])
+            )
             found[text] = self.run.comparison(base, tuned)
         return found
 

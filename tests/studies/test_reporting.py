@@ -92,7 +92,7 @@ def test_one_model_alone_has_a_report_of_its_own(folders, problems, tmp_path):
 def test_what_is_left_out_says_so(folders, problems, tmp_path):
     settings = {**SETTINGS, "intervention": "mean"}
     report = rc.study(pair_of(folders), problems, store=tmp_path, **settings).report(shared=False)
-    assert "made for zero ablation, not for 'mean'" in report["trust"].says
+    assert "not for mean and nll" in report["trust"].says
     assert "it was switched off" in report["shared"].needs
 
 
