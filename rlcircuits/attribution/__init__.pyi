@@ -5,8 +5,11 @@ from .architecture import Architecture as Architecture
 from .batching import bytes_per_token as bytes_per_token
 from .batching import in_batches as in_batches
 from .circuits import RANKS as RANKS
+from .circuits import SHARES as SHARES
+from .circuits import areas as areas
 from .circuits import circuit as circuit
 from .circuits import faithfulness as faithfulness
+from .circuits import patched_losses as patched_losses
 from .continuing import Passed as Passed
 from .digests import digest as digest
 from .digests import model_digests as model_digests

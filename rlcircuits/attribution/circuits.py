@@ -30,43 +30,30 @@ Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark (arXi
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
-from rlcircuits.attribution.ablation import inputs_of_reruns
-from rlcircuits.attribution.architecture import Architecture
-from rlcircuits.attribution.batching import in_batches
 from rlcircuits.attribution.graph import Graph
 from rlcircuits.attribution.losses import Loss, Objective
+from rlcircuits.attribution.rankings import Runs
 from rlcircuits.attribution.reading import plain
 from rlcircuits.attribution.replacements import Replacement
-from rlcircuits.attribution.reruns import rerun
 from rlcircuits.attribution.traces import Trace, checked
 from rlcircuits.errors import InputError, choose
 from rlcircuits.metrics import edge_values
-from rlcircuits.storage import Journal, Step, journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CIRCUITS = Step("circuits", 1, also=("rlcircuits.metrics.edges",))
 RANKS = ("absolute", "signed")
-#: a finished run in a journal: which trace, the edges kept (64 bits of BLAKE2b over which edges, in the graph's order),
-#: loss in nats
-ROW = np.dtype([("sample", "<i4"), ("kept", "<u8"), ("loss", "<f8")])
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -168,15 +155,15 @@ def faithfulness(
     replacement = Replacement.of(hf, graph.level, traces, intervention, corrupted, other, cut, batch_size, progress)
     rankings = [_order(scores, rank)[0] for rank in ("signed", "absolute")]
     rankings += [np.random.default_rng(seed).permutation(graph.n_edges) for seed in range(seeds)]
-    ranks = np.stack([np.argsort(order) for order in rankings])  # (ranking, edge): place of each edge
-    sizes = np.array([(0, *counts, graph.n_edges)] * len(ranks))
-    kept: contextlib.AbstractContextManager[Journal | None] = contextlib.nullcontext()
-    if resume is not None:
-        inputs = inputs_of_reruns(hf, traces, graph.level, cut, replacement, objective) | {"code": str(CIRCUITS)}
-        kept = journal(resume, "circuits", inputs, ROW)
-    with kept as book:
-        losses = _measure(hf, graph, objective, replacement, traces, ranks, sizes, batch_size, progress, book)
+    runs = Runs(hf, graph, objective, replacement, traces, cut, batch_size, progress, resume)
+    losses = runs.losses(rankings, (0, *counts, graph.n_edges))
     empty, full = losses[0, 0], losses[0, -1]
+    if empty.mean() <= full.mean() and intervention != "model":  # between two models either may do better
+        warnings.warn(
+            f"without any edge the loss is {empty.mean():.3g} nats, not above the model's own {full.mean():.3g}: "
+            "faithfulness, CPR and CMD say little here",
+            stacklevel=2,
+        )
     result = _dataset(losses[:, 1:-1], full, empty, [float(share) for share in shares], seeds, confidence)
     result = result.assign_coords(sample=[t.problem for t in traces], edges=("share", counts))
     result.attrs = {
@@ -189,77 +176,6 @@ def faithfulness(
         "model": getattr(model, "name", "") or hf.config.name_or_path or type(hf).__name__,
     }
     return result
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of a batch: a trace with only the first `size` edges of a ranking (by its number)."""
-
-    sample: int
-    problem: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    ranking: int
-    size: int
-
-
-def _measure(
-    hf: PreTrainedModel,
-    graph: Graph,
-    objective: Objective,
-    replacement: Replacement,
-    traces: Sequence[Trace],
-    ranks: np.ndarray,
-    sizes: np.ndarray,
-    batch_size: int | str,
-    progress: bool,
-    book: Journal | None,
-) -> np.ndarray:
-    """Losses ``(ranking, size, sample)`` with only the first edges of each ranking, for sizes ``(ranking, size)``.
-
-    Each circuit is run once, and not at all where the journal has it; no edges and all edges are the same circuit in
-    every ranking.
-    """
-
-    def name(ranking: int, size: int) -> tuple[int, int]:
-        return (0 if size in (0, graph.n_edges) else ranking, int(size))
-
-    def kept(ranking: int, size: int) -> int:
-        edges = np.packbits(ranks[ranking] < size).tobytes()
-        return int.from_bytes(hashlib.blake2b(edges, digest_size=8).digest(), "little")
-
-    def rerun_rows(batch: list[_Row]) -> Tensor:
-        removed = np.zeros((len(batch), *graph.mask.shape), bool)
-        for row, run in zip(removed, batch):
-            row[graph.mask] = ranks[run.ranking] >= run.size
-        inputs = objective.batch(hf, batch)
-        gone = torch.from_numpy(removed).to(hf.dtype)
-        return rerun(Architecture.of(hf), graph, hf, inputs, gone, replacement.outputs(batch))
-
-    circuits = sorted({name(ranking, size) for ranking, row in enumerate(sizes) for size in row})
-    names = {c: kept(*c) for c in circuits}
-    finished = {} if book is None else {(row["sample"], row["kept"]): row["loss"] for row in book.rows}
-    found = {c: np.array([finished.get((i, names[c]), np.nan) for i in range(len(traces))]) for c in circuits}
-    rows = [
-        _Row(i, t.problem, t.prompt, t.answer, *c)
-        for i, t in enumerate(traces)
-        for c in circuits
-        if np.isnan(found[c][i])
-    ]
-    for indices, losses in in_batches(hf, rows, batch_size, rerun_rows, "re-running circuits", progress):
-        record = []
-        for index, loss in zip(indices, losses.cpu().numpy()):
-            row = rows[index]
-            if not np.isfinite(loss):
-                raise InputError(
-                    f"the loss of trace {row.problem!r} with {row.size} of {graph.n_edges} edges is {loss}: the model "
-                    "overflows in its dtype or its weights are damaged; load it in float32 or check the checkpoint"
-                )
-            found[row.ranking, row.size][row.sample] = loss
-            record.append((row.sample, names[row.ranking, row.size], loss))
-        if book is not None:
-            book.add(np.array(record, ROW))
-    return np.array([[found[name(ranking, size)] for size in row] for ranking, row in enumerate(sizes)])
 
 
 def areas(shares: Sequence[float], faithfulness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,12 +192,6 @@ def _dataset(
 ) -> xr.Dataset:
     """Everything that follows from the losses ``(ranking, share, sample)``; signed and absolute rankings come first."""
     gap = empty - full
-    if gap.mean() <= 0:
-        warnings.warn(
-            f"without any edge the loss is {empty.mean():.3g} nats, not above the model's own {full.mean():.3g}: "
-            "faithfulness, CPR and CMD say little here",
-            stacklevel=3,
-        )
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(gap == 0, np.nan, (empty - losses) / gap) + 0.0  # no −0
         mean = np.where(gap.mean() == 0, np.nan, (empty - losses).mean(-1) / gap.mean()) + 0.0
@@ -414,3 +324,38 @@ def _graph(hf: PreTrainedModel, scores: xr.DataArray) -> Graph:
             f"score for each of its {graph.n_edges:,} edges, as rlcircuits.attribute gives"
         )
     return graph
+
+
+def patched_losses(
+    model: Any,
+    traces: Sequence[Trace],
+    level: str,
+    rankings: Sequence[np.ndarray],
+    counts: Sequence[int],
+    cut: int | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+    resume: str | os.PathLike[str] | None = None,
+    intervention: str = "zero",
+    corrupted: Sequence[Trace] | None = None,
+    other: Any = None,
+    loss: str | Loss | Sequence[Sequence[float]] = "nll",
+) -> np.ndarray:
+    """Losses ``(ranking, count, sample)`` with the first edges of each ranking replaced together, by re-running.
+
+    Args:
+        model, traces, level, cut, batch_size, progress, intervention, corrupted, other, loss: as for `attribute`.
+        rankings: every edge of the graph, as its place in the row-major list of edges, from the first to be replaced.
+        counts: how many edges are replaced.
+        resume: as for `faithfulness`.
+
+    Raises:
+        InputError: as for `attribute`.
+    """
+    hf = plain(model)
+    traces = checked(hf, traces, cut)
+    graph = Graph.of(hf, level)
+    objective = Objective.of(loss, hf, traces, cut)
+    replacement = Replacement.of(hf, level, traces, intervention, corrupted, other, cut, batch_size, progress)
+    runs = Runs(hf, graph, objective, replacement, traces, cut, batch_size, progress, resume)
+    return runs.losses([order[::-1] for order in rankings], [graph.n_edges - n for n in counts])

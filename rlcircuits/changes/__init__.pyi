@@ -4,4 +4,9 @@ from .divergences import divergence as divergence
 from .grafting import GRAFTS as GRAFTS
 from .grafting import Graft as Graft
 from .grafting import graft as graft
+from .patching import Patching as Patching
+from .patching import cross_patch as cross_patch
+from .sides import SIDES as SIDES
 from .sides import both as both
+from .transfers import Transfer as Transfer
+from .transfers import transfer as transfer

@@ -45,7 +45,7 @@ from rlcircuits.attribution import (
 )
 from rlcircuits.changes.chimaeras import EMBEDDINGS, Chimaera, Weights, chimaera, named, parts_of, weights_of
 from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
-from rlcircuits.changes.sides import Pair, both
+from rlcircuits.changes.sides import SIDES, Pair, both, sided
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import Model, ModelPair, adapted_weights
 from rlcircuits.models import pair as registered_pair
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GRAFTS = Step("grafts", 1)
-SIDES = ("base", "tuned")
 #: a finished run in a journal: whose answers, which trace, which chimaera, and its loss in nats
 _ROW = np.dtype([("answers", "<i4"), ("sample", "<i4"), ("chimaera", "<u8"), ("loss", "<f8")])
 
@@ -185,7 +184,7 @@ def graft(
         choose("side in into", unknown[0], SIDES)
     base, tuned, weights = _sides(pair, device, dtype)
     hf = plain(base)
-    by_side = _by_side(traces)
+    by_side = sided(traces) if isinstance(traces, Mapping) else {"given": sided(traces)["base"]}
     rows = {name: checked(hf, some, cut) for name, some in by_side.items()}
     objectives = {name: Objective.of(loss, hf, some, cut) for name, some in rows.items()}
     chosen = _chosen(hf, modules, (into,) if isinstance(into, str) else tuple(into))
@@ -241,18 +240,6 @@ def _sides(pair: Pair, device: str, dtype: str) -> tuple[Any, Any, Weights]:
             return base, None, adapted
     base, tuned = both(pair, device, dtype)
     return base, tuned, weights_of(tuned, base)
-
-
-def _by_side(traces: Any) -> dict[str, list[Trace]]:
-    if not isinstance(traces, Mapping):
-        return {"given": list(traces) if isinstance(traces, Sequence) else traces}
-    found = {choose("side in traces", name, SIDES): list(some) for name, some in traces.items()}
-    problems = [[getattr(trace, "problem", None) for trace in some] for some in found.values()]
-    if any(one != problems[0] for one in problems):
-        raise InputError("the traces of base and tuned are of other problems: expected the same ones in the same order")
-    if not found:
-        raise InputError("no traces given: expected a sequence, or {'base': …, 'tuned': …}")
-    return found
 
 
 def _chosen(hf: PreTrainedModel, modules: Iterable[str] | None, into: Sequence[str]) -> list[_Mixed]:

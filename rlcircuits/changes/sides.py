@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcircuits.attribution import plain
-from rlcircuits.errors import InputError
+from rlcircuits.attribution import Trace, plain
+from rlcircuits.errors import InputError, choose
 from rlcircuits.models import Model, ModelPair, check_pair
 from rlcircuits.models import pair as registered_pair
 
 Pair = ModelPair | str | Sequence[Any]
+SIDES = ("base", "tuned")
 
 
 def both(pair: Pair, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
@@ -43,6 +44,26 @@ def both(pair: Pair, device: str = "auto", dtype: str = "auto") -> tuple[Any, An
                 "and after fine-tuning"
             )
     return base, tuned
+
+
+def sided(traces: Sequence[Trace] | Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
+    """Traces of base and of tuned: the same ones unless they are given for each.
+
+    Raises:
+        InputError: those of one side alone, of another side, or of other problems for one than for the other.
+    """
+    if not isinstance(traces, Mapping):
+        some = list(traces) if isinstance(traces, Sequence) else traces
+        return dict.fromkeys(SIDES, some)
+    for name in traces:
+        choose("side in traces", name, SIDES)
+    if len(traces) < len(SIDES):
+        raise InputError(f"traces are of {', '.join(traces) or 'no side'} alone: expected {{'base': …, 'tuned': …}}")
+    found = {side: list(traces[side]) for side in SIDES}
+    problems = [[getattr(trace, "problem", None) for trace in some] for some in found.values()]
+    if problems[0] != problems[1]:
+        raise InputError("the traces of base and tuned are of other problems: expected the same ones in the same order")
+    return found
 
 
 def _sizes(model: Any) -> dict[str, Any]:

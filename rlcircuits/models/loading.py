@@ -226,7 +226,14 @@ def _only_matrices(folder: Path) -> bool:
     from safetensors import safe_open
 
     settings = adapter_settings(folder)
-    more = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")
+    more = (
+        "use_dora",
+        "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
+        "target_parameters",
+        "megatron_config",
+    )
     with safe_open(folder / WEIGHTS, "np") as file:  # whose header needs no torch
         whole = [key for key in file.keys() if key.endswith(("embed_tokens.weight", "lm_head.weight"))]  # noqa: SIM118
     return not whole and settings.get("bias", "none") == "none" and not any(settings.get(name) for name in more)

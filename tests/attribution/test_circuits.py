@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlcircuits as rc
-from rlcircuits.attribution import ablation, circuits, reruns
+from rlcircuits.attribution import ablation, rankings, reruns
 from rlcircuits.attribution.circuits import SHARES, areas
 from rlcircuits.storage.files import DamagedArtefact, StoreError
 from rlcircuits.storage.journals import OtherInputs
@@ -328,7 +328,7 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
     hf, some = tiny("qwen2", torch.float32, layers=2), traces()
     scores = rc.attribute(hf, some, level="qkv")
     options = {"shares": [0.1, 0.5, 1.0], "seeds": 2, "batch_size": 4, "progress": False}
-    rerun, sizes, stop = circuits.rerun, [], None
+    rerun, sizes, stop = rankings.rerun, [], None
 
     def counting(*args):
         if len(sizes) == stop:
@@ -336,7 +336,7 @@ def test_interrupted_circuits_go_on_bit_for_bit(tmp_path, monkeypatch):
         sizes.append(len(args[3].ids))
         return rerun(*args)
 
-    monkeypatch.setattr(circuits, "rerun", counting)
+    monkeypatch.setattr(rankings, "rerun", counting)
     expected = rc.faithfulness(hf, some, scores, **options)
     total = len(some) * (2 + 4 * 2)  # nothing, everything, and two shares of four rankings
     assert sum(sizes) == total
