@@ -1,20 +1,50 @@
 """The one kind of error a user is meant to read.
 
 A message says what was given, what was expected and what to do next, in one or two lines. The shell prints it
-without a traceback and exits with code 2.
+without a traceback and exits with code 2. Arguments are called as whoever reads it gives them (`argument`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+_flags: Mapping[str, str] = {}
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, why and what to do."""
+
+
+def argument(name: str, value: object = None) -> str:
+    """What a message calls an argument, alone or with a value: by the flag that the shell's command has for it, else as
+    Python has it.
+
+    >>> argument("batch_size"), argument("keep", "all")
+    ('batch_size', "keep='all'")
+    >>> with flags({"keep": "--keep"}):
+    ...     argument("keep", "all")
+    '--keep all'
+    """
+    if name in _flags:
+        return _flags[name] if value is None else f"{_flags[name]} {shlex.quote(str(value))}"
+    return name if value is None else f"{name}={value!r}"
+
+
+@contextlib.contextmanager
+def flags(names: Mapping[str, str]) -> Iterator[None]:
+    """While a command of the shell runs: the flags by which messages call its arguments."""
+    global _flags
+    before, _flags = _flags, names
+    try:
+        yield
+    finally:
+        _flags = before
 
 
 def choose(kind: str, given: object, known: Iterable[str]) -> str:
@@ -52,7 +82,7 @@ def expect_whole(name: str, value: Any, least: int, other: str = "") -> None:
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise InputError(
-            f"{name} is {value!r}: expected a whole number of at least {least}{f' {other}' if other else ''}"
+            f"{argument(name)} is {value!r}: expected a whole number of at least {least}{f' {other}' if other else ''}"
         )
 
 

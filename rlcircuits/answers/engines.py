@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, argument
 
 if TYPE_CHECKING:
     from rlcircuits.models import Model, Outline
@@ -52,12 +52,12 @@ def vllm(
     except ImportError as error:
         raise InputError(
             "the engine 'vllm' needs vLLM and a GPU, and vLLM is not installed: pip install 'rlcircuits[vllm]', or "
-            "use engine='transformers'"
+            f"use {argument('engine', 'transformers')}"
         ) from error
     if getattr(model, "adapter", False) or getattr(model, "base_fingerprint", None):
         raise InputError(
             f"{model.name!r} is an adapter, which the engine 'vllm' is not given: save the merged model, or use "
-            "engine='transformers'"
+            f"{argument('engine', 'transformers')}"
         )
     longest = max(len(prompts[i]) + rooms[i] for i in order)
     engine = LLM(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.problems import Problem, ProblemSet
 from rlcircuits.answers.sets import known_sets, problem_set, problem_sets
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, argument
 from rlcircuits.models import Prompt
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def examples(
     wanted = int(number) if number else len(others)
     if not 1 <= wanted <= min(len(others), _MOST):
         raise InputError(
-            f"few_shot is {os.fspath(few_shot)!r}: {len(others)} of its {len(found)} problems are not among those "
+            f"{argument('few_shot')} is {os.fspath(few_shot)!r}: {len(others)} of its {len(found)} problems are not among those "
             f"asked; expected '{name}:N' with N from 1 to {min(len(others), _MOST)}"
             if others
-            else f"few_shot is {os.fspath(few_shot)!r}: all of its problems are among those asked; expected others"
+            else f"{argument('few_shot')} is {os.fspath(few_shot)!r}: all of its problems are among those asked; expected others"
         )
     return tuple((problem.question, problem.reference) for problem in others[:wanted])
 

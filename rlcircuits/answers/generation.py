@@ -28,7 +28,7 @@ from rlcircuits.answers.answer import Answer, answer_of, expect_plain_text
 from rlcircuits.answers.engines import ENGINES, vllm
 from rlcircuits.answers.problems import ProblemSet
 from rlcircuits.attribution import suitable_threads
-from rlcircuits.errors import InputError, choose, expect_whole
+from rlcircuits.errors import InputError, argument, choose, expect_whole
 from rlcircuits.models import LOADING, LONGEST_ANSWER, Model, Outline, Prompt, encode_prompt, end_tokens_of, fingerprint
 from rlcircuits.storage import Journal, Step, journal
 
@@ -226,7 +226,7 @@ def _rooms(
     tight = sum(room < max_new_tokens for room in rooms)
     if tight:
         warnings.warn(
-            f"{tight} of {len(prompts)} prompts leave less than max_new_tokens = {max_new_tokens} of the {context} "
+            f"{tight} of {len(prompts)} prompts leave less than {argument('max_new_tokens', max_new_tokens)} of the {context} "
             f"tokens of {model.name!r} (problem {problems[longest].id!r} leaves {rooms[longest]}): their answers end "
             "there at the latest",
             stacklevel=3,
@@ -330,10 +330,10 @@ def _half(model: Model, size: int, asked: int | str) -> int:
     torch.cuda.empty_cache()
     if asked != "auto":
         raise InputError(
-            f"batch_size = {asked} does not fit into the memory of {model.device}: give a smaller one, or 'auto'"
+            f"{argument('batch_size', asked)} does not fit into the memory of {model.device}: give a smaller one, or 'auto'"
         )
     if size == 1:
         raise InputError(
-            f"not even one answer of {model.name!r} fits into the memory of {model.device}: lower max_new_tokens"
+            f"not even one answer of {model.name!r} fits into the memory of {model.device}: lower {argument('max_new_tokens')}"
         )
     return size // 2

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlcircuits.answers.grading import EXTRACTORS, GRADERS
 from rlcircuits.answers.problems import Problem, ProblemSet, encodable
-from rlcircuits.errors import InputError, choose, near
+from rlcircuits.errors import InputError, argument, choose, near
 
 
 def load_problems(
@@ -181,4 +181,4 @@ def _what_is_there(path: Path) -> str:
 
 def _expect_limit(limit: int | None) -> None:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise InputError(f"limit is {limit!r}: expected a whole number of problems, at least 1, or None")
+        raise InputError(f"{argument('limit')} is {limit!r}: expected a whole number of problems, at least 1, or None")

@@ -22,7 +22,7 @@ from rlcircuits.answers.answer import Answer
 from rlcircuits.answers.problems import draw
 from rlcircuits.answers.reasons import SHOWN, reasons
 from rlcircuits.attribution import Trace
-from rlcircuits.errors import InputError, choose, expect_whole
+from rlcircuits.errors import InputError, argument, choose, expect_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ class Selection:
             shown = ", ".join(repr(tokenizer.decode(list(ids))) for ids in list(dict.fromkeys(scored))[:SHOWN])
             first = "the first token" if cut == 1 else f"the first {cut} tokens"
             found.append(
-                f"T_cut is {cut}: only {first} of each answer count, such as {shown}; a larger alpha scores more"
+                f"T_cut is {cut}: only {first} of each answer count, such as {shown}; a larger {argument('alpha')} scores more"
             )
         return found
 
@@ -202,7 +202,7 @@ class _Rules:
             rules = "; ".join(f"{row['rule']}: {row['left']} left" for row in self.rows)
             raise NothingLeft(
                 f"no problem is left by the rule {rule!r}{f' ({detail})' if detail else ''}, of {len(before)} before "
-                f"it [{rules}]; {_ADVICE[rule]}",
+                f"it [{rules}]; {_ADVICE[rule]()}",
                 self.reasons(),
                 list(self.pairs.values()),
             )
@@ -217,14 +217,17 @@ class _Rules:
 
 
 _ADVICE = {
-    "both answers correct": "give more or easier problems, a larger max_new_tokens or another prompt, check the "
-    "grader, or "
-    "compare all answers with keep='all'",
-    "no answer empty": "the models end their answers at once: check the prompt",
-    "mean length in [βT̄, γT̄]": "lower beta or raise gamma",
-    "lengths differ by at most δ": "raise delta, or give more problems",
-    "prompts equally long": "the two tokenizers or chat templates differ: give both the same template with "
-    "'{question}'",
+    "both answers correct": lambda: (
+        f"give more or easier problems, a larger {argument('max_new_tokens')} or another {argument('prompt')}, check the "
+        f"{argument('grader')}, or compare all answers with {argument('keep', 'all')}"
+    ),
+    "no answer empty": lambda: f"the models end their answers at once: check the {argument('prompt')}",
+    "mean length in [βT̄, γT̄]": lambda: f"lower {argument('beta')} or raise {argument('gamma')}",
+    "lengths differ by at most δ": lambda: f"raise {argument('delta')}, or give more problems",
+    "prompts equally long": lambda: (
+        "the two tokenizers or chat templates differ: give both the same template with '{question}' as "
+        f"{argument('prompt')}"
+    ),
 }
 
 
@@ -256,12 +259,18 @@ def _mean(values: Sequence[int | Fraction]) -> Fraction:
 def _expect_settings(alpha: float, beta: float, gamma: float, delta: float, n: int, seed: int) -> None:
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("delta", delta)):
         if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(value):
-            raise InputError(f"{name} is {value!r}: expected a finite number")
+            raise InputError(f"{argument(name)} is {value!r}: expected a finite number")
     if not 0 < alpha <= 1:
-        raise InputError(f"alpha is {alpha}: expected a share of the mean answer length, above 0 and at most 1")
+        raise InputError(
+            f"{argument('alpha')} is {alpha}: expected a share of the mean answer length, above 0 and at most 1"
+        )
     if not 0 <= beta <= gamma:
-        raise InputError(f"beta is {beta} and gamma is {gamma}: expected 0 <= beta <= gamma, such as 0.5 and 1.5")
+        raise InputError(
+            f"{argument('beta')} is {beta} and {argument('gamma')} is {gamma}: expected 0 <= β <= γ, such as 0.5 and 1.5"
+        )
     if delta < 0:
-        raise InputError(f"delta is {delta}: expected a share of the mean length of at least 0, such as 0.5")
+        raise InputError(
+            f"{argument('delta')} is {delta}: expected a share of the mean length of at least 0, such as 0.5"
+        )
     expect_whole("n", n, 1)
     expect_whole("seed", seed, 0)

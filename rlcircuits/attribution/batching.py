@@ -19,7 +19,7 @@ import torch
 
 from rlcircuits.attribution.layers import embedding
 from rlcircuits.attribution.threads import suitable_threads
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,7 @@ def in_batches(
     ordered = [lengths[i] for i in order]
     automatic = batch_size == "auto"
     if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}: expected 'auto' or a whole number of at least 1")
+        raise InputError(f"{argument('batch_size')} is {batch_size!r}: expected 'auto' or a whole number of at least 1")
     budgets = [token_budget(hf, plan.bytes_per_token) for plan in plans]
     quick = WORK / sum(p.numel() for p in hf.parameters()) if hf.device.type == "cpu" else math.inf
     turning = _turning_length(hf)

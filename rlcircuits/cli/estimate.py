@@ -28,7 +28,7 @@ def estimate(
     alpha: options.Alpha = 0.3,
     tokens: Annotated[int | None, score(_TOKENS, "N", whole)] = None,
     answer_tokens: Annotated[int | None, score(_ANSWER, "N", whole)] = None,
-    flops: Annotated[float | None, option(_FLOPS, "F", _rate)] = None,
+    device_flops: Annotated[float | None, option(_FLOPS, "F", _rate)] = None,
 ) -> None:
     """Memory and time of attribution from a model's configuration alone."""
     from rlcircuits.models import estimate
@@ -43,7 +43,7 @@ def estimate(
         tokens=tokens,
         level=level,
         dtype=dtype,
-        device_flops=flops,
+        device_flops=device_flops,
         alpha=alpha,
         answer_tokens=answer_tokens,
     )

@@ -16,13 +16,13 @@ from typer.core import TyperCommand
 from rlcircuits import __version__
 from rlcircuits.cli import answers, attribute, estimate, models, pairs, problems, sweep
 from rlcircuits.cli.options import grouped
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, flags
 from rlcircuits.extensions import provided
 
 
 class Command(TyperCommand):
-    """A command whose ``--help`` keeps the headings of its options, and whose line in the list of commands is not cut
-    short.
+    """A command whose ``--help`` keeps the headings of its options, whose line in the list of commands is not cut
+    short, and whose messages call its arguments by their flags.
     """
 
     def headings(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
@@ -38,6 +38,10 @@ class Command(TyperCommand):
         for heading, records in self.headings(ctx).items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+    def invoke(self, ctx: Any) -> Any:
+        with flags({param.name: param.opts[0] for param in self.params if param.param_type_name == "option"}):
+            return super().invoke(ctx)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         return " ".join((self.help or "").partition("\n\n")[0].split()).rstrip(".")

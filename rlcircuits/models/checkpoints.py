@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, argument
 from rlcircuits.models.adapters import is_adapter
 from rlcircuits.models.gguf import SUFFIX, converted, packaged, packaged_folder
 
@@ -73,11 +73,11 @@ def resolved_device(device: str) -> torch.device:
         ) from error
     if where.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(
-            f"device {device!r} was asked for, but PyTorch sees no MPS device here; use device='cpu' or 'auto'"
+            f"device {device!r} was asked for, but PyTorch sees no MPS device here; use {argument('device', 'cpu')}"
         )
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            f"device {device!r} was asked for, but PyTorch sees no CUDA device here; use device='cpu' or 'auto'"
+            f"device {device!r} was asked for, but PyTorch sees no CUDA device here; use {argument('device', 'cpu')}"
         )
     return where
 

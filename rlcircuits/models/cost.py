@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.attribution import LEVELS
-from rlcircuits.errors import InputError, choose, expect_whole, near
+from rlcircuits.errors import InputError, argument, choose, expect_whole, near
 from rlcircuits.models.checkpoints import DTYPES, local_checkpoint
 from rlcircuits.models.faults import explained
 from rlcircuits.models.gguf import packaged
@@ -113,7 +113,7 @@ def estimate(
         if value is not None:
             expect_whole(name, value, 1)
     if device_flops is not None and not (isinstance(device_flops, (int, float)) and 0 < device_flops < float("inf")):
-        raise InputError(f"device_flops is {device_flops!r}: expected operations a second, above 0")
+        raise InputError(f"{argument('device_flops')} is {device_flops!r}: expected operations a second, above 0")
     name, hf, pair = _on_meta(model, dtype)
     dtype = str(hf.dtype).removeprefix("torch.")
     longest = answer_tokens or (min(ANSWER_TOKENS, pair.max_new_tokens) if pair is not None else ANSWER_TOKENS)

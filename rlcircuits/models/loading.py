@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, argument, choose
 from rlcircuits.models.adapters import WEIGHTS, adapter_settings, hub_adapter, is_adapter
 from rlcircuits.models.checkpoints import DTYPES, SPREAD, fingerprint, local_checkpoint, resolved_device, together
 from rlcircuits.models.faults import explained
@@ -148,7 +148,7 @@ def load_model(
             hf.to(where)
     except RuntimeError as error:
         raise InputError(
-            f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another device or a smaller dtype"
+            f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another {argument('device')} or a smaller {argument('dtype')}"
         ) from error
     return Model(hf, tokenizer, name, local, getattr(hf.config, "_commit_hash", None) if local is None else None)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,20 +43,26 @@ class Prompt:
     def __post_init__(self) -> None:
         for name in ("system", "instruction"):
             if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}: expected a text")
+                raise InputError(f"{argument(name)} is {getattr(self, name)!r}: expected a text")
         if self.template != CHAT and not (isinstance(self.template, str) and self.template.count(_PLACE) == 1):
             raise InputError(
-                f"prompt is {str(self.template)[:200]!r}: expected a template with one '{{question}}', or 'chat'"
+                f"{argument('prompt')} is {str(self.template)[:200]!r}: expected a template with one '{{question}}', or 'chat'"
             )
         if self.instruction.count(_PLACE) > 1:
-            raise InputError(f"instruction is {self.instruction[:200]!r}: expected '{{question}}' once, or not at all")
+            raise InputError(
+                f"{argument('instruction')} is {self.instruction[:200]!r}: expected '{{question}}' once, or not at all"
+            )
         if self.system and self.template != CHAT:
-            raise InputError("system is the first turn of a chat: expected prompt 'chat', or the text in the template")
+            raise InputError(
+                f"{argument('system')} is the first turn of a chat: expected {argument('prompt', 'chat')}, or the text in the template"
+            )
 
     @property
     def key(self) -> str | dict[str, Any]:
         """What answers depend on: the template alone where there is nothing else."""
-        return asdict(self) if self != Prompt(self.template) else self.template
+        if self == Prompt(self.template):
+            return self.template
+        return asdict(self) | {"examples": [list(one) for one in self.examples]}
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
         """The whole prompt, without the special tokens that the tokenizer puts before a text.
@@ -82,7 +88,7 @@ class Prompt:
 
         if not tokenizer.chat_template:
             raise InputError(
-                "prompt is 'chat', but the tokenizer has no chat template: give a template with '{question}'"
+                f"{argument('prompt')} is 'chat', but the tokenizer has no chat template: give a template with '{{question}}'"
             )
         turns = [("system", self.system)] if self.system else []
         turns += [turn for said, answer in asked for turn in (("user", said), ("assistant", answer)) if turn[1]]
@@ -90,12 +96,18 @@ class Prompt:
         try:
             made = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         except TemplateError as error:
+            instead = (
+                f"say it in {argument('instruction')}, not in {argument('system')}"
+                if self.system
+                else "give a template"
+            )
             raise InputError(
-                f"the tokenizer's chat template refuses these turns ({str(error)[:100]}): "
-                f"{'say it in instruction, not in system' if self.system else 'give a template'}"
+                f"the tokenizer's chat template refuses these turns ({str(error)[:100]}): {instead}"
             ) from error
         if self.system and self.system.strip() not in made:
-            raise InputError("the tokenizer's chat template leaves system out: say it in instruction")
+            raise InputError(
+                f"the tokenizer's chat template leaves {argument('system')} out: say it in {argument('instruction')}"
+            )
         return made
 
 

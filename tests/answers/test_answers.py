@@ -213,7 +213,7 @@ def test_too_little_memory_halves_an_automatic_batch(models, monkeypatch):
     monkeypatch.setattr(model.hf, "generate", limited(3), raising=False)
     assert generate(model, problems, max_new_tokens=6) == expected
     assert sizes == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    with pytest.raises(InputError, match="batch_size = 4 does not fit"):
+    with pytest.raises(InputError, match="batch_size=4 does not fit"):
         generate(model, problems, max_new_tokens=6, batch_size=4)
     monkeypatch.setattr(model.hf, "generate", limited(0), raising=False)
     with pytest.raises(InputError, match="not even one answer"):

@@ -253,6 +253,14 @@ def test_no_problem_left_says_by_which_rule(world, tmp_path, capsys):
     assert main(options(world, problems=tmp_path / "p.jsonl", out=tmp_path / "out")) == 2
     said = capsys.readouterr()
     assert said.out == "" and "no problem is left by the rule 'both answers correct'" in said.err.splitlines()[-1]
+    assert "a larger --max-new-tokens or another --prompt" in said.err and "with --keep all" in said.err
+    with pytest.raises(rc.InputError, match="a larger max_new_tokens or another prompt.* with keep='all'"):
+        rc.study(
+            rc.ModelPair("p", str(world / "base"), str(world / "tuned"), max_new_tokens=6),
+            rc.load_problems(tmp_path / "p.jsonl", answer="right", grader="final"),
+            store=world / "runs",
+            device="cpu",
+        )
     assert "why no problem is left:" in said.err and "base: " in said.err and "tuned: " in said.err
     rows = json.loads((tmp_path / "out" / "reasons.json").read_text())
     assert {row["model"] for row in rows} == {"base", "tuned"} and all(row["problems"] == 1 for row in rows)

@@ -151,10 +151,13 @@ def test_bad_input(make, says, tmp_path):
 
 def test_the_shell(tmp_path, capsys):
     save(tmp_path / "m", layers=2)
-    assert main(["estimate", "--pair", "mistral", "--flops", "3e14", "--problems", "500"]) == 0
+    assert main(["estimate", "--pair", "mistral", "--device-flops", "3e14", "--problems", "500"]) == 0
     said = capsys.readouterr().out
     assert "7,241,732,096 parameters" in said and "13.49 GiB in bfloat16" in said and "500 problems" in said
-    assert main(["estimate", "--base", str(tmp_path / "m" / "config.json"), "--level", "head", "--flops", "1e12"]) == 0
+    assert (
+        main(["estimate", "--base", str(tmp_path / "m" / "config.json"), "--level", "head", "--device-flops", "1e12"])
+        == 0
+    )
     assert main(["estimate"]) == 2 and main(["estimate", "--pair", "mistral", "--base", "x"]) == 2
     assert main(["estimate", "--base", str(tmp_path)]) == 2
     assert "expected a model's config.json" in capsys.readouterr().err

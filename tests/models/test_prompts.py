@@ -91,6 +91,8 @@ def test_a_template_with_examples_is_as_lm_evaluation_harness_writes_them():
 
 def test_a_prompt_enters_keys_as_its_template_until_it_is_more():
     assert Prompt("Q {question}").key == "Q {question}" and Prompt("chat").key == "chat"
+    whole = Prompt("chat", "a", "b", SHOWN).key
+    assert json.loads(json.dumps(whole)) == whole
     keys = [
         json.dumps(prompt.key)
         for prompt in (
