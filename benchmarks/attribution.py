@@ -7,9 +7,10 @@
 3. CPU: one thread, CPU seconds of the process. CUDA: events around each pass. Peak memory is measured on its own, one
    process per case, above what the loaded model takes.
 
-Seven suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
+Nine suites: ``levels`` (each level and memory mode), ``lengths`` (traces of unequal length against equal ones),
 ``growth`` (tokens and layers), ``exact`` (every edge removed, against as many forward passes), ``groups`` (scores by eight groups of tokens against scores without groups), ``transformer_lens``
-(its own edge attribution on a model that it supports) and, with a CUDA device, ``shapes`` (random bfloat16 weights in the shapes of published 7-billion-parameter models). ``make bench`` runs what
+(its own edge attribution on a model that it supports) and, with a CUDA device and random bfloat16 weights in the shapes of
+published 7-billion-parameter models, ``shapes`` (each level and memory mode), ``hundred`` (traces in one call) and ``long`` (one of 32,768 tokens). ``make bench`` runs what
 fits a CPU, ``make bench-gpu`` the rest; both write a table and a note of date, device and versions to results/benchmarks.
 """
 
@@ -182,8 +183,10 @@ def against(times: dict[str, list[float]], reference: str) -> dict[str, Row]:
 # --- peak memory ----------------------------------------------------------------------------------
 
 
-def peak(case: str, shape: Shape, tokens: int, where: Where) -> int:
-    """Peak bytes above the loaded model of one pass, in a process of its own; 0 where it cannot be measured."""
+def peak(case: str, hf: Any, shape: Shape, tokens: int, where: Where) -> int:
+    """Peak bytes above the loaded model of one pass, on a CPU in a process of its own; 0 where it cannot be measured."""
+    if where.device == "cuda":
+        return _peak_on_card(case, hf, trace(tokens, shape.vocabulary))
     if where.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         return 0
     context = multiprocessing.get_context("spawn")
@@ -206,20 +209,26 @@ def _peak(case: str, shape: Shape, tokens: int, where: Where, answer: Any) -> No
     torch.set_num_threads(1)
     hf, one = build(shape, where), trace(tokens, shape.vocabulary)
     run(case, hf, trace(4, shape.vocabulary))  # imports and the check of the architecture
-    if where.device == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew
+    before = _status("VmRSS")
+    run(case, hf, one)
+    answer.send(_status("VmHWM") - before)
+
+
+def _peak_on_card(case: str, hf: Any, one: Any) -> int:
+    import torch
+
+    _forget()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
         run(case, hf, one)
-        answer.send(torch.cuda.max_memory_allocated() - before)
-    else:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew
-        before = _status("VmRSS")
-        run(case, hf, one)
-        answer.send(_status("VmHWM") - before)
+    except torch.cuda.OutOfMemoryError:
+        print(f"    {case}: out of memory")
+        return 0
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _status(field: str) -> int:
@@ -235,9 +244,9 @@ def levels(where: Where, shape: Shape = SMALL, tokens: int = 256, limits: dict[s
     """Every level, fast and lean, against the floor: time and peak memory."""
     hf, one = build(shape, where), trace(tokens, shape.vocabulary)
     rows = against(interleaved(_passes(CASES, hf, one), where), "floor")
+    bytes_of = {case: peak(case, hf, shape, tokens, where) for case in CASES}
     del hf
     _forget()
-    bytes_of = {case: peak(case, shape, tokens, where) for case in CASES}
     for case, row in rows.items():
         row["target"] = limits.get(case, float("nan"))
         row["peak_mib"] = bytes_of[case] / 2**20
@@ -303,7 +312,7 @@ def exact(where: Where, shape: Shape = SMALL, tokens: int = 64) -> list[Row]:
         case, edges = f"exact {level}", rc.Graph.of(hf, level).n_edges
         works = {f"{edges} forward": functools.partial(forward, edges), **_passes([case], hf, one)}
         rows = against(interleaved(works, replace(where, rounds=min(3, where.rounds)), warm=1), f"{edges} forward")
-        used, before = peak(case, shape, tokens, where), peak(f"{case} whole", shape, tokens, where)
+        used, before = (peak(name, hf, shape, tokens, where) for name in (case, f"{case} whole"))
         rows[case] |= {
             "target": target,
             "peak_mib": used / 2**20,
@@ -389,15 +398,29 @@ def transformer_lens(where: Where) -> list[Row]:
 
 
 def shapes(where: Where) -> list[Row]:
-    """The shapes of published 7-billion-parameter models at 1,024 tokens, one trace of 32,768, and a hundred traces."""
+    """The shapes of published 7-billion-parameter models at 1,024 tokens."""
+    return [row for shape in PUBLISHED for row in levels(where, shape, 1024, TIME_GPU)]
+
+
+def hundred(where: Where) -> list[Row]:
+    """A hundred traces of 512 to 908 tokens in one call, in the same shapes."""
     found = []
     for shape in PUBLISHED:
-        found += levels(where, shape, 1024, TIME_GPU)
         found += _hundred(shape, where)
         _forget()
+    return found
+
+
+def long(where: Where) -> list[Row]:
+    """Peak memory of one trace of 32,768 tokens, in the same shapes."""
+    found = []
+    for shape in PUBLISHED:
+        hf = build(shape, where)
         for case in ("block lean", "qkv lean"):
-            used = peak(case, shape, 32768, where)
+            used = peak(case, hf, shape, 32768, where)
             found += _rows("long", {case: {"peak_mib": used / 2**20, "peak_target": 80 * 1024.0}}, shape, 32768)
+        del hf
+        _forget()
     return found
 
 
@@ -453,7 +476,10 @@ SUITES = {
     "groups": groups,
     "transformer_lens": transformer_lens,
     "shapes": shapes,
+    "hundred": hundred,
+    "long": long,
 }
+ON_CARD = ("shapes", "lengths", "hundred", "long")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -485,7 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.device, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"), options.rounds
     )
     chosen = options.suites or (
-        ["shapes", "lengths"] if where.device == "cuda" else [s for s in SUITES if s != "shapes"]
+        ON_CARD if where.device == "cuda" else [s for s in SUITES if s == "lengths" or s not in ON_CARD]
     )
     device = torch.cuda.get_device_name() if where.device == "cuda" else _processor()
     print(
@@ -497,8 +523,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         new = SUITES[suite](where)
         print(pandas.DataFrame(new).drop(columns="suite").round(3).to_string(index=False), flush=True)
         rows += new
-    if options.out:
-        _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
+        if options.out:  # after each: a run that is cut short has kept what it measured
+            _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
     return 0
 
 

@@ -140,7 +140,9 @@ def positions(attention: torch.Tensor) -> torch.Tensor:
 
 
 def answer_log_probs(model: PreTrainedModel, answers: Answers) -> torch.Tensor:
-    """(answer, position, vocabulary) log π(·|s_t) in nats, s_t the state in which answer token t was produced."""
+    """(answer, position, vocabulary) log π(·|s_t) in nats, s_t the state in which answer token t was produced, on the
+    model's device.
+    """
     width = answers.mask.shape[1]
     attention = answers.attention.to(model.device)
     logits = model(
@@ -150,7 +152,7 @@ def answer_log_probs(model: PreTrainedModel, answers: Answers) -> torch.Tensor:
         use_cache=False,
         logits_to_keep=width + 1,
     ).logits
-    return logits[:, :-1].float().log_softmax(-1).cpu()
+    return logits[:, :-1].float().log_softmax(-1)
 
 
 def mean_entropy(model: PreTrainedModel, answers: Answers) -> float:
@@ -158,7 +160,7 @@ def mean_entropy(model: PreTrainedModel, answers: Answers) -> float:
     total = 0.0
     for part in answers.parts():
         log_probs = answer_log_probs(model, part)
-        total += float((-(log_probs.exp() * log_probs).sum(-1))[part.mask].double().sum())
+        total += _over_answers(-(log_probs.exp() * log_probs).sum(-1), part)
     return total / int(answers.mask.sum())
 
 
@@ -169,8 +171,13 @@ def mean_kl(policy: PreTrainedModel, start: Start, answers: Answers) -> float:
         log_probs = answer_log_probs(policy, part)
         with reference() as model:
             before = answer_log_probs(model, part)
-        total += float((log_probs.exp() * (log_probs - before)).sum(-1)[part.mask].double().sum())
+        total += _over_answers((log_probs.exp() * (log_probs - before)).sum(-1), part)
     return total / int(answers.mask.sum())
+
+
+def _over_answers(per_token: torch.Tensor, answers: Answers) -> float:
+    """The sum over answer tokens of (answer, position) values."""
+    return float(per_token.cpu()[answers.mask].double().sum())
 
 
 def greedy_accuracy(
@@ -239,7 +246,7 @@ class Recorder:
         self.progress(step / self.updates)
         if not self.due(step) or any(row["step"] == step for row in self.rows):
             return
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
             greedy = answer(model, self.tokenizer, self.problems, self.max_new_tokens, sample=False)
             sampled = answer(model, self.tokenizer, self.problems, self.max_new_tokens, sample=True)

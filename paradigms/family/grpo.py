@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from paradigms.family.curves import Recorder
 
 GRPO_TRAINING = Step("family-grpo", 1)
+_AT_ONCE = 64
+"""Answers whose gradient is taken at a time; an update's gradient is their mean, whatever it is."""
 
 
 def train_grpo(
@@ -47,14 +50,16 @@ def train_grpo(
         return [float(ids[-1] == tokenizer.eos_token_id and by_prompt[p].is_right(text)) for p, text, ids in triples]
 
     answers = recipe.prompts_per_update * recipe.group
+    parts = math.ceil(answers / _AT_ONCE)
     trainer = GRPOTrainer(
         model=str(start.folder),
         args=GRPOConfig(
             **settings(start, seed),
             max_steps=len(problems) // recipe.prompts_per_update,
-            per_device_train_batch_size=answers,
+            per_device_train_batch_size=answers // parts,
+            gradient_accumulation_steps=parts,
             num_generations=recipe.group,
-            steps_per_generation=1,
+            steps_per_generation=parts,
             max_completion_length=max_new_tokens,
             temperature=recipe.temperature,
             top_p=1.0,

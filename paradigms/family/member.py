@@ -107,7 +107,7 @@ def train_member(
     from transformers import set_seed
 
     from paradigms.family.curves import CHECKPOINTS, Recorder, greedy_accuracy, save_checkpoint
-    from paradigms.family.policy import start_of
+    from paradigms.family.policy import round_to, start_of
 
     choose("member", member, MEMBERS)
     if not recipe.start:
@@ -139,6 +139,8 @@ def train_member(
         # A small base is measured against what it ends as: what it starts from is noise.
         last = recorder.checkpoints / f"{recorder.updates:05d}"
         curve = recorder.curve(start if base or recipe.start else start_of(recipe, last, scratch))
+        if recipe.lora is not None:  # the adapter is kept in the base's dtype: what is measured is what is kept
+            round_to(model, recipe.dtype)
         if base is None and recipe.lora is not None:
             save_checkpoint(model, recorder.tokenizer, folder / ADAPTER)
             model = model.merge_and_unload()

@@ -57,10 +57,11 @@ class Start:
         return AutoTokenizer.from_pretrained(self.folder)
 
     def model(self) -> PreTrainedModel:
-        """The checkpoint as it is, for sampling."""
+        """The checkpoint as it is, for sampling; on a CUDA device where there is one."""
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.dtype)).eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.dtype)).to(device).eval()
 
     def policy(self) -> PreTrainedModel:
         """The model that learns: the checkpoint, or it with a new adapter, which changes nothing yet."""
@@ -96,6 +97,13 @@ class Start:
 def learning(*modules: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that learn."""
     return [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+
+
+@torch.no_grad()
+def round_to(model: PreTrainedModel, dtype: str) -> None:
+    """Round what learns to the nearest numbers of a dtype, in place."""
+    for weight in learning(model):
+        weight.copy_(weight.to(getattr(torch, dtype)))
 
 
 def plain(model: PreTrainedModel) -> PreTrainedModel:
@@ -148,6 +156,7 @@ class Training:
             "parts": {name: _state(part) for name, part in self.parts.items()},
             "generators": {name: one.get_state() for name, one in self.generators.items()},
             "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
             "extra": extra,
         }
         with written(self.file) as temporary:
@@ -166,6 +175,7 @@ class Training:
         for name, one in self.generators.items():
             one.set_state(state["generators"][name])
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["cuda"])
         return state["step"], state["extra"]
 
 

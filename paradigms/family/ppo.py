@@ -119,7 +119,7 @@ class Value(nn.Module):
     def __init__(self, base: PreTrainedModel) -> None:
         super().__init__()
         self.body = plain(base).model
-        self.head = nn.Linear(base.config.hidden_size, 1)
+        self.head = nn.Linear(base.config.hidden_size, 1, device=base.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

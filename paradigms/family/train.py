@@ -70,7 +70,7 @@ def make_family(
             diverged.
     """
     plan = _Plan([_whole("seed", seed, 0)], _checked(members), recipe, _store(store))
-    failures = _train(plan, 1 if recipe.start else _whole("processes", processes, 1), progress=True)
+    failures = _train(plan, _at_once(recipe, processes), progress=True)
     for task in plan.tasks:
         if (seed, task.member) in failures:
             failure = failures[seed, task.member]
@@ -108,7 +108,7 @@ def make_families(
         raise InputError(f"seeds is {seeds!r}: expected a list of whole numbers, such as [0, 1, 2]")
     distinct = list(dict.fromkeys(_whole("seed", seed, 0) for seed in seeds))
     plan = _Plan(distinct, _checked(members), recipe, _store(store))
-    failures = _train(plan, 1 if recipe.start else _whole("processes", processes, 1), progress)
+    failures = _train(plan, _at_once(recipe, processes), progress)
     rows = []
     for seed in plan.seeds:
         for member in plan.members:
@@ -147,6 +147,16 @@ def family_pairs(paths: Mapping[str, str | os.PathLike[str]], recipe: Recipe = D
         for member, path in paths.items()
         if member != "sft"
     }
+
+
+def _at_once(recipe: Recipe, processes: int) -> int:
+    """How many members are trained at a time: a real base takes all cores, unless there is an accelerator."""
+    asked = _whole("processes", processes, 1)
+    if not recipe.start:
+        return asked
+    import torch
+
+    return asked if torch.cuda.is_available() else 1
 
 
 def _whole(name: str, value: int, least: int) -> int:
