@@ -8,6 +8,8 @@ from .recipe import MEMBERS as MEMBERS
 from .recipe import SECOND as SECOND
 from .recipe import TINY as TINY
 from .recipe import Recipe as Recipe
+from .stories import PROMPT as PROMPT
+from .stories import story_set as story_set
 from .task import demonstrations as demonstrations
 from .task import family_problems as family_problems
 from .task import word_problems as word_problems

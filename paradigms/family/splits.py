@@ -8,10 +8,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rlcircuits.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from rlcircuits.answers import ProblemSet
 
 SPLITS = ("train", "validation", "test")
 _BUCKETS = 10
@@ -49,3 +52,16 @@ def drawn(split: str, n: int, stream: Iterator[P]) -> tuple[P, ...]:
         if split_of(problem) == split:
             found.setdefault(problem.arithmetic, problem)
     return tuple(found.values())
+
+
+def problem_set(
+    name: str, problems: Callable[[str, int, int], Sequence[Any]], split: str, n: int, seed: int
+) -> ProblemSet:
+    """Problems of a task as a problem set, graded by what follows the last ``#``; `problems` takes split, n and seed."""
+    from rlcircuits.answers import Problem, ProblemSet
+
+    found = tuple(
+        Problem(id=f"{name}/{split}/{seed}/{i}", question=problem.question, reference=problem.reference)
+        for i, problem in enumerate(problems(split, n, seed))
+    )
+    return ProblemSet(name=f"{name}/{split}", problems=found, grader="final")

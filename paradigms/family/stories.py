@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paradigms.family.splits import drawn
+from paradigms.family.splits import drawn, problem_set
 from rlcircuits.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def demonstrations(problems: Iterable[StoryProblem], wrong_share: float, seed: i
     return [(problem.prompt, problem.worked_answer) for problem in problems]
 
 
-def problem_set(split: str = "test", n: int = 500, seed: int = 0) -> ProblemSet:
+def story_set(split: str = "test", n: int = 500, seed: int = 0) -> ProblemSet:
     """The task as a problem set: graded by what follows the last ``#``.
 
     Args:
@@ -221,13 +221,7 @@ def problem_set(split: str = "test", n: int = 500, seed: int = 0) -> ProblemSet:
         n: number of problems.
         seed: another seed draws other problems of the same split.
     """
-    from rlcircuits.answers import Problem, ProblemSet
-
-    problems = tuple(
-        Problem(id=f"stories/{split}/{seed}/{i}", question=problem.question, reference=problem.reference)
-        for i, problem in enumerate(story_problems(split, n, seed))
-    )
-    return ProblemSet(name=f"stories/{split}", problems=problems, grader="final")
+    return problem_set("stories", story_problems, split, n, seed)
 
 
 def _stream(rng: random.Random) -> Iterator[StoryProblem]:

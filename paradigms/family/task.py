@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from paradigms.family.splits import drawn
+from paradigms.family.splits import drawn, problem_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -183,13 +183,7 @@ def family_problems(split: str = "test", n: int = 500, seed: int = 0) -> Problem
         n: number of problems.
         seed: another seed draws other problems of the same split.
     """
-    from rlcircuits.answers import Problem, ProblemSet
-
-    problems = tuple(
-        Problem(id=f"family/{split}/{seed}/{i}", question=problem.question, reference=problem.reference)
-        for i, problem in enumerate(word_problems(split, n, seed))
-    )
-    return ProblemSet(name=f"family/{split}", problems=problems, grader="final")
+    return problem_set("family", word_problems, split, n, seed)
 
 
 def _stream(rng: random.Random) -> Iterator[WordProblem]:

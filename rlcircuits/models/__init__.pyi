@@ -7,6 +7,7 @@ from .cost import estimate as estimate
 from .gguf import Dequantised as Dequantised
 from .gguf import converted as converted
 from .gguf import get as get
+from .gguf import machine_store as machine_store
 from .gguf import packaged as packaged
 from .gguf import packaged_folder as packaged_folder
 from .inventory import pair_rows as pair_rows

@@ -118,7 +118,7 @@ def converted(file: str | os.PathLike[str]) -> Path:
     def build(folder: Path) -> None:
         _need_gguf(f"{os.fspath(file)!r} is a GGUF file")
         warnings.warn(
-            f"{os.fspath(file)!r} is quantised: it is dequantised to float32 once, into {_models().root}",
+            f"{os.fspath(file)!r} is quantised: it is dequantised to float32 once, into {machine_store().root}",
             Dequantised,
             stacklevel=4,
         )
@@ -192,7 +192,7 @@ def _inputs(entry: dict[str, Any]) -> dict[str, Any]:
     return {"package": entry["package"], "sha256": entry["sha256"], "code": str(CONVERTED)}
 
 
-def _models() -> Store:
+def machine_store() -> Store:
     """Where models are kept, once for each machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Store(os.environ.get(ENVIRONMENT) or cache / "rlcircuits")
@@ -202,7 +202,7 @@ def _home(kind: str, inputs: dict[str, Any]) -> Store:
     """The store that has a model: the machine's, or a ``runs`` here or in a folder above, where models were once kept;
     the machine's when none has it.
     """
-    ours = _models()
+    ours = machine_store()
     once = (folder / "runs" for folder in (Path.cwd(), *Path.cwd().parents))
     stores = [ours, *(Store(runs) for runs in once if runs.is_dir())]
     return next((store for store in stores if (store.path(kind, inputs) / "manifest.json").is_file()), ours)

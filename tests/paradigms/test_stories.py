@@ -7,7 +7,7 @@ import re
 import pytest
 
 from paradigms.family.splits import split_of
-from paradigms.family.stories import DISTRACTORS, LARGEST, STORIES, is_correct, problem_set, story_problems
+from paradigms.family.stories import DISTRACTORS, LARGEST, STORIES, is_correct, story_problems, story_set
 from rlcircuits.answers import grade
 from rlcircuits.errors import InputError
 
@@ -72,7 +72,7 @@ def test_what_counts_as_right(text, right):
 
 
 def test_as_a_problem_set_it_is_graded_as_in_training():
-    problems = problem_set(n=20)
+    problems = story_set(n=20)
     assert len({p.id for p in problems}) == 20
     for problem, told in zip(problems, story_problems("test", 20, 0), strict=True):
         assert grade(problems, problem, told.worked_answer) and not grade(problems, problem, "#### 401")
