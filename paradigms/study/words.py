@@ -334,7 +334,10 @@ def sensitivity_sentences(table: pd.DataFrame) -> str:
 
 
 def member_grid(results: Results) -> pd.DataFrame:
-    """Accuracy by base and paradigm over seeds: mean, lowest, highest, how many were trained and how many were not."""
+    """Accuracy by base and paradigm over seeds: mean, lowest, highest, how many were trained and how many were not.
+
+    It is the strict accuracy as well as the flexible one: the family's grader takes only what follows the last ``#``.
+    """
     table = results.members[~results.members["paradigm"].str.contains(",")]
     grid = table.groupby(["base", "paradigm"], sort=False).agg(
         accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"), kl=("kl", "mean"),

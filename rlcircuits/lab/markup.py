@@ -59,7 +59,8 @@ def answers_html(pair: Any, problem: str, notes: list[str]) -> str:
 
 
 def _answer_html(side: str, answer: Any, tokenizer: Any, cut: int | None, losses: Sequence[float] | None) -> str:
-    verdict = "correct" if answer.correct else "wrong"
+    strict = getattr(answer, "strict", answer.correct)  # in a form made for answers
+    verdict = ("correct" if strict else "correct, not strictly") if answer.correct else "wrong"
     if tokenizer is None:
         return f"<p><b>{side}</b> ({verdict}): {escaped(answer.text.strip())}</p>"
     ids = list(answer.answer)

@@ -59,16 +59,16 @@ def study_html(study: Any) -> str:
 
     rows = {}
     for name, one in study.pairs.items():
-        before, after = one.accuracy
+        (before, after), strictly = one.accuracy, one.strict_accuracy
         rows[name] = {
             "method": one.pair.method,
-            "accuracy, base": f"{before:.1%}",
-            "accuracy, tuned": f"{after:.1%}",
+            "accuracy, base (strictly)": f"{before:.1%} ({strictly[0]:.1%})",
+            "accuracy, tuned (strictly)": f"{after:.1%} ({strictly[1]:.1%})",
             "problems": len(one.selection.problems),
             "T_cut": one.selection.t_cut,
         }
     facts = {"level": study.level, "α": study.alpha, "drawn": f"at most {study.n}, seed {study.seed}"}
-    hint = f"<p>{_text('study.table() compares, rc.explore(study) explores, study[name] is one pair')}</p>"
+    hint = f"<p>{_text('study.report() is everything on a pair, study.table() compares, rc.explore(study) explores, study[name] is one pair')}</p>"
     return card(
         f"Study of {len(rows)} pair{'s' * (len(rows) != 1)}",
         facts,
@@ -81,11 +81,12 @@ def pair_html(one: Any) -> str:
     """A pair: the models, the selection, and the metrics compared."""
     from rlcircuits.lab.display import comparison
 
-    before, after = one.accuracy
+    (before, after), strictly = one.accuracy, one.strict_accuracy
     facts = {
         "base": one.pair.base,
         "tuned": f"{one.pair.tuned} ({one.pair.method})",
         "accuracy": f"{before:.1%} → {after:.1%}",
+        "accuracy, strictly": f"{strictly[0]:.1%} → {strictly[1]:.1%}",
         "selected": f"{len(one.selection.problems)} of {len(one.base_answers)} problems, first {one.selection.t_cut} "
         "tokens scored",
     }

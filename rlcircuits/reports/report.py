@@ -181,7 +181,7 @@ class Report:
 
     def html(self) -> str:
         """The whole page, one file without scripts."""
-        return _templates().get_template("page.html").render(report=self, css=_file("page.css"))
+        return _templates().get_template("page.html").render(report=self, top=1, css=_file("page.css"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page; returns its path.
@@ -195,7 +195,7 @@ class Report:
         return path
 
     def _repr_html_(self) -> str:
-        return _templates().get_template("body.html").render(report=self, css=_file("page.css"))
+        return _templates().get_template("body.html").render(report=self, top=3, css=_file("page.css"))
 
     def __repr__(self) -> str:
         lines = [self.title, *self.short, ""]

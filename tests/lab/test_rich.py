@@ -51,8 +51,8 @@ def test_every_result_shows_itself_escaped(shell):
     one = one_pair()
     study = Study({EVIL: one}, "block", 0.3, 100, 42)
     said = {
-        study: ("Study of 1 pair", "83.3%", "T_cut"),
-        one: ("before", "83.3% → 83.3%", "activation intensity", "95 % interval"),
+        study: ("Study of 1 pair", "83.3% (0.0%)", "T_cut"),
+        one: ("before", "83.3% → 83.3%", "0.0% → 0.0%", "activation intensity", "95 % interval"),
         one.selection: ("7.5 tokens", "left"),
         Graph.build("head", 2, 4, 2): ("4 query, 2 key/value", "a0.h0", "edges"),
     }
