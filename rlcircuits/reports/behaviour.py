@@ -167,11 +167,13 @@ def divergence(found: Findings) -> Section:
         f"KL(base ‖ tuned) is {number(back['value'])}. The largest of one token is "
         f"{number(float(table['largest'].max()))}."
     )
-    needs = "Needs something to set it beside, such as the divergence after as many steps of further supervised training; a pair alone has no such null."
-    if moved:
-        needs += " It is taken along greedy answers to the problems kept, not over the model's own samples."
-    else:
-        needs = "The two models are as good as the same: whatever differs below can be rounding."
+    needs = f"Needs to be above {NOTHING_MOVED:g} nats, where two models are as good as the same: "
+    needs += (
+        "it is. To be called large it needs something beside it, such as that of as many steps of further supervised training. It "
+        "is taken along greedy answers to the problems kept, not over samples."
+        if moved
+        else "it is not, so whatever differs below can be rounding."
+    )
     return Section(
         "divergence",
         title,
@@ -262,7 +264,7 @@ def scored(found: Findings) -> Section:
 
 
 def _texts(found: Findings, answers: Sequence[ScoredAnswer]) -> list[str]:
-    text = "".join(piece for piece, scored, _ in answers[0].pieces if scored)
+    text = "".join(piece for piece, scored, _ in answers[0].pieces if scored).strip()
     return [text if len(text) <= 60 else f"{text[:59]}…"]
 
 

@@ -207,7 +207,13 @@ def single_problems(found: Findings) -> Section:
     table = found.influence[found.influence["value"].notna()]
     row = found.influence.loc[LEADING]
     what = "scores" if found.alone else "change"
-    turning = [] if found.alone else [str(n) for n, r in table.iterrows() if r["lowest"] < 0 < r["highest"]]
+    turning: list[str] = []
+    if not found.alone:
+        assert found.comparison is not None
+        changed = holm(found.comparison["p"]) <= ALPHA
+        turning = [
+            str(n) for n, r in table.iterrows() if r["lowest"] < 0 < r["highest"] and (changed[n] or n == LEADING)
+        ]
     if not row["problem"]:
         return not_measured("influence", title, question, "one problem is all there is")
     without = _without(row, found.alone)
@@ -221,9 +227,9 @@ def single_problems(found: Findings) -> Section:
     says += f"; {without}."
     if not found.alone:
         says += (
-            f" Leaving out one problem turns the sign of {counted(len(turning), 'metric')}: {_listed(turning)}."
+            f" Leaving out one problem turns the sign of {_listed(turning)}."
             if turning
-            else " No metric's sign turns when one problem is left out."
+            else " Neither its sign nor that of any metric that differs turns when one problem is left out."
         )
     needs = f"Needs no problem to hold more than {percent(MOST)}" + (
         "." if found.alone else ", and the same sign without any one of them."
@@ -266,7 +272,8 @@ def trust(found: Findings) -> Section:
         for name in dict.fromkeys(one.table.index.get_level_values("method")):
             for quantity in TRUSTED:
                 row = one.table.loc[(name, quantity)]
-                cells[quantity][f"{side}, {name}"] = f"{number(row['value'], 2)} {interval(row['low'], row['high'])}"
+                within = "" if one.runs == one.cells else interval(row["low"], row["high"])
+                cells[quantity][f"{side}, {name}"] = f"{number(row['value'], 2)} {within}".strip()
     first = next(iter(found.trust.values()))
     runs = _and([f"{one.runs:,} of {one.cells:,}" for one in found.trust.values()])
     each = " in each model" if len(found.trust) > 1 else ""
@@ -293,7 +300,7 @@ def trust(found: Findings) -> Section:
         None,
         [
             Table(
-                "Scores against exact effects; intervals over the edges that were drawn",
+                "Scores against exact effects; intervals over the edges that were drawn, of these problems",
                 pd.DataFrame.from_dict(cells, orient="index").rename_axis("quantity"),
             ),
             Table("What they are good for", pd.DataFrame(rows, columns=["use", "model", "finding"]).set_index("use")),

@@ -46,7 +46,7 @@ class Table:
         """The same as text, its index a column where it has a name."""
         import pandas as pd
 
-        data = self.data.reset_index() if self.data.index.name or self.data.index.names[0] else self.data
+        data = self._data()
         found: dict[str, list[str]] = {}
         for column in data.columns:
             if column == "high" and "low" in data:
@@ -63,7 +63,11 @@ class Table:
 
     def is_text(self, column: str) -> bool:
         """Whether a column holds words, which a page sets flush left."""
-        return column in self.data and self.data[column].map(lambda value: isinstance(value, str)).any()
+        data = self._data()
+        return column in data and bool(data[column].map(lambda value: isinstance(value, str)).any())
+
+    def _data(self) -> pd.DataFrame:
+        return self.data.reset_index() if any(self.data.index.names) else self.data
 
     def _text(self, column: str, value: Any) -> str:
         if isinstance(value, str):
