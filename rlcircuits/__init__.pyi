@@ -23,11 +23,13 @@ from .attribution import token_losses as token_losses
 from .attribution import write_graph as write_graph
 from .changes import Divergence as Divergence
 from .changes import Graft as Graft
+from .changes import Overlap as Overlap
 from .changes import Patching as Patching
 from .changes import Transfer as Transfer
 from .changes import cross_patch as cross_patch
 from .changes import divergence as divergence
 from .changes import graft as graft
+from .changes import overlap as overlap
 from .changes import transfer as transfer
 from .errors import InputError as InputError
 from .exactness import ExactMetrics as ExactMetrics

@@ -4,6 +4,8 @@ from .divergences import divergence as divergence
 from .grafting import GRAFTS as GRAFTS
 from .grafting import Graft as Graft
 from .grafting import graft as graft
+from .overlaps import Overlap as Overlap
+from .overlaps import overlap as overlap
 from .patching import Patching as Patching
 from .patching import cross_patch as cross_patch
 from .sides import SIDES as SIDES

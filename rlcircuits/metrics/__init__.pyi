@@ -26,6 +26,7 @@ from .inference import COMPARISON as COMPARISON
 from .inference import SURE as SURE
 from .inference import WHOLE_SET as WHOLE_SET
 from .inference import SureAnswers as SureAnswers
+from .inference import aligned as aligned
 from .inference import compare as compare
 from .inference import compare_values as compare_values
 from .inference import holm as holm

@@ -218,26 +218,43 @@ def paired(base_scores: xr.DataArray, tuned_scores: xr.DataArray) -> tuple[xr.Da
         InputError: the problems differ or repeat, there is no ``sample`` coordinate, or the graphs differ.
     """
     edge_values(base_scores), edge_values(tuned_scores)  # their checks
-    ids = [_sample_ids(scores, which) for scores, which in ((base_scores, "base"), (tuned_scores, "tuned"))]
-    for one, other, which in ((*ids, "base"), (*ids[::-1], "tuned")):
+    return aligned(base_scores, tuned_scores)
+
+
+def aligned(
+    first: xr.DataArray, second: xr.DataArray, names: tuple[str, str] = ("base", "tuned")
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """`paired` for scores that were checked one by one; nothing is copied but samples in another order.
+
+    Args:
+        names: what messages call the two.
+
+    Raises:
+        InputError: as `paired`.
+    """
+    both = " and ".join(names)
+    ids = [_sample_ids(scores, which) for scores, which in zip((first, second), names)]
+    for one, other, which in ((*ids, names[0]), (*ids[::-1], names[1])):
         alone = sorted(set(one) - set(other))
         if alone:
             raise InputError(
-                f"base and tuned must hold scores of the same problems: {len(alone)} only in {which}, "
+                f"{both} must hold scores of the same problems: {len(alone)} only in {which}, "
                 f"such as {alone[0]!r}; keep the problems that both have, for example with .sel(sample=…)"
             )
     order = ("sample", "source", "destination")
-    base, tuned = base_scores.transpose(*order), tuned_scores.transpose(*order)
-    tuned = tuned.isel(sample=[ids[1].index(i) for i in ids[0]])
+    first, second = first.transpose(*order), second.transpose(*order)
+    if ids[0] != ids[1]:
+        place = {name: i for i, name in enumerate(ids[1])}
+        second = second.isel(sample=[place[i] for i in ids[0]])
     for dim in order[1:]:
-        if base[dim].values.tolist() != tuned[dim].values.tolist():
+        if first[dim].values.tolist() != second[dim].values.tolist():
             raise InputError(
-                f"base and tuned must be scored on the same graph: their {dim}s differ "
-                f"({base.sizes[dim]} and {tuned.sizes[dim]}); attribute both at the same level"
+                f"{both} must be scored on the same graph: their {dim}s differ "
+                f"({first.sizes[dim]} and {second.sizes[dim]}); attribute both at the same level"
             )
-    if (np.isnan(base.values[0]) != np.isnan(tuned.values[0])).any():
-        raise InputError("base and tuned must be scored on the same edges: some are NaN in one only")
-    return base, tuned
+    if (np.isnan(first.values[0]) != np.isnan(second.values[0])).any():
+        raise InputError(f"{both} must be scored on the same edges: some are NaN in one only")
+    return first, second
 
 
 def _sample_ids(scores: xr.DataArray, which: str) -> list[str]:
