@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -69,6 +70,7 @@ def application() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    before, warnings.formatwarning = warnings.formatwarning, _caution
     try:
         code = application()(arguments, prog_name="rlcircuits", standalone_mode=False) or 0
         sys.stdout.flush()
@@ -81,11 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads any more; what is still to be written is lost on purpose
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        warnings.formatwarning = before
     if code == 130:
         message = "interrupted; all that was finished is kept, and the same command goes on from there"
     if code in (2, 130):
         print(f"rlcircuits: {message}", file=sys.stderr)
     return code
+
+
+def _caution(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning to the user as one line without the place in the code; others as Python shows them."""
+    if issubclass(category, UserWarning):
+        return f"caution: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _one_line(error: Any) -> str:

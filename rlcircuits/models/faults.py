@@ -39,4 +39,6 @@ def _why_not(name: str, local: Path | None, error: Exception) -> str:
         )
     if local is None:
         return f"cannot load {name!r}: no such folder here, and as a hub id it could not be had ({reason})"
-    return f"cannot load the checkpoint in {name!r}: {reason}"
+    damaged = type(error).__module__.startswith("safetensors")
+    hint = "; a file of weights is cut off or damaged: fetch or save it again" if damaged else ""
+    return f"cannot load the checkpoint in {name!r}: {reason}{hint}"

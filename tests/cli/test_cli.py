@@ -13,58 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import rlcircuits as rc
 from rlcircuits.cli.main import main
-from tests.fixtures.checkpoints import save, tokenizer
-from tests.fixtures.models import tiny
+from tests.fixtures.shell import options
 from tests.fixtures.waiting import PATIENCE, ended
 
 ROOT = Path(__file__).resolve().parents[2]
-# Every word is a mark and an answer, so that whatever a model says last is what it states.
-WORDS = tuple(f"#w{i}" for i in range(50))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A base, a tuned model little apart from it, one with other words, and problems that both answer correctly."""
-    root = tmp_path_factory.mktemp("world")
-    hf = tiny("qwen2", torch.float32, layers=2)
-    for name, change in (("base", 0.0), ("tuned", 0.004)):
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for p in hf.parameters():
-                p.add_(torch.randn_like(p) * change)
-        hf.save_pretrained(root / name)
-        tokenizer(WORDS).save_pretrained(root / name)
-    save(root / "other", layers=2, words=WORDS[::-1])
-    asked = tuple(rc.Problem(f"q{i}", " ".join(WORDS[i : i + 3]), "unknown") for i in range(30))
-    said = rc.generate(rc.load_model(root / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6)
-    stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
-    lines = [
-        json.dumps({"name": p.id, "question": p.question, "right": stated[p.id]}) + "\n" for p in asked if stated[p.id]
-    ]
-    (root / "problems.jsonl").write_text("".join(lines))
-    return root
-
-
-def options(root: Path, **changes) -> list[str]:
-    """The arguments of an ordinary run; None leaves one out."""
-    given = {
-        "base": root / "base",
-        "tuned": root / "tuned",
-        "problems": root / "problems.jsonl",
-        "answer": "right",
-        "grader": "final",
-        "max-new-tokens": 6,
-        "alpha": 1,
-        "n": 5,
-        "device": "cpu",
-        "store": root / "runs",
-        "out": root / "out",
-    } | changes
-    return ["attribute", *(str(x) for name, value in given.items() if value is not None for x in (f"--{name}", value))]
 
 
 def shell(arguments: list[str]) -> subprocess.CompletedProcess:
@@ -171,83 +126,6 @@ def test_one_model_alone(world, capsys):
     assert json.loads((world / "alone" / "settings.json").read_text())["asked"]["tuned"] is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"pair": "famly/grpo", "base": None, "tuned": None, "problems": None}, "unknown pair 'famly/grpo'.*did you "
-                                                                                "mean 'family/grpo'"),
-        ({"pair": "mistrl", "base": None, "tuned": None}, "unknown pair 'mistrl'.*did you mean 'mistral'"),
-        ({"pair": "mistral"}, "both --pair and --base"),
-        ({"pair": "mistral", "base": None, "tuned": None, "problems": None}, "no problems are given: expected "
-                                                                             "--problems FILE"),
-        ({"base": None}, "only --tuned is given"),
-        ({"base": None, "tuned": None}, "no model is given"),
-        ({"base": "/nowhere/x"}, "no checkpoint at '/nowhere/x'"),
-        ({"problems": "{root}/problem.jsonl"}, "no such file; did you mean 'problems.jsonl'"),
-        ({"answer": "rihgt"}, r"problems.jsonl', line 1 has no field 'rihgt'.*did you mean 'right'"),
-        ({"tuned": "{root}/other"}, "different vocabularies"),
-        ({"level": "heads"}, "unknown level 'heads'.*did you mean 'head'"),
-        ({"keep": "both"}, "unknown keep 'both'"),
-        ({"grader": "finl"}, "unknown grader 'finl'.*did you mean 'final'"),
-        ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
-        ({"intervention": "corrupted"}, "unknown intervention 'corrupted'"),
-        ({"intervention": "model", "tuned": None}, "give that model as --tuned"),
-        ({"memory": "leen"}, "unknown memory 'leen'.*did you mean 'lean'"),
-        ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
-        ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_message_and_exit_code_2(world, capsys, monkeypatch, changes, says):
-    monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("a model answered"))
-    changes = {k: v.format(root=world) if isinstance(v, str) else v for k, v in changes.items()}
-    assert main(options(world, **{"out": world / "bad", **changes})) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and not (world / "bad").exists()
-    message = said.err.strip().splitlines()[-1]
-    assert message.startswith("rlcircuits: ") and re.search(says, message), message
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"alpha": "1.5"}, "'--alpha': '1.5', expected a number above 0 and at most 1"),
-        ({"alpha": "much"}, "'--alpha': 'much'"),
-        ({"n": 0}, "'--n': '0', expected a whole number of at least 1"),
-        ({"batch-size": "big"}, "'--batch-size': 'big', expected auto or"),
-        ({"seed": -1}, "'--seed': '-1', expected a whole number of at least 0"),
-        ({"ig-steps": 0}, "'--ig-steps': '0'"),
-        ({"trust": "some"}, "'--trust': 'some', expected auto, none or a whole number above 0"),
-        ({"levl": "head"}, "no such option: --levl; did you mean '--level'?"),
-    ],
-)
-def test_arguments_that_cannot_be_understood(world, capsys, changes, says):
-    assert main(options(world, **changes)) == 2
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert said.startswith("rlcircuits: ") and says in said and "(see `rlcircuits attribute --help`)" in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "missing command"),
-        (["problms"], "no such command 'problms'. Did you mean 'problems'?"),
-        (["--verbose"], "no such option: --verbose"),
-        (["answers", "--pair", "mistral"], "missing option '--out'"),
-        (["attribute", "--n"], "option '--n' requires an argument"),
-        (["pairs", "mistral"], "got unexpected extra argument(s) (mistral)"),
-        (["pairs", "a\nb\x1b[0m"], "unexpected extra argument"),
-        (["family", "--seeds", "0,b"], "'--seeds': 'b', expected a whole number"),
-        (["family", "--base", "llma"], "did you mean 'llama'?"),
-    ],
-)
-def test_a_command_line_that_cannot_be_understood(capsys, arguments, says):
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("rlcircuits: ") and says in said.err and "--help`)" in said.err
-    assert len(said.err.splitlines()) == 1 and "\x1b" not in said.err
-
-
 def test_no_problem_left_says_by_which_rule(world, tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text(json.dumps({"question": "#w1 #w2", "right": "never"}) + "\n")
     assert main(options(world, problems=tmp_path / "p.jsonl", out=tmp_path / "out")) == 2
@@ -302,6 +180,19 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(world, tmp_path, monkeypat
     monkeypatch.setattr("rlcircuits.studies.steps.generate", lambda *_a, **_k: pytest.fail("answered again"))
     assert main(arguments) == 0
     assert (tmp_path / "out" / "tuned.nc").is_file()
+
+
+_WARNS = """
+import warnings
+from rlcircuits.cli import main
+main.application = lambda: lambda *_a, **_k: warnings.warn("few are left")
+main.main([])
+"""
+
+
+def test_a_warning_is_a_caution_without_a_place_in_the_code():
+    done = subprocess.run([sys.executable, "-c", _WARNS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "caution: few are left\n"
 
 
 def test_help_says_how(capsys):
