@@ -66,8 +66,10 @@ from .models import weight_change as weight_change
 from .storage import Store as Store
 from .storage import load_scores as load_scores
 from .storage import save_scores as save_scores
+from .studies import Change as Change
 from .studies import PairStudy as PairStudy
 from .studies import Study as Study
+from .studies import change as change
 from .studies import generate_pair as generate_pair
 from .studies import study as study
 

@@ -11,4 +11,5 @@ from .patching import cross_patch as cross_patch
 from .sides import SIDES as SIDES
 from .sides import both as both
 from .transfers import Transfer as Transfer
+from .transfers import partners as partners
 from .transfers import transfer as transfer

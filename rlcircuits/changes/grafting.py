@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from rlcircuits.answers import ProblemSet, generate
+from rlcircuits.answers import ProblemSet, generate, prompt_of
 from rlcircuits.attribution import (
     Loss,
     Objective,
@@ -47,7 +47,7 @@ from rlcircuits.changes.chimaeras import EMBEDDINGS, Chimaera, Weights, chimaera
 from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
 from rlcircuits.changes.sides import SIDES, Pair, both, sided
 from rlcircuits.errors import InputError, choose
-from rlcircuits.models import Model, ModelPair, adapted_weights
+from rlcircuits.models import LONGEST_ANSWER, Model, ModelPair, Prompt, adapted_weights
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.storage import Step, journal
 
@@ -144,7 +144,7 @@ def graft(
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
     cut: int | None = None,
     problems: ProblemSet | None = None,
-    prompt: str | None = None,
+    prompt: Prompt | str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int | str = "auto",
     device: str = "auto",
@@ -395,7 +395,7 @@ class _Asked:
     base: Any
     tuned: Any
     problems: ProblemSet
-    prompt: str | None
+    prompt: Prompt | str | None
     max_new_tokens: int | None
     batch_size: int | str
     resume: str | os.PathLike[str] | None
@@ -425,8 +425,8 @@ class _Asked:
         resume = None if self.resume is None else Path(self.resume) / f"chimaera-{name[:16]}"
         model = replace(self.base, hf=mixed.hf, name=f"chimaera of {len(taken)} parts", commit=name)
         given = self.pair if isinstance(self.pair, ModelPair) else None
-        prompt = self.prompt or (given.prompt if given is not None else "{question}")
-        longest = self.max_new_tokens or (given.max_new_tokens if given is not None else 64)
+        prompt = self.prompt or (prompt_of(given, self.problems) if given is not None else "{question}")
+        longest = self.max_new_tokens or (given.max_new_tokens if given is not None else LONGEST_ANSWER)
         try:
             if tuned:
                 mixed.hf.generation_config = self.tuned.hf.generation_config

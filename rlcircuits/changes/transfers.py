@@ -220,3 +220,35 @@ def transfer(
         data[name] = xr.concat([found[side] for side in SIDES], "model").assign_coords(model=list(SIDES))
         data[name].attrs = {"level": own.attrs["level"], "n_edges": own.attrs["n_edges"], "loss": own.attrs["loss"]}
     return Transfer(data, confidence, resamples, seed)
+
+
+def partners(
+    traces: Mapping[str, Sequence[Trace]],
+) -> tuple[dict[str, list[Trace]], dict[str, list[Trace]]] | None:
+    """Traces of base and tuned that have a partner as long, and their partners: other problems' traces of just as many prompt
+    and answer tokens, each the next of its kind in a circle.
+
+    Args:
+        traces: ``{"base": …, "tuned": …}``, the same problems in the same order.
+
+    Returns:
+        The traces of the problems that have one on both sides, and their partners; None where no problem has.
+    """
+    found = {side: _next_of_its_kind(some) for side, some in traces.items()}
+    both_sides = set.intersection(*(set(one) for one in found.values()))
+    if not both_sides:
+        return None
+    kept = {side: [trace for trace in some if trace.problem in both_sides] for side, some in traces.items()}
+    return kept, {side: [found[side][trace.problem] for trace in some] for side, some in kept.items()}
+
+
+def _next_of_its_kind(traces: Sequence[Trace]) -> dict[str, Trace]:
+    kinds: dict[tuple[int, int], list[Trace]] = {}
+    for trace in traces:
+        kinds.setdefault((len(trace.prompt), len(trace.answer)), []).append(trace)
+    return {
+        one.problem: other
+        for kind in kinds.values()
+        for one, other in zip(kind, [*kind[1:], kind[0]])
+        if one.prompt != other.prompt
+    }

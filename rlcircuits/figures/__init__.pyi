@@ -1,5 +1,10 @@
 from .answers import answer_tokens as answer_tokens
 from .answers import dropped_by_rule as dropped_by_rule
+from .changes import change_forest as change_forest
+from .changes import graft_depth as graft_depth
+from .changes import graft_modules as graft_modules
+from .changes import patching_curves as patching_curves
+from .changes import transfer_curves as transfer_curves
 from .comparisons import forest as forest
 from .exactness import ablation_scatter as ablation_scatter
 from .exactness import agreement_intervals as agreement_intervals

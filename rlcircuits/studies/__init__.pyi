@@ -1,3 +1,6 @@
+from .changed import PARTS as PARTS
+from .changed import Change as Change
+from .changed import change as change
 from .pipeline import PairStudy as PairStudy
 from .pipeline import Study as Study
 from .pipeline import first_prompts as first_prompts
