@@ -63,6 +63,7 @@ from .models import pair as pair
 from .models import pair_table as pair_table
 from .models import pairs as pairs
 from .models import weight_change as weight_change
+from .reports import Report as Report
 from .storage import Store as Store
 from .storage import load_scores as load_scores
 from .storage import save_scores as save_scores

@@ -287,10 +287,11 @@ def _shown(found: Findings) -> Iterator[ScoredAnswer]:
                 )
                 for place, token in enumerate(ids[:TOKENS_SHOWN])
             ]
-            asked = found.problems[name].question if name in found.problems else ""
-            yield ScoredAnswer(
-                f"{side}, {name}", asked if side == "base" else "", pieces, max(0, len(ids) - TOKENS_SHOWN)
-            )
+            asked = ""
+            if side == "base":  # the first prompt as the models read it, of the others the question
+                asked = found.problems[name].question if name in found.problems else ""
+                asked = str(found.tokenizer.decode(list(traces[side][at].prompt))) if at == 0 else asked
+            yield ScoredAnswer(f"{side}, {name}", asked, pieces, max(0, len(ids) - TOKENS_SHOWN))
 
 
 def _why_not(found: Findings, section: str, value: Any) -> str:

@@ -124,6 +124,8 @@ def _shown(pair: ModelPair, settings: Mapping[str, Any], problems: Mapping[str, 
     asked = settings.get("problems")
     name = f"{len(problems):,} of {asked.name}" if isinstance(asked, ProblemSet) else f"{len(problems):,}"
     own = {"problems": name, "prompt": pair.prompt, "max_new_tokens": pair.max_new_tokens}
+    asked_with = {"system": pair.system, "instruction": pair.instruction, "few_shot": pair.few_shot}
+    own |= {key: value for key, value in asked_with.items() if value}
     return own | {key: value for key, value in settings.items() if key not in hidden}
 
 
