@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,8 @@ import pandas as pd
 from rlcircuits.metrics import Interval
 from rlcircuits.reports import Report, Section, Table, number, percent
 
-if TYPE_CHECKING:
-    from rlcircuits.studies.changed import Change
-
+#: a `rlcircuits.studies.Change`, whose module imports this one
+Change = Any
 #: share of edges at which circuits are compared
 SHARE = 0.1
 _NONE = (np.nan, np.nan, np.nan)
