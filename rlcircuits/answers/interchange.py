@@ -71,7 +71,7 @@ def write_answers(answers: Mapping[str, Sequence[Answer]], file: str | os.PathLi
 def read_answers(
     file: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]],
     problems: ProblemSet,
-    outlines: tuple[Outline, Outline],
+    outlines: Sequence[Outline],
     prompt: Prompt | str = "{question}",
 ) -> dict[str, list[Answer]]:
     """Read and check both models' answers.
@@ -80,11 +80,11 @@ def read_answers(
         file: a file of `write_answers` or in its form; or two, the base's and the tuned model's, whose lines need no
             ``side``.
         problems: what was asked, and the grader.
-        outlines: base and tuned, as `rlcircuits.ModelPair.check` returns them.
+        outlines: base and tuned, as `rlcircuits.ModelPair.check` returns them; or the base alone.
         prompt: how they were asked, as for `rlcircuits.generate`.
 
     Returns:
-        ``{"base": …, "tuned": …}``, each in the order of the problems.
+        ``{"base": …, "tuned": …}``, or the base's alone, each in the order of the problems.
 
     Raises:
         InputError: a file, line or field that is not as expected, or a problem without an answer.
@@ -93,7 +93,11 @@ def read_answers(
         raise InputError(
             f"{len(file)} files of answers are given: expected one with both sides, or the base's and the tuned model's"
         )
-    files = [(one, side) for one, side in zip(file, SIDES)] if isinstance(file, (tuple, list)) else [(file, None)]
+    files = (
+        [(one, side) for one, side in zip(file, SIDES)]
+        if isinstance(file, (tuple, list))
+        else [(file, SIDES[0] if len(outlines) == 1 else None)]
+    )
     by_side = dict(zip(SIDES, outlines))
     reader = _Reader(problems, by_side, prompt)
     for one, side in files:
@@ -107,7 +111,7 @@ class _Reader:
     def __init__(self, problems: ProblemSet, outlines: Mapping[str, Outline], prompt: Prompt | str) -> None:
         self.problems, self.outlines, self.prompt = problems, outlines, prompt
         self.index = {problem.id: i for i, problem in enumerate(problems)}
-        self.found: dict[str, dict[str, tuple[Answer, str]]] = {side: {} for side in SIDES}
+        self.found: dict[str, dict[str, tuple[Answer, str]]] = {side: {} for side in outlines}
         self.different: list[str] = []
         self.files: list[str] = []
 

@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
 COLUMNS = ("rule", "model", "reason", "problems", "examples")
 SHOWN = 3
+_CORRECT = ("both answers correct", "answer correct")
 
 
-def reasons(pairs: Mapping[str, tuple[Answer, Answer]], gone: Iterable[tuple[str, Sequence[str]]]) -> pd.DataFrame:
+def reasons(
+    pairs: Mapping[str, tuple[Answer, Answer]], gone: Iterable[tuple[str, Sequence[str]]], alone: bool = False
+) -> pd.DataFrame:
     """A row for each rule, model and reason.
 
     Args:
         pairs: both models' answers by problem.
         gone: every rule with the problems that it dropped, in the order in which they apply.
+        alone: it is one model, whose answers stand twice in `pairs`; rows then name no model.
 
     Returns:
-        Columns ``rule``; ``model``: base, tuned or both; ``reason``; ``problems``, how many (one that both models fail counts for
+        Columns ``rule``; ``model``: base, tuned, both or, of one alone, nothing; ``reason``; ``problems``, how many (one that both models fail counts for
         each); ``examples``: up to three of them, a line each.
     """
     import pandas as pd
@@ -37,10 +41,12 @@ def reasons(pairs: Mapping[str, tuple[Answer, Answer]], gone: Iterable[tuple[str
     found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for rule, problems in gone:
         for q in problems:
-            if rule in ("both answers correct", "no answer empty"):
-                for model, answer in zip(("base", "tuned"), pairs[q]):
-                    if not answer.correct if rule == "both answers correct" else not answer.answer:
+            if rule in (*_CORRECT, "no answer empty"):
+                for model, answer in zip(("",) if alone else ("base", "tuned"), pairs[q]):
+                    if not (answer.correct if rule in _CORRECT else answer.answer):
                         found[rule, model, _why(answer)].append(f"{q}: {_end(answer.text)}")
+            elif alone:
+                found[rule, "", rule].append(f"{q}: {len(pairs[q][0].answer)} tokens")
             else:
                 field = "prompt" if rule == "prompts equally long" else "answer"
                 base, tuned = (len(getattr(answer, field)) for answer in pairs[q])
@@ -53,7 +59,7 @@ def told(table: pd.DataFrame) -> str:
     """The reasons as lines for a terminal; empty where no problem fell away."""
     lines = []
     for row in table.to_dict("records"):
-        who = "" if row["model"] == "both" else f"{row['model']}: "
+        who = "" if row["model"] in ("", "both") else f"{row['model']}: "
         what = (
             row["reason"]
             if row["reason"] != row["rule"]

@@ -85,7 +85,7 @@ class Selection:
 
 def select(
     base: Sequence[Answer],
-    tuned: Sequence[Answer],
+    tuned: Sequence[Answer] | None,
     alpha: float,
     beta: float = 0.5,
     gamma: float = 1.5,
@@ -100,7 +100,7 @@ def select(
     Lengths are compared as exact fractions of the decimals given, so that α = 0.29 of 100 tokens are 29.
 
     Args:
-        base, tuned: the two models' answers to the same problems.
+        base, tuned: the two models' answers to the same problems; None for one model alone.
         alpha: share α of the mean length that is scored, in (0, 1].
         beta, gamma: keep mean lengths in [β T̄, γ T̄].
         delta: the largest difference of the two lengths, as a share of their mean.
@@ -116,8 +116,9 @@ def select(
     _expect_settings(alpha, beta, gamma, delta, n, seed)
     choose("mean", mean, MEANS)
     choose("keep", keep, KEEPS)
-    pairs = _paired(base, tuned)
-    rules = _Rules(pairs)
+    alone = tuned is None
+    pairs = _paired(base, base if tuned is None else tuned)
+    rules = _Rules(pairs, alone)
     α, β, γ, δ = (Fraction(str(float(value))) for value in (alpha, beta, gamma, delta))
 
     def t_base(q: str) -> int:
@@ -133,7 +134,10 @@ def select(
         accuracies = [sum(pair[side].correct for pair in pairs.values()) / len(pairs) for side in (0, 1)]
         strictly = [sum(pair[side].strict for pair in pairs.values()) / len(pairs) for side in (0, 1)]
         answered = f"base {accuracies[0]:.1%} correct, tuned {accuracies[1]:.1%}; strictly {strictly[0]:.1%} and {strictly[1]:.1%}"
-        rules.keep("both answers correct", lambda q: pairs[q][0].correct and pairs[q][1].correct, answered)
+        if alone:
+            answered = f"{accuracies[0]:.1%} correct, {strictly[0]:.1%} strictly"
+        rule = "answer correct" if alone else "both answers correct"
+        rules.keep(rule, lambda q: pairs[q][0].correct and pairs[q][1].correct, answered)
     rules.keep("no answer empty", lambda q: t_base(q) > 0 and t_tuned(q) > 0)
 
     left = rules.left
@@ -145,8 +149,10 @@ def select(
 
     between = f"{float(β * t_bar):.1f} to {float(γ * t_bar):.1f} tokens, T̄ = {float(t_bar):.1f}"
     rules.keep("mean length in [βT̄, γT̄]", lambda q: β * t_bar <= t_mean(q) <= γ * t_bar, between)
-    rules.keep("lengths differ by at most δ", lambda q: abs(t_base(q) - t_tuned(q)) / t_mean(q) <= δ, f"δ = {delta}")
-    rules.keep("prompts equally long", lambda q: len(pairs[q][0].prompt) == len(pairs[q][1].prompt), "in tokens")
+    if not alone:
+        apart = f"δ = {delta}"
+        rules.keep("lengths differ by at most δ", lambda q: abs(t_base(q) - t_tuned(q)) / t_mean(q) <= δ, apart)
+        rules.keep("prompts equally long", lambda q: len(pairs[q][0].prompt) == len(pairs[q][1].prompt), "in tokens")
 
     kept = set(draw(rules.left, n, seed, str))
     few = f"all, as fewer than n = {n} were left" if len(rules.left) < n else f"n = {n}, seed {seed}"
@@ -180,8 +186,8 @@ class NothingLeft(InputError):
 class _Rules:
     """The ids still left, and a row for each rule that was applied to them."""
 
-    def __init__(self, pairs: Mapping[str, tuple[Answer, Answer]]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: Mapping[str, tuple[Answer, Answer]], alone: bool) -> None:
+        self.pairs, self.alone = pairs, alone
         self.left: list[str] = list(pairs)
         self.gone: list[tuple[str, list[str]]] = []
         self.rows: list[dict[str, Any]] = []
@@ -208,7 +214,7 @@ class _Rules:
             )
 
     def reasons(self) -> pd.DataFrame:
-        return reasons(self.pairs, self.gone)
+        return reasons(self.pairs, self.gone, self.alone)
 
     def table(self) -> pd.DataFrame:
         import pandas as pd
@@ -216,11 +222,16 @@ class _Rules:
         return pd.DataFrame(self.rows, columns=["rule", "dropped", "left", "detail"])
 
 
-_ADVICE = {
-    "both answers correct": lambda: (
+def _more_right() -> str:
+    return (
         f"give more or easier problems, a larger {argument('max_new_tokens')} or another {argument('prompt')}, check the "
         f"{argument('grader')}, or compare all answers with {argument('keep', 'all')}"
-    ),
+    )
+
+
+_ADVICE: dict[str, Callable[[], str]] = {
+    "both answers correct": _more_right,
+    "answer correct": _more_right,
     "no answer empty": lambda: f"the models end their answers at once: check the {argument('prompt')}",
     "mean length in [βT̄, γT̄]": lambda: f"lower {argument('beta')} or raise {argument('gamma')}",
     "lengths differ by at most δ": lambda: f"raise {argument('delta')}, or give more problems",

@@ -80,7 +80,6 @@ def show(report: Report, one: PairStudy, table: pd.DataFrame, alone: bool) -> No
     """The report in lines, why problems fell away, and the table of metrics."""
     print(f"{report!r}\n")
     why = one.selection.reasons
-    why = why[why["model"] != "tuned"] if alone else why
     if len(why):
         print(f"why the others are not:\n{answering.told(why)}\n")
     for caution in one.selection.cautions(one.tokenizer):

@@ -82,6 +82,11 @@ class ModelPair:
                 f"pair {self.name!r}: trust_remote_code is {self.trust_remote_code!r}, expected true or false"
             )
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is one model, which stands on both sides."""
+        return self.base == self.tuned and self.base_revision == self.tuned_revision
+
     def load(self, side: str, device: str = "auto", dtype: str = "auto") -> Model:
         """Load the ``"base"`` or the ``"tuned"`` model."""
         choose("side", side, ("base", "tuned"))

@@ -192,8 +192,6 @@ def fallen(found: Findings) -> Section:
     """How many problems are left, and why the others are not."""
     n = len(next(iter(found.answers.values())))
     why = found.reasons
-    if found.alone and len(why):
-        why = why[why["model"] != "tuned"]
     gone = n - found.kept
     largest = why.sort_values("problems", ascending=False).head(3).to_dict("records") if len(why) else []
     listed = ", ".join(f"{_who(row)}{row['reason']} {row['problems']:,}" for row in largest)
@@ -227,7 +225,7 @@ def fallen(found: Findings) -> Section:
 
 
 def _who(row: dict[Any, Any]) -> str:
-    return "" if row["model"] == "both" else f"{row['model']} "
+    return "" if row["model"] in ("", "both") else f"{row['model']} "
 
 
 def scored(found: Findings) -> Section:

@@ -95,10 +95,13 @@ class PairStudy:
         return base, tuned
 
     def __repr__(self) -> str:
-        (before, after), strictly = self.accuracy, self.strict_accuracy
+        right, strictly = (
+            " → ".join(f"{share:.1%}" for share in (shares[:1] if self.pair.alone else shares))
+            for shares in (self.accuracy, self.strict_accuracy)
+        )
         return (
             f"PairStudy({self.pair.name!r}: {len(self.selection.problems)} problems, T_cut {self.selection.t_cut}, "
-            f"accuracy {before:.1%} → {after:.1%}, strictly {strictly[0]:.1%} → {strictly[1]:.1%})"
+            f"accuracy {right}, strictly {strictly})"
         )
 
 
@@ -311,7 +314,9 @@ def study(
     for one in chosen:
         sides = [run.side(one, name, device, dtype) for name in SIDES]
         said = run.imported(one, files[one.name]) if one.name in files else run.answers(one, sides)
-        selection = select(said[0], said[1], alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep)
+        selection = select(
+            said[0], None if one.alone else said[1], alpha, beta, gamma, delta, n=n, seed=seed, mean=mean, keep=keep
+        )
         for caution in selection.cautions(_tokenizer(one)):
             warnings.warn(f"{one.name}: {caution}", Caution, stacklevel=2)
         scores = [

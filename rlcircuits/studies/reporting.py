@@ -51,8 +51,7 @@ BY_HAND = "this study was put together by hand and does not know its models"
 
 def models_of(pair: ModelPair) -> dict[str, str]:
     """The models by side, as they were given; a model that is paired with itself stands alone."""
-    alone = pair.base == pair.tuned and pair.base_revision == pair.tuned_revision
-    return {side: getattr(pair, side) for side in (SIDES[:1] if alone else SIDES)}
+    return {side: getattr(pair, side) for side in (SIDES[:1] if pair.alone else SIDES)}
 
 
 def study_report(

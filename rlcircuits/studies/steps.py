@@ -61,7 +61,7 @@ class Side:
     def __init__(self, pair: ModelPair, side: str, device: str, dtype: str) -> None:
         self.pair, self.side, self.device, self.dtype = pair, side, device, dtype
         self.name = getattr(pair, side)
-        self.label = f"{pair.name} ({side})"
+        self.label = pair.name if pair.alone else f"{pair.name} ({side})"
 
     @cached_property
     def model(self) -> Model:
@@ -191,8 +191,10 @@ class Run:
 
     def imported(self, pair: ModelPair, file: Any) -> list[list[Answer]]:
         """Answers that another engine made, checked against the pair and the problems; no model is loaded."""
-        found = read_answers(file, self.problems, pair.check(), prompt_of(pair, self.problems))
-        return [found[side] for side in SIDES]
+        outlines = pair.check()
+        read = outlines[:1] if pair.alone else outlines
+        found = read_answers(file, self.problems, read, prompt_of(pair, self.problems))
+        return [found[SIDES[0]], found.get(SIDES[1], found[SIDES[0]])]
 
     def scores(self, side: Side, traces: list[Trace], cut: int, other: Side) -> xr.DataArray:
         """Scores of one model on its traces; `other` is the other one of the pair."""

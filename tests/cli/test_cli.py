@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,40 @@ def test_one_model_alone(world, capsys):
     scores = rc.load_scores(world / "alone" / "base.nc")
     assert table.value["activation_intensity"] == pytest.approx(np.nanmean(np.abs(scores.values.astype(float))))
     assert json.loads((world / "alone" / "settings.json").read_text())["asked"]["tuned"] is None
+
+
+def test_nothing_speaks_of_a_tuned_model_where_there_is_none(world, tmp_path, capsys):
+    own = shutil.copytree(world / "base", tmp_path / "own")
+    alone = options(world, base=own, tuned=None, out=tmp_path / "out", store=tmp_path / "runs")
+    fields = ["--problems", str(world / "problems.jsonl"), "--answer", "right", "--grader", "final"]
+    file = tmp_path / "answers.jsonl"
+    given = [
+        "--base",
+        str(own),
+        *fields,
+        "--max-new-tokens",
+        "6",
+        "--device",
+        "cpu",
+        "--store",
+        str(tmp_path / "runs"),
+    ]
+    assert main(["answers", *given, "--out", str(file)]) == 0
+    assert {json.loads(line)["side"] for line in file.read_text().splitlines()} == {"base"}
+    assert main(alone) == 0
+    first = (tmp_path / "out" / "metrics.parquet").read_bytes()
+    del alone[alone.index("--max-new-tokens") : alone.index("--max-new-tokens") + 2]
+    assert main([*alone, "--answers", str(file), "--out", str(tmp_path / "again")]) == 0  # the last --out counts
+    assert (tmp_path / "again" / "metrics.parquet").read_bytes() == first
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "#w1 #w2", "right": "never"}) + "\n")
+    assert main(options(world, base=own, tuned=None, problems=tmp_path / "p.jsonl", out=tmp_path / "none")) == 2
+    said = capsys.readouterr()
+    words = (said.out + said.err).replace(str(world), "").replace(str(tmp_path), "").replace("(--tuned)", "")
+    assert not [line for line in words.splitlines() if re.search(r"tuned|both|\(base\)|base:|second", line)]
+    assert "no problem is left by the rule 'answer correct' (0.0% correct, 0.0% strictly)" in said.err
+    assert re.search(r"why no problem is left:\n +1  [a-z]", said.err)
+    for file in (tmp_path / "out" / "reasons.json", tmp_path / "none" / "reasons.json"):
+        assert {row["model"] for row in json.loads(file.read_text())} <= {""}
 
 
 def test_no_problem_left_says_by_which_rule(world, tmp_path, capsys):

@@ -105,6 +105,7 @@ MODELS = [
     ({"prompt": "Answer this:"}, "prompt is 'Answer this:': expected a template with one '{question}', or 'chat'"),
     ({"prompt": "chat"}, "the tokenizer has no chat template: give a template with"),
     ({"system": "You are terse."}, "--system is the first turn of a chat: expected --prompt chat"),
+    ({"few-shot": "{root}/problems.jsonl:3"}, "--few-shot is '.*:3': all of its problems are among those asked"),
     ({"few-shot": "{root}/absent.jsonl"}, "absent.jsonl': no such file"),
 ]
 PROBLEMS = [
@@ -131,6 +132,9 @@ PROBLEMS = [
     ({"id": "nmae"}, "line 1 has no field 'nmae'.*did you mean 'name'"),
     ({"grader": "finl"}, "unknown grader 'finl'.*did you mean 'final'"),
     ({"extractor": "box"}, "unknown extractor 'box'.*did you mean 'boxed'"),
+    ({**ONE, "pair": "family/grpo", "problems": None}, "--answer is given, but 'family/grpo' brings its own problems"),
+    ({"beta": 2}, "--beta is 2.0 and --gamma is 1.5"),
+    ({"answers": "{root}/problems.jsonl"}, "--max-new-tokens is given, but --answers are there already"),
     ({"keep": "both"}, "unknown keep 'both'"),
     ({"answers": "{root}/absent.jsonl", "max-new-tokens": None}, "absent.jsonl"),
     ({"answers": "{root}/lines.jsonl", "max-new-tokens": None}, "lines.jsonl', line 1"),
@@ -186,6 +190,8 @@ OTHERS = [
         ["answers", "--base", "{root}/base", "--problems", "{root}/problem.jsonl", "--out", "a.jsonl"],
         "problem.jsonl': no such file; did you mean 'problems.jsonl'",
     ),
+    (["problems", "--limit", "3"], "--limit is given, but no set is named"),
+    (["estimate", "--pair", "mistral", "--tokens", "9", "--answer-tokens", "9"], "--answer-tokens is given, but"),
     (["problems", "gsm8"], "unknown problem set 'gsm8'.*did you mean 'gsm8k'"),
     (["pairs", "--weights", "mistrl"], "unknown pair 'mistrl'.*did you mean 'mistral'"),
     (["estimate"], "no model is given: expected --pair NAME, or --base PATH"),
