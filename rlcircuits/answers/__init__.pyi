@@ -21,6 +21,7 @@ from .selection import MEANS as MEANS
 from .selection import Caution as Caution
 from .selection import NothingLeft as NothingLeft
 from .selection import Selection as Selection
+from .selection import expect_settings as expect_settings
 from .selection import select as select
 from .sets import ProblemProvider as ProblemProvider
 from .sets import check_problems as check_problems

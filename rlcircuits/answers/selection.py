@@ -113,9 +113,7 @@ def select(
         InputError: settings out of range or answers to different problems.
         NothingLeft: no problem left; it says by which rule, and holds the reasons.
     """
-    _expect_settings(alpha, beta, gamma, delta, n, seed)
-    choose("mean", mean, MEANS)
-    choose("keep", keep, KEEPS)
+    expect_settings(alpha, beta, gamma, delta, n, seed, mean, keep)
     alone = tuned is None
     pairs = _paired(base, base if tuned is None else tuned)
     rules = _Rules(pairs, alone)
@@ -267,7 +265,16 @@ def _mean(values: Sequence[int | Fraction]) -> Fraction:
     return Fraction(sum(values), len(values))
 
 
-def _expect_settings(alpha: float, beta: float, gamma: float, delta: float, n: int, seed: int) -> None:
+def expect_settings(
+    alpha: float, beta: float, gamma: float, delta: float, n: int, seed: int, mean: str, keep: str
+) -> None:
+    """Make sure of the settings of `select`, before anything is answered.
+
+    Raises:
+        InputError: one out of range.
+    """
+    choose("mean", mean, MEANS)
+    choose("keep", keep, KEEPS)
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("delta", delta)):
         if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(value):
             raise InputError(f"{argument(name)} is {value!r}: expected a finite number")

@@ -22,7 +22,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rlcircuits.answers import ENGINES, SIDES, Answer, Caution, Problem, ProblemSet, Selection, prompt_of, select
+from rlcircuits.answers import (
+    ENGINES,
+    SIDES,
+    Answer,
+    Caution,
+    Problem,
+    ProblemSet,
+    Selection,
+    expect_settings,
+    prompt_of,
+    select,
+)
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import ModelPair, decode_prompt, encode_prompt, load_tokenizer, local_checkpoint
 from rlcircuits.models import pair as registered_pair
@@ -296,6 +307,7 @@ def study(
             problem left by the rules.
     """
     choose("engine", engine, ENGINES)
+    expect_settings(alpha, beta, gamma, delta, n, seed, mean, keep)
     scoring = Scoring(level, memory, intervention, ig_steps, loss)
     store = store if isinstance(store, Store) else Store(store)
     if isinstance(pairs, (ModelPair, str)):
