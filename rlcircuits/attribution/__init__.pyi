@@ -31,6 +31,7 @@ from .layers import hooked as hooked
 from .layers import taken as taken
 from .losses import Loss as Loss
 from .losses import Objective as Objective
+from .norms import exact_norm_scores as exact_norm_scores
 from .reading import plain as plain
 from .recording import mean_nll as mean_nll
 from .recording import padded as padded

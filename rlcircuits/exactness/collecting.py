@@ -21,7 +21,7 @@ from rlcircuits.exactness.sampling import Draws
 
 #: runs of the pilot and of the first stage, what each stage is of the one before, and the share of uniform sizes
 PILOT, FIRST, GROWTH = 40, 40, 2
-DEFENSIVE = 0.3
+DEFENSIVE = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Population:
     """All cells, and what is known of them before any was run.
 
     Args:
-        scores: first-order scores of each cell, one array ``(cell,)`` or more; the first decides the pilot.
+        scores: scores of each cell, one array ``(cell,)`` or more; the first decides the evenly spread half of the pilot.
         nodes: numbers that describe both ends of the cell's edge ``(cell, k)``; the first two are how deep they lie.
         groups: ``(cell, 4)``, sample, edge, source and destination, numbered.
     """

@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from rlcircuits.attribution import Graph, Trace, ablate, inputs_of_ablation
+from rlcircuits.attribution import Graph, Trace, ablate, exact_norm_scores, inputs_of_ablation
 from rlcircuits.errors import InputError
 from rlcircuits.exactness import estimates
-from rlcircuits.exactness.collecting import Population, collect
+from rlcircuits.exactness.collecting import PILOT, Population, collect
 from rlcircuits.exactness.sampling import Draws
 from rlcircuits.metrics import METRICS, compare_values, edge_values
 from rlcircuits.storage import journal
@@ -137,9 +137,9 @@ def exact_metrics(
 
     Args:
         model, traces, batch_size, progress: as for `rlcircuits.attribute`.
-        scores: of the same traces and model, at any level; several (EAP and EAP-IG, say) make a better proposal. The
-            first is what the estimates are set beside. Which scores they are matters to the width of the intervals, not
-            to whether they hold.
+        scores: of the same traces and model, at any level; several (EAP and EAP-IG, say) make a better proposal, to
+            which scores with exact norms (`rlcircuits.attribution.norms`) are added, for one more pass a trace. The
+            first is what the estimates are set beside.
         budget: how many re-runs at most: 500 when None, or, with `until`, as many as it takes.
         until: stop as soon as the interval of exact intensity is no wider than ± this share of it. Looking at the
             interval to decide when to stop costs it a little of its coverage.
@@ -203,7 +203,10 @@ def exact_metrics(
         if resume is not None:
             inputs = inputs_of_ablation(model, traces, **how)
             runner.keep(stack.enter_context(journal(resume, "exact", inputs, ROW)))
-        draws, values = collect(population(graph, edges, tables), runner, int(budget), narrow, seed)
+        known = list(tables)
+        if 2 * PILOT <= budget < cells:  # there is something to learn, and to learn it for
+            known += exact_norm_scores(model, traces, progress=progress, **how)
+        draws, values = collect(population(graph, edges, known), runner, int(budget), narrow, seed)
     return _result(draws, values, edges, graph, first, float(large), float(confidence), seed)
 
 

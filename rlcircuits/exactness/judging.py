@@ -32,7 +32,7 @@ from rlcircuits.exactness.exact import ExactMetrics, aligned, exact_metrics
 from rlcircuits.exactness.words import RANDOM, sentences
 from rlcircuits.storage import Step
 
-TRUST = Step("trust", 1)
+TRUST = Step("trust", 2)
 
 #: quantities of each method, in the order of the table
 QUANTITIES = (

@@ -1,7 +1,8 @@
 """How large a cell's exact effect is likely to be, learned from those that were run.
 
-1. ln|effect| is regressed on ln|score| of every score given, their squares and product, and on what both ends of the
-   edge are and how deep they lie.
+1. ln|effect| is regressed on ln|score| of every score, their squares and products, and on what both ends of the edge
+   are and how deep they lie. Scores are those given and, from `exact_metrics`, two in which norms are exact
+   (`rlcircuits.attribution.norms`): what removes most of a stream is just what first order misses.
 2. Source, destination, sample and the edge itself (which other samples share) have an effect of their own each, drawn
    towards 0: a Gaussian process whose kernel is the linear one of 1 plus one constant for each of those that two cells
        have in common. The
