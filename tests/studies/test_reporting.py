@@ -89,6 +89,18 @@ def test_one_model_alone_has_a_report_of_its_own(folders, problems, tmp_path):
     assert report["trust"].holds is not None
 
 
+@pytest.mark.filterwarnings("ignore::rlcircuits.attribution.NotConverged")
+def test_the_check_is_of_the_scores_that_the_study_has(folders, problems, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(reporting, "pair_report", lambda found: seen.append(found) or pair_report(found))
+    rc.study(pair_of(folders), problems, store=tmp_path, ig_steps=2, **SETTINGS).report(trust=8, shared=False)
+    methods = seen[0].trust["base"].table.index.get_level_values("method")
+    assert seen[0].trust["base"].method == "EAP-IG" and list(dict.fromkeys(methods)) == ["EAP", "EAP-IG", "random"]
+    model, traces = rc.load_model(folders["base"], device="cpu"), seen[0].selection.base_traces
+    scores = rc.attribute(model, traces, cut=seen[0].selection.t_cut, ig_steps=2)
+    np.testing.assert_allclose(seen[0].scores["base"].values, scores.values, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_left_out_says_so(folders, problems, tmp_path):
     settings = {**SETTINGS, "intervention": "mean"}
     report = rc.study(pair_of(folders), problems, store=tmp_path, **settings).report(shared=False)
