@@ -59,7 +59,7 @@ def accuracy(found: Findings) -> Section:
         said = f"{percent(value)} of {counted(n, 'problem')} are answered correctly {interval(100 * low, 100 * high)}."
         detail = f"{interval(100 * low, 100 * high)} %; strictly {percent(strict['base'])}"
         enough = n >= FEW_PROBLEMS
-        needs = f"Needs enough problems: with {n} the share is known to about {percent((high - low) / 2)}."
+        needs = f"Needs enough problems: with {n} the share is known to about ±{percent((high - low) / 2)}."
         return Section(
             "accuracy", title, question, f"{percent(value)} right", detail, said, needs, enough, None, tables
         )
@@ -78,7 +78,7 @@ def accuracy(found: Findings) -> Section:
         + ("" if shown else ", which is no more than chance may do")
         + f"; {points(strictly.difference)} by the strict one, which asks for a form made for answers."
     )
-    needs = f"Needs enough problems: {counted(n, 'problem')} tell changes of about {100 * half:.0f} points from chance."
+    needs = f"Needs enough problems: {counted(n, 'problem')} tell{'s' * (n == 1)} changes of about {100 * half:.0f} points from chance."
     if form:
         needs += (
             " The two rules disagree by more than that: the form of the answers has changed, not only what is right."
