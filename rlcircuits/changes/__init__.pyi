@@ -6,10 +6,12 @@ from .grafting import Graft as Graft
 from .grafting import graft as graft
 from .overlaps import Overlap as Overlap
 from .overlaps import overlap as overlap
+from .patching import PATCHING as PATCHING
 from .patching import Patching as Patching
 from .patching import cross_patch as cross_patch
 from .sides import SIDES as SIDES
 from .sides import both as both
+from .transfers import TRANSFER as TRANSFER
 from .transfers import Transfer as Transfer
 from .transfers import partners as partners
 from .transfers import transfer as transfer

@@ -30,10 +30,12 @@ from rlcircuits.attribution import Loss, Trace, ablate, attribute, patched_losse
 from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
 from rlcircuits.changes.sides import SIDES, Pair, both, sided
 from rlcircuits.errors import InputError, choose, expect_whole
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PATCHING = Step("patching", 1)
 #: what is done, by the side that is run, and whose answers that is done on
 DIRECTIONS = {"bring": ("base", "tuned"), "undo": ("tuned", "base")}
 EFFECTS = ("first", "integrated", "exact")

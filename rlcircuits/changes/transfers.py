@@ -24,10 +24,12 @@ from rlcircuits.attribution import INTERVENTIONS, SHARES, Loss, Trace, areas, at
 from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
 from rlcircuits.changes.sides import SIDES, Pair, both, sided
 from rlcircuits.errors import InputError, choose
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TRANSFER = Step("transfer", 1)
 CIRCUITS = ("own", "other", "random")
 #: the ranking that each area is defined by
 AREAS = {"CPR": "signed", "CMD": "absolute"}

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from rlcircuits import __version__
-from rlcircuits.cli import answers, attribute, estimate, models, pairs, problems, sweep
+from rlcircuits.cli import answers, attribute, change, estimate, models, pairs, problems, sweep
 from rlcircuits.cli.options import grouped
 from rlcircuits.errors import InputError, flags
 from rlcircuits.extensions import provided
@@ -60,6 +60,7 @@ def application() -> typer.Typer:
     for command in (pairs.pairs, models.models, problems.problems, answers.answers, estimate.estimate):
         app.command()(grouped(command))
     app.command(epilog=attribute.EXAMPLES)(grouped(attribute.attribute))
+    app.command(epilog=change.EXAMPLES)(grouped(change.change))
     for add in provided("rlcircuits.commands").values():
         add(app)
     app.command()(sweep.sweep)

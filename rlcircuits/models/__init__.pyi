@@ -33,5 +33,6 @@ from .prompts import Prompt as Prompt
 from .prompts import decode_prompt as decode_prompt
 from .prompts import encode_prompt as encode_prompt
 from .tokenizer import load_tokenizer as load_tokenizer
+from .weights import WEIGHTS as WEIGHTS
 from .weights import stored_parameters as stored_parameters
 from .weights import weight_change as weight_change

@@ -24,11 +24,13 @@ from rlcircuits.models.checkpoints import local_checkpoint
 from rlcircuits.models.faults import explained
 from rlcircuits.models.loading import Model
 from rlcircuits.models.pairing import ModelPair, check_pair
+from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+WEIGHTS = Step("weights", 1)
 _CHUNK = 2**24
 _EMBEDDING = r"embed|wte|wpe"
 Side = Model | str | os.PathLike[str]

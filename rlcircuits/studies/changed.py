@@ -27,6 +27,8 @@ from rlcircuits.answers import SIDES, ProblemSet, prompt_of
 from rlcircuits.changes import (
     DIVERGENCE,
     GRAFTS,
+    PATCHING,
+    TRANSFER,
     Divergence,
     Graft,
     Overlap,
@@ -40,7 +42,7 @@ from rlcircuits.changes import (
     transfer,
 )
 from rlcircuits.errors import choose, expect_whole
-from rlcircuits.models import ModelPair, weight_change
+from rlcircuits.models import WEIGHTS, ModelPair, weight_change
 from rlcircuits.reports import Report
 from rlcircuits.storage import Step, Store, load_table, save_table
 from rlcircuits.studies.accounts import change_report, summary_of
@@ -56,9 +58,6 @@ if TYPE_CHECKING:
 PARTS = ("overlap", "transfer", "patching", "graft", "divergence", "weights")
 #: fewer problems than this with a partner as long, and no circuit is run with corrupted replacement
 FEWEST_PARTNERS = 10
-TRANSFER = Step("transfer", 1, also=("rlcircuits.changes.transfers", "rlcircuits.changes.sides"))
-PATCHING = Step("patching", 1, also=("rlcircuits.changes.patching", "rlcircuits.changes.sides"))
-WEIGHTS = Step("weights", 1, also=("rlcircuits.models.weights",))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
