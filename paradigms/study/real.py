@@ -1,0 +1,285 @@
+"""The study on the real model: what each paradigm changed in SmolLM2, beside nulls, as tables.
+
+1. Each member's adapter is compared with the base, as in the controlled study: same problems, greedy answers, both right,
+   own and shared tokens (`paradigms.study.measurement`).
+2. Nulls: more supervised steps (a member), **weight noise** of exactly the norm of GRPO's update in each tensor, and **two
+   halves** of the base's own problems.
+3. What is exact is sampled: `rlcircuits.trust` and `rlcircuits.exact_metrics` on a few problems of the base and of some members.
+4. Every step is kept in the store, and long ones by batch: a run that is interrupted goes on.
+
+``python -m paradigms.study.real`` writes the tables to ``results/smollm2``. One seed: intervals are over problems and speak
+of these trained models only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from paradigms.family import story_set
+from paradigms.smollm2 import ADAPTERS, MODEL, members, pairs
+from paradigms.study.measurement import SAMPLED, Measurement, load, measure, save
+from paradigms.study.nulls import CONTROL, NOISE, add_noise
+from paradigms.study.tables import corrected, pair_tables
+from paradigms.study.tasks import Task
+from rlcircuits.answers import Answer, generate, load_answers, save_answers
+from rlcircuits.models import ModelPair
+from rlcircuits.storage import Step, Store, save_table, versions
+
+if TYPE_CHECKING:
+    from rlcircuits.answers import ProblemSet
+    from rlcircuits.models import Model
+
+REAL_STUDY = Step("real-study", 1)
+STEPS = ("real-study", "loading", "answers", "scores", "effects", "circuits", "comparison", "merged")
+#: by level, the shares α of an answer that are scored: on own answers alone, and on the other model's answers too
+GRID = {"block": ((0.1, 0.3, 0.5), (1.0,)), "head": ((0.3, 1.0), ())}
+PROBLEMS, N = 300, 100
+NOISE_LIKE = "grpo"
+HALVES = 200
+EXACT = ("sft", "sft-more", "grpo", "ppo")
+EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
+
+
+def run(
+    out: Path = ADAPTERS,
+    store: Store | str = "runs",
+    levels: Sequence[str] = tuple(GRID),
+    exact: bool = True,
+    problems: int = PROBLEMS,
+    n: int = N,
+) -> dict[str, pd.DataFrame]:
+    """Measure what is missing and write the tables: ``members``, ``effects``, ``values``, ``halves`` and, with `exact`,
+    ``trust`` and ``exact``.
+
+    Args:
+        out: the folder of the tables.
+        store: where the steps are kept.
+        levels: of the graph, of `GRID`.
+        exact: whether to remove edges for real, too.
+        problems, n: test problems that every model answers, and how many are compared.
+
+    Raises:
+        InputError: the model or its adapters are not here, or no problems are left.
+    """
+    work = _Work(store if isinstance(store, Store) else Store(store), story_set(n=problems), n)
+    labels = [*(member for member in members() if member != "sft"), NOISE + NOISE_LIKE]
+    effects, values, found = [], [], {}
+    for label in labels:
+        folders = [
+            work.measured(label, level, crossed)
+            for level in levels
+            for crossed in (False, True)
+            if GRID[level][crossed]
+        ]
+        both = pair_tables([(Task("pair", MODEL, 0, label, ()), work.joined(label, folders))])
+        effects.append(both[0])
+        values.append(both[1])
+        for name, table in zip(
+            ("effects", "values"),
+            (corrected(pd.concat(effects, ignore_index=True)), pd.concat(values, ignore_index=True)),
+        ):
+            found[name] = table
+        found["members"] = work.members(labels)
+        found["halves"] = work.halves(levels)
+        _write(found, out)  # after each: a run that is cut short has kept what it measured
+    if exact:
+        found |= work.exact([member for member in EXACT if member in members()])
+        _write(found, out)
+    return found
+
+
+class _Work:
+    """The steps of one run."""
+
+    def __init__(self, store: Store, problems: ProblemSet, n: int) -> None:
+        self.store, self.problems, self.n = store, problems, n
+        self.loaded: dict[str, Model] = {}
+
+    def pair(self, label: str) -> ModelPair:
+        """A member's pair; of the noise, that of the member whose norm it has."""
+        return pairs.pair(f"{MODEL}/{NOISE_LIKE if label.startswith(NOISE) else label}")
+
+    def model(self, label: str) -> Model:
+        """The base (``"sft"``), a member, or the base with noise; the base stays loaded, of the others the last."""
+        if label not in self.loaded:
+            for other in [other for other in self.loaded if other != "sft"] if label != "sft" else []:
+                del self.loaded[other]
+            pair = self.pair(NOISE_LIKE if label == "sft" else label)
+            if label.startswith(NOISE):
+                model = pair.load("base", dtype="float32")
+                add_noise(model.hf, pair.load("tuned", dtype="float32").hf, 0)
+            else:
+                model = pair.load("base" if label == "sft" else "tuned", dtype="float32")
+            self.loaded[label] = model
+        return self.loaded[label]
+
+    def key(self, label: str) -> dict[str, Any]:
+        """What identifies a model's answers."""
+        pair = self.pair(NOISE_LIKE if label == "sft" else label)
+        weights = pair.fingerprint("base") if label == "sft" else f"{label}: {pair.fingerprint('tuned')}"
+        asked = {"problems": self.problems.fingerprint, "prompt": pair.prompt, "longest": pair.max_new_tokens}
+        return {"weights": weights, **asked, "code": versions(*STEPS)}
+
+    def made(self, kind: str, inputs: dict[str, Any], build: Callable[[Path], None], note: str) -> Path:
+        return self.store.make(f"real-{kind}", inputs, build, note=note)
+
+    def answers(self, label: str) -> list[Answer]:
+        """Greedy answers of a model to all problems."""
+        inputs = self.key(label)
+
+        def build(folder: Path) -> None:
+            pair = self.pair(NOISE_LIKE if label == "sft" else label)
+            resume = self.store.root / "unfinished" / self.store.path("real-answers", inputs).name
+            said = generate(
+                self.model(label), self.problems, pair.prompt, pair.max_new_tokens, label=label, resume=resume
+            )
+            save_answers(said, folder / "answers.parquet")
+
+        return load_answers(self.made("answers", inputs, build, label) / "answers.parquet")
+
+    def measured(self, label: str, level: str, crossed: bool) -> Path:
+        """The folder of a pair's measurement at one level; `crossed`, with each model on the other's answers too."""
+        said = self.answers("sft"), self.answers(label)
+        alphas = GRID[level][crossed]
+        inputs = {
+            "pair": [self.key("sft"), self.key(label)],
+            "level": level,
+            "alphas": alphas,
+            "crossed": crossed,
+            "n": self.n,
+        }
+
+        def build(folder: Path) -> None:
+            models = self.model("sft"), self.model(label)
+            found = measure(models, said, alphas, [level], crossed, tests=True, seed=0, n=self.n)
+            save(found, folder / "measurement.npz")
+
+        return self.made("measurement", inputs, build, f"{label}, {level}{', crossed' if crossed else ''}")
+
+    def joined(self, label: str, folders: Sequence[Path]) -> Path:
+        """One measurement of several."""
+        inputs = {"label": label, "of": [folder.name for folder in folders], "code": str(REAL_STUDY)}
+
+        def build(folder: Path) -> None:
+            whole = Measurement()
+            for one in map(load, (folder / "measurement.npz" for folder in folders)):
+                whole.cells |= one.cells
+                cuts = {**whole.facts.get("t_cut", {}), **one.facts["t_cut"]}
+                whole.facts = {**one.facts, "t_cut": cuts}
+            save(whole, folder / "measurement.npz")
+
+        return self.made("joined", inputs, build, label)
+
+    def members(self, labels: Sequence[str]) -> pd.DataFrame:
+        """Accuracies with intervals, the loss of own answers, and how the training went, by member."""
+        from rlcircuits.metrics import paired_shares, share_interval
+
+        base = [answer.correct for answer in self.answers("sft")]
+        rows = []
+        for label in ("sft", *labels):
+            inputs = self.key(label)
+            if label != "sft" and not self.store.has("real-answers", inputs):
+                continue
+            said = self.answers(label)
+            right = [answer.correct for answer in said]
+            row: dict[str, Any] = {"member": label, "problems": len(said)}
+            row |= dict(zip(("accuracy", "low", "high"), share_interval(sum(right), len(right))))
+            row["strict"] = float(np.mean([answer.strict for answer in said]))
+            if label != "sft":
+                row |= dict(zip(("gain", "gain_low", "gain_high", "p"), paired_shares(base, right)))
+            about = ADAPTERS / label / "member.json"
+            if about.is_file():
+                told = json.loads(about.read_text("utf-8"))
+                curve = pd.read_parquet(ADAPTERS / label / "curves.parquet").iloc[-1]
+                row |= {
+                    "test_500": told["accuracy"],
+                    "prompts_seen": told["prompts_seen"],
+                    "updates": int(curve["update"]),
+                }
+                row |= {name: float(curve[name]) for name in ("kl", "entropy", "reward", "length")}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def halves(self, levels: Sequence[str]) -> pd.DataFrame:
+        """How far metrics of the base differ between two halves of its problems: the root mean square of ln(one/other)."""
+        rng = np.random.default_rng(0)
+        found = []
+        for level in levels:
+            parts = [load(self.measured(CONTROL, level, crossed) / "measurement.npz") for crossed in _ways(level)]
+            for (_, alpha), cell in (cell for part in parts for cell in part.cells.items()):
+                own = cell.sampled[cell.corners.index("bb")]
+                ratios = []
+                for _ in range(HALVES):
+                    order = rng.permutation(len(own))
+                    one, other = (own[half].mean(0) for half in np.array_split(order, 2))
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        ratios.append(np.log(one / other))
+                size = np.sqrt(np.nanmean(np.square(ratios), axis=0))
+                found += [
+                    {"level": level, "alpha": alpha, "metric": name, "spread": value}
+                    for name, value in zip(cell.metrics[: len(size)], size)
+                ]
+        return pd.DataFrame(found)
+
+    def exact(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """`rlcircuits.trust` and `rlcircuits.exact_metrics` of each on its own answers to the same problems."""
+        from rlcircuits.attribution import attribute
+        from rlcircuits.exactness import exact_metrics, trust
+
+        tables: dict[str, list[pd.DataFrame]] = {"trust": [], "exact": []}
+        said = {label: self.answers(label) for label in labels}
+        right = set.intersection(*({a.problem for a in one if a.correct} for one in said.values()))
+        chosen = sorted(right, key=lambda problem: int(problem.rpartition("/")[2]))[:EXACT_PROBLEMS]
+        for label in labels:
+            inputs = {"model": self.key(label), "problems": chosen, "budget": EXACT_BUDGET}
+
+            def build(folder: Path, label: str = label) -> None:
+                traces = [answer.trace for answer in said[label] if answer.problem in chosen]
+                model = self.model(label)
+                scores = {
+                    f"EAP-IG, {m} steps" if m > 1 else "EAP": attribute(model, traces, ig_steps=m) for m in (1, 5)
+                }
+                resume = self.store.root / "unfinished" / folder.name
+                found = exact_metrics(model, traces, scores, budget=EXACT_BUDGET, resume=resume / "exact")
+                save_table(found.table.reset_index(names="metric"), folder / "exact.parquet")
+                judged = trust(model, traces, budget=EXACT_BUDGET // 2, circuits=False, resume=resume / "trust")
+                save_table(judged.table.reset_index(), folder / "trust.parquet")
+
+            folder = self.made("exact", inputs, build, f"{label}, {EXACT_BUDGET} removals")
+            for name, rows in tables.items():
+                rows.append(pd.read_parquet(folder / f"{name}.parquet").assign(member=label))
+        return {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
+
+
+def _ways(level: str) -> list[bool]:
+    """Whether pairs are measured on own answers, and whether crossed."""
+    return [crossed for crossed in (False, True) if GRID[level][crossed]]
+
+
+def _write(tables: dict[str, pd.DataFrame], out: Path) -> None:
+    for name, table in tables.items():
+        save_table(table, out / f"{name}.parquet")
+    about = {"problems": "stories/test", "steps": versions(*STEPS), "levels": GRID, "metrics": list(SAMPLED)}
+    (out / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--level", action="append", choices=tuple(GRID), help="one level (default: all)")
+    parser.add_argument("--no-exact", action="store_true", help="remove no edges")
+    parser.add_argument("--store", default="runs")
+    options = parser.parse_args()
+    found = run(store=options.store, levels=options.level or tuple(GRID), exact=not options.no_exact)
+    print(found["members"].round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
