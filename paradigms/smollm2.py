@@ -81,7 +81,9 @@ def ship(member: str, folder: Path) -> None:
     weights = {name: weight.to(dtype) for name, weight in load_file(adapter / "adapter_model.safetensors").items()}
     save_file(weights, to / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    settings["base_model_name_or_path"] = MODEL if member == "sft" else f"{MODEL}/sft"  # instead of a folder of its own
+    settings["base_model_name_or_path"] = (
+        MODEL if member == "sft" else None
+    )  # what was a folder of the training's machine
     (to / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
     for name in ("curves.parquet", "member.json"):
         shutil.copyfile(folder / name, to / name)

@@ -38,8 +38,17 @@ if TYPE_CHECKING:
 
 REAL_STUDY = Step("real-study", 1)
 STEPS = ("real-study", "loading", "answers", "scores", "effects", "circuits", "comparison", "merged")
-#: by level, the shares α of an answer that are scored: on own answers alone, and on the other model's answers too
-GRID = {"block": ((0.1, 0.3, 0.5), (1.0,)), "head": ((0.3, 1.0), ())}
+#: what is measured, the most telling first: level, share α of an answer, and whether each model also reads the other's
+CELLS = (
+    ("block", 1.0, True),
+    ("block", 0.3, False),
+    ("head", 1.0, False),
+    ("block", 0.1, False),
+    ("block", 0.5, False),
+    ("head", 0.3, False),
+    ("head", 0.1, False),
+    ("head", 0.5, False),
+)
 PROBLEMS, N = 300, 100
 NOISE_LIKE = "grpo"
 HALVES = 200
@@ -50,18 +59,18 @@ EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
 def run(
     out: Path = ADAPTERS,
     store: Store | str = "runs",
-    levels: Sequence[str] = tuple(GRID),
+    cells: Sequence[tuple[str, float, bool]] = CELLS,
     exact: bool = True,
     problems: int = PROBLEMS,
     n: int = N,
 ) -> dict[str, pd.DataFrame]:
-    """Measure what is missing and write the tables: ``members``, ``effects``, ``values``, ``halves`` and, with `exact`,
-    ``trust`` and ``exact``.
+    """Measure what is missing and write the tables: ``members``, ``problems``, ``effects``, ``values``, ``halves`` and, with
+    `exact`, ``trust`` and ``exact``.
 
     Args:
         out: the folder of the tables.
         store: where the steps are kept.
-        levels: of the graph, of `GRID`.
+        cells: of `CELLS`.
         exact: whether to remove edges for real, too.
         problems, n: test problems that every model answers, and how many are compared.
 
@@ -70,28 +79,17 @@ def run(
     """
     work = _Work(store if isinstance(store, Store) else Store(store), story_set(n=problems), n)
     labels = [*(member for member in members() if member != "sft"), NOISE + NOISE_LIKE]
-    effects, values, found = [], [], {}
-    for label in labels:
-        folders = [
-            work.measured(label, level, crossed)
-            for level in levels
-            for crossed in (False, True)
-            if GRID[level][crossed]
-        ]
-        both = pair_tables([(Task("pair", MODEL, 0, label, ()), work.joined(label, folders))])
-        effects.append(both[0])
-        values.append(both[1])
-        for name, table in zip(
-            ("effects", "values"),
-            (corrected(pd.concat(effects, ignore_index=True)), pd.concat(values, ignore_index=True)),
-        ):
-            found[name] = table
-        found["members"] = work.members(labels)
-        found["halves"] = work.halves(levels)
-        _write(found, out)  # after each: a run that is cut short has kept what it measured
-    if exact:
-        found |= work.exact([member for member in EXACT if member in members()])
-        _write(found, out)
+    found = {"members": work.members(labels), "problems": work.each_problem(labels)}
+    _write(found, out)
+    for number in range(1, len(cells) + 1):
+        done = cells[:number]
+        both = [pair_tables([(Task("pair", MODEL, 0, label, ()), work.measured(label, done))]) for label in labels]
+        effects, values = (pd.concat(tables, ignore_index=True) for tables in zip(*both))
+        found |= {"effects": corrected(effects), "values": values, "halves": work.halves(done)}
+        _write(found, out)  # a run that is cut short has kept what it measured
+        if exact and number == min(2, len(cells)):
+            found |= work.exact([member for member in EXACT if member in members()])
+            _write(found, out)
     return found
 
 
@@ -144,38 +142,30 @@ class _Work:
 
         return load_answers(self.made("answers", inputs, build, label) / "answers.parquet")
 
-    def measured(self, label: str, level: str, crossed: bool) -> Path:
-        """The folder of a pair's measurement at one level; `crossed`, with each model on the other's answers too."""
-        said = self.answers("sft"), self.answers(label)
-        alphas = GRID[level][crossed]
-        inputs = {
-            "pair": [self.key("sft"), self.key(label)],
-            "level": level,
-            "alphas": alphas,
-            "crossed": crossed,
-            "n": self.n,
-        }
+    def measured(self, label: str, cells: Sequence[tuple[str, float, bool]]) -> Path:
+        """The folder of a pair's measurement of some cells."""
+        parts = [self._cell(label, *cell) for cell in cells]
+        inputs = {"label": label, "of": [folder.name for folder in parts], "code": str(REAL_STUDY)}
 
         def build(folder: Path) -> None:
-            models = self.model("sft"), self.model(label)
-            found = measure(models, said, alphas, [level], crossed, tests=True, seed=0, n=self.n)
-            save(found, folder / "measurement.npz")
-
-        return self.made("measurement", inputs, build, f"{label}, {level}{', crossed' if crossed else ''}")
-
-    def joined(self, label: str, folders: Sequence[Path]) -> Path:
-        """One measurement of several."""
-        inputs = {"label": label, "of": [folder.name for folder in folders], "code": str(REAL_STUDY)}
-
-        def build(folder: Path) -> None:
-            whole = Measurement()
-            for one in map(load, (folder / "measurement.npz" for folder in folders)):
+            whole, cuts = Measurement(), {}
+            for one in map(load, (part / "measurement.npz" for part in parts)):
                 whole.cells |= one.cells
-                cuts = {**whole.facts.get("t_cut", {}), **one.facts["t_cut"]}
+                cuts |= one.facts["t_cut"]
                 whole.facts = {**one.facts, "t_cut": cuts}
             save(whole, folder / "measurement.npz")
 
         return self.made("joined", inputs, build, label)
+
+    def _cell(self, label: str, level: str, alpha: float, crossed: bool) -> Path:
+        inputs = {"pair": [self.key("sft"), self.key(label)], "cell": [level, alpha, crossed], "n": self.n}
+
+        def build(folder: Path) -> None:
+            said = self.answers("sft"), self.answers(label)
+            models = self.model("sft"), self.model(label)
+            save(measure(models, said, [alpha], [level], crossed, True, 0, self.n), folder / "measurement.npz")
+
+        return self.made("measurement", inputs, build, f"{label}, {level}, α {alpha:g}")
 
     def members(self, labels: Sequence[str]) -> pd.DataFrame:
         """Accuracies with intervals, the loss of own answers, and how the training went, by member."""
@@ -184,9 +174,6 @@ class _Work:
         base = [answer.correct for answer in self.answers("sft")]
         rows = []
         for label in ("sft", *labels):
-            inputs = self.key(label)
-            if label != "sft" and not self.store.has("real-answers", inputs):
-                continue
             said = self.answers(label)
             right = [answer.correct for answer in said]
             row: dict[str, Any] = {"member": label, "problems": len(said)}
@@ -207,25 +194,41 @@ class _Work:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def halves(self, levels: Sequence[str]) -> pd.DataFrame:
+    def each_problem(self, labels: Sequence[str]) -> pd.DataFrame:
+        """What each member answered to each problem, and its loss on that answer, in nats a token."""
+        from rlcircuits.attribution import token_losses
+
+        rows = []
+        for label in ("sft", *labels):
+            said = [answer for answer in self.answers(label) if answer.answer]
+
+            def build(folder: Path, label: str = label, said: list[Answer] = said) -> None:
+                losses = token_losses(self.model(label), [answer.trace for answer in said])
+                (folder / "losses.json").write_text(json.dumps([float(np.mean(one)) for one in losses]), "utf-8")
+
+            file = self.made("losses", self.key(label), build, label) / "losses.json"
+            for answer, loss in zip(said, json.loads(file.read_text("utf-8"))):
+                told = {name: getattr(answer, name) for name in ("problem", "answer", "correct", "strict", "finished")}
+                rows.append({"member": label, **told, "loss": loss})
+        return pd.DataFrame(rows)
+
+    def halves(self, cells: Sequence[tuple[str, float, bool]]) -> pd.DataFrame:
         """How far metrics of the base differ between two halves of its problems: the root mean square of ln(one/other)."""
         rng = np.random.default_rng(0)
         found = []
-        for level in levels:
-            parts = [load(self.measured(CONTROL, level, crossed) / "measurement.npz") for crossed in _ways(level)]
-            for (_, alpha), cell in (cell for part in parts for cell in part.cells.items()):
-                own = cell.sampled[cell.corners.index("bb")]
-                ratios = []
-                for _ in range(HALVES):
-                    order = rng.permutation(len(own))
-                    one, other = (own[half].mean(0) for half in np.array_split(order, 2))
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        ratios.append(np.log(one / other))
-                size = np.sqrt(np.nanmean(np.square(ratios), axis=0))
-                found += [
-                    {"level": level, "alpha": alpha, "metric": name, "spread": value}
-                    for name, value in zip(cell.metrics[: len(size)], size)
-                ]
+        for (level, alpha), cell in load(self.measured(CONTROL, cells) / "measurement.npz").cells.items():
+            own = cell.sampled[cell.corners.index("bb")]
+            ratios = []
+            for _ in range(HALVES):
+                order = rng.permutation(len(own))
+                one, other = (own[half].mean(0) for half in np.array_split(order, 2))
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    ratios.append(np.log(one / other))
+            size = np.sqrt(np.nanmean(np.square(ratios), axis=0))
+            found += [
+                {"level": level, "alpha": alpha, "metric": name, "spread": value}
+                for name, value in zip(cell.metrics[: len(size)], size)
+            ]
         return pd.DataFrame(found)
 
     def exact(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -258,26 +261,20 @@ class _Work:
         return {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
 
 
-def _ways(level: str) -> list[bool]:
-    """Whether pairs are measured on own answers, and whether crossed."""
-    return [crossed for crossed in (False, True) if GRID[level][crossed]]
-
-
 def _write(tables: dict[str, pd.DataFrame], out: Path) -> None:
     for name, table in tables.items():
         save_table(table, out / f"{name}.parquet")
-    about = {"problems": "stories/test", "steps": versions(*STEPS), "levels": GRID, "metrics": list(SAMPLED)}
+    about = {"problems": "stories/test", "steps": versions(*STEPS), "metrics": list(SAMPLED)}
     (out / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:
     """The command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--level", action="append", choices=tuple(GRID), help="one level (default: all)")
-    parser.add_argument("--no-exact", action="store_true", help="remove no edges")
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells, in order of weight")
     parser.add_argument("--store", default="runs")
     options = parser.parse_args()
-    found = run(store=options.store, levels=options.level or tuple(GRID), exact=not options.no_exact)
+    found = run(store=options.store, cells=CELLS[: options.cells])
     print(found["members"].round(3).to_string(index=False))
 
 
