@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 
 from paradigms.family import story_set
-from paradigms.smollm2 import ADAPTERS, MODEL, members, pairs
+from paradigms.smollm2 import ADAPTERS, MODEL, base_folder, members, pairs
 from paradigms.study.measurement import SAMPLED, Measurement, load, measure, save
 from paradigms.study.nulls import CONTROL, NOISE, add_noise
 from paradigms.study.tables import corrected, pair_tables
 from paradigms.study.tasks import Task
-from rlcircuits.answers import Answer, generate, load_answers, save_answers
-from rlcircuits.models import ModelPair
+from rlcircuits.answers import Answer, generate, load_answers, problem_set, save_answers
+from rlcircuits.models import ModelPair, load_tokenizer
 from rlcircuits.storage import Step, Store, save_table, versions
 
 if TYPE_CHECKING:
@@ -51,9 +51,13 @@ CELLS = (
 )
 PROBLEMS, N = 300, 100
 NOISE_LIKE = "grpo"
+#: problems whose answers are kept token by token
+SHOWN = 6
 HALVES = 200
 EXACT = ("sft", "sft-more", "grpo", "ppo")
 EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
+#: of GSM8K: problems asked, problems whose answers are attributed, and the longest answer
+HELD_OUT, HELD_OUT_N, LONGER = 100, 40, 128
 
 
 def run(
@@ -63,8 +67,9 @@ def run(
     exact: bool = True,
     problems: int = PROBLEMS,
     n: int = N,
+    gsm8k: str | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Measure what is missing and write the tables: ``members``, ``problems``, ``effects``, ``values``, ``halves`` and, with
+    """Measure what is missing and write the tables: ``members``, ``problems``, ``shown``, ``effects``, ``values``, ``halves`` and, with
     `exact`, ``trust`` and ``exact``.
 
     Args:
@@ -73,13 +78,14 @@ def run(
         cells: of `CELLS`.
         exact: whether to remove edges for real, too.
         problems, n: test problems that every model answers, and how many are compared.
+        gsm8k: a local copy of GSM8K's test set, of which the first `HELD_OUT` are asked, too (table ``gsm8k``).
 
     Raises:
         InputError: the model or its adapters are not here, or no problems are left.
     """
     work = _Work(store if isinstance(store, Store) else Store(store), story_set(n=problems), n)
     labels = [*(member for member in members() if member != "sft"), NOISE + NOISE_LIKE]
-    found = {"members": work.members(labels), "problems": work.each_problem(labels)}
+    found = {"members": work.members(labels), **work.each_problem(labels)}
     _write(found, out)
     for number in range(1, len(cells) + 1):
         done = cells[:number]
@@ -89,6 +95,8 @@ def run(
         _write(found, out)  # a run that is cut short has kept what it measured
         if exact and number == min(2, len(cells)):
             found |= work.exact([member for member in EXACT if member in members()])
+            if gsm8k is not None:
+                found["gsm8k"] = work.held_out(problem_set(f"gsm8k={gsm8k}", limit=HELD_OUT), labels)
             _write(found, out)
     return found
 
@@ -128,16 +136,17 @@ class _Work:
     def made(self, kind: str, inputs: dict[str, Any], build: Callable[[Path], None], note: str) -> Path:
         return self.store.make(f"real-{kind}", inputs, build, note=note)
 
-    def answers(self, label: str) -> list[Answer]:
-        """Greedy answers of a model to all problems."""
+    def answers(self, label: str, problems: ProblemSet | None = None, longest: int | None = None) -> list[Answer]:
+        """Greedy answers of a model to all problems, or to others."""
         inputs = self.key(label)
+        if problems is not None:
+            inputs |= {"problems": problems.fingerprint, "longest": longest}
 
         def build(folder: Path) -> None:
             pair = self.pair(NOISE_LIKE if label == "sft" else label)
             resume = self.store.root / "unfinished" / self.store.path("real-answers", inputs).name
-            said = generate(
-                self.model(label), self.problems, pair.prompt, pair.max_new_tokens, label=label, resume=resume
-            )
+            asked, most = problems or self.problems, longest or pair.max_new_tokens
+            said = generate(self.model(label), asked, pair.prompt, most, label=label, resume=resume)
             save_answers(said, folder / "answers.parquet")
 
         return load_answers(self.made("answers", inputs, build, label) / "answers.parquet")
@@ -194,23 +203,38 @@ class _Work:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def each_problem(self, labels: Sequence[str]) -> pd.DataFrame:
-        """What each member answered to each problem, and its loss on that answer, in nats a token."""
+    def each_problem(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """``problems``: what each member answered and its loss on that, in nats a token; ``shown``: some answers of the base
+        and a member, token by token.
+        """
         from rlcircuits.attribution import token_losses
 
-        rows = []
+        rows, shown = [], []
         for label in ("sft", *labels):
             said = [answer for answer in self.answers(label) if answer.answer]
 
             def build(folder: Path, label: str = label, said: list[Answer] = said) -> None:
                 losses = token_losses(self.model(label), [answer.trace for answer in said])
-                (folder / "losses.json").write_text(json.dumps([float(np.mean(one)) for one in losses]), "utf-8")
+                (folder / "losses.json").write_text(json.dumps([np.asarray(one).tolist() for one in losses]), "utf-8")
 
-            file = self.made("losses", self.key(label), build, label) / "losses.json"
-            for answer, loss in zip(said, json.loads(file.read_text("utf-8"))):
+            file = self.made("token-losses", self.key(label), build, label) / "losses.json"
+            tokenizer = load_tokenizer(base_folder())
+            for number, (answer, losses) in enumerate(zip(said, json.loads(file.read_text("utf-8")))):
                 told = {name: getattr(answer, name) for name in ("problem", "answer", "correct", "strict", "finished")}
-                rows.append({"member": label, **told, "loss": loss})
-        return pd.DataFrame(rows)
+                rows.append({"member": label, **told, "loss": float(np.mean(losses))})
+                if label in ("sft", NOISE_LIKE) and number < SHOWN:
+                    tokens = [tokenizer.decode([token]) for token in answer.answer]
+                    shown += [
+                        {
+                            "member": label,
+                            "problem": answer.problem,
+                            "correct": answer.correct,
+                            "token": token,
+                            "loss": loss,
+                        }
+                        for token, loss in zip(tokens, losses)
+                    ]
+        return {"problems": pd.DataFrame(rows), "shown": pd.DataFrame(shown)}
 
     def halves(self, cells: Sequence[tuple[str, float, bool]]) -> pd.DataFrame:
         """How far metrics of the base differ between two halves of its problems: the root mean square of ln(one/other)."""
@@ -230,6 +254,36 @@ class _Work:
                 for name, value in zip(cell.metrics[: len(size)], size)
             ]
         return pd.DataFrame(found)
+
+    def held_out(self, problems: ProblemSet, labels: Sequence[str]) -> pd.DataFrame:
+        """Problems that no member was trained for: accuracy by both rules, and what of all answers the scores say."""
+        from rlcircuits.metrics import share_interval
+
+        rows = []
+        said = {label: self.answers(label, problems, LONGER) for label in ("sft", *labels)}
+        for label, answers in said.items():
+            right = sum(answer.correct for answer in answers)
+            row: dict[str, Any] = {
+                "member": label,
+                "problems": len(answers),
+                "strict": np.mean([a.strict for a in answers]),
+            }
+            row |= dict(zip(("accuracy", "low", "high"), share_interval(right, len(answers))))
+            if label != "sft":
+                inputs = {"pair": [self.key("sft"), self.key(label)], "held out": problems.fingerprint, "n": HELD_OUT_N}
+
+                def build(folder: Path, label: str = label) -> None:
+                    models, both = (self.model("sft"), self.model(label)), (said["sft"], said[label])
+                    found = measure(models, both, [1.0], ["block"], False, True, 0, HELD_OUT_N, keep="all")
+                    save(found, folder / "measurement.npz")
+
+                folder = self.made("held-out", inputs, build, f"{label} on {problems.name}")
+                effects, values = pair_tables([(Task("pair", MODEL, 0, label, ()), folder)])
+                one = effects[effects["metric"] == "activation_intensity"].iloc[0]
+                row |= {"compared": int(values["n_problems"].iloc[0])}
+                row |= {name: float(one[name]) for name in ("log_ratio", "log_low", "log_high", "p")}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def exact(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
         """`rlcircuits.trust` and `rlcircuits.exact_metrics` of each on its own answers to the same problems."""
@@ -273,8 +327,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells, in order of weight")
     parser.add_argument("--store", default="runs")
+    parser.add_argument("--gsm8k", metavar="FILE", help="a local copy of GSM8K's test set")
     options = parser.parse_args()
-    found = run(store=options.store, cells=CELLS[: options.cells])
+    found = run(store=options.store, cells=CELLS[: options.cells], gsm8k=options.gsm8k)
     print(found["members"].round(3).to_string(index=False))
 
 

@@ -70,7 +70,10 @@ def test_the_old_circuit_lacks_exactly_the_edge_that_was_added():
 def test_intervals_hold_what_they_are_about():
     base, tuned = two(layers=2)
     found = transfer((base, tuned), traces(20), interventions="zero", shares=SHARES, seeds=3, progress=False)
-    for frame, value in ((found.table(), "value"), (found.curves("absolute").query("0.5 <= share < 1"), "faithfulness")):
+    for frame, value in (
+        (found.table(), "value"),
+        (found.curves("absolute").query("0.5 <= share < 1"), "faithfulness"),
+    ):
         assert ((frame["low"] <= frame[value]) & (frame[value] <= frame["high"])).mean() > 0.8
         assert (frame["low"] < frame["high"]).all()
     one = transfer((base, tuned), traces(1), interventions="zero", shares=SHARES, progress=False).table()

@@ -44,7 +44,9 @@ def graph_scores(seed: int, level: str = "block", n: int = 3, n_layers: int = 3)
 
 def answers(ids) -> dict:
     return {
-        f"p/{i}": SimpleNamespace(problem=f"p/{i}", text=f"29 + 1 {EVIL}", answer=tuple(ids), correct=i != 1, strict=i == 0)
+        f"p/{i}": SimpleNamespace(
+            problem=f"p/{i}", text=f"29 + 1 {EVIL}", answer=tuple(ids), correct=i != 1, strict=i == 0
+        )
         for i in range(4)
     }
 
@@ -97,7 +99,10 @@ def test_choosing_a_pair_and_a_problem_shows_their_scores_and_answers():
     explorer.problem.value = "p/2"
     expected = one.pairs["dpo"].base_scores.sel(sample="p/2")
     np.testing.assert_array_equal(panels(explorer)[0], expected)
-    assert "how many 2?" in explorer.answers.value and "correct, not strictly, 5 tokens, first 2 scored" in explorer.answers.value
+    assert (
+        "how many 2?" in explorer.answers.value
+        and "correct, not strictly, 5 tokens, first 2 scored" in explorer.answers.value
+    )
     explorer.problem.value = "p/1"
     assert "(wrong, 3 tokens" in explorer.answers.value
     explorer.pair.value = "ppo"  # the problem stays

@@ -1,0 +1,193 @@
+"""The real model's study in words and tables, computed from its tables.
+
+A factor is tuned over base; a **null** is the largest of what more supervised steps, weight noise and another half of the
+problems do to the same metric. One seed was trained: intervals are over problems.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from paradigms.study.figures import in_order
+from paradigms.study.nulls import CONTROL, NOISE
+from paradigms.study.words import amount, counted, listed
+from rlcircuits.errors import InputError
+
+Tables = Mapping[str, pd.DataFrame]
+NAMES = ("members", "problems", "shown", "effects", "values", "halves", "trust", "exact", "gsm8k")
+INTENSITY = "activation_intensity"
+
+
+def load(folder: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables that `paradigms.study.real` wrote, by name; those that are not there are left out.
+
+    Raises:
+        InputError: a folder without ``members.parquet``.
+    """
+    found = {
+        name: pd.read_parquet(Path(folder) / f"{name}.parquet")
+        for name in NAMES
+        if (Path(folder) / f"{name}.parquet").is_file()
+    }
+    if "members" not in found:
+        raise InputError(
+            f"{str(folder)!r} holds no members.parquet: expected the tables of `python -m paradigms.study.real`"
+        )
+    return found
+
+
+def paradigms_of(tables: Tables) -> list[str]:
+    """The members that some paradigm made: all but the base and the nulls."""
+    known = [
+        name for name in tables["members"]["member"] if name != "sft" and name != CONTROL and not name.startswith(NOISE)
+    ]
+    return in_order(known)
+
+
+def effects(tables: Tables, metric: str, alpha: float, level: str = "block", tokens: str = "own") -> pd.DataFrame:
+    """By member and null, the factor with its interval, p, and the spread between halves of the problems.
+
+    Returns:
+        Index paradigm; columns log_ratio, log_low, log_high, p.
+    """
+    table = tables["effects"]
+    rows = table[
+        (table["metric"] == metric)
+        & (table["alpha"] == alpha)
+        & (table["level"] == level)
+        & (table["tokens"] == tokens)
+    ]
+    return rows.set_index("paradigm")[["log_ratio", "log_low", "log_high", "p"]].astype(float)
+
+
+def largest_null(tables: Tables, metric: str, alpha: float, level: str = "block") -> tuple[float, str]:
+    """The largest absolute log ratio of the nulls, and which one it is; NaN and nothing when there is none."""
+    found = {}
+    for name, row in effects(tables, metric, alpha, level).iterrows():
+        if name == CONTROL:
+            found["more supervised steps"] = abs(row["log_ratio"])
+        elif str(name).startswith(NOISE):
+            found["weight noise"] = abs(row["log_ratio"])
+    halves = tables["halves"]
+    rows = halves[(halves["metric"] == metric) & (halves["alpha"] == alpha) & (halves["level"] == level)]
+    if len(rows):
+        found["another half of the problems"] = float(rows["spread"].iloc[0])
+    found = {name: size for name, size in found.items() if math.isfinite(size)}
+    largest = max(found, key=lambda name: found[name], default="")
+    return found.get(largest, math.nan), largest
+
+
+def beyond(tables: Tables, metric: str, alpha: float, level: str = "block") -> list[str]:
+    """The paradigms whose interval leaves out a factor of 1 and whose factor is beyond the largest null."""
+    table, (null, _) = effects(tables, metric, alpha, level), largest_null(tables, metric, alpha, level)
+    found = []
+    for name in paradigms_of(tables):
+        if name in table.index:
+            row = table.loc[name]
+            if (row["log_low"] > 0 or row["log_high"] < 0) and abs(row["log_ratio"]) > (
+                null if math.isfinite(null) else math.inf
+            ):
+                found.append(name)
+    return found
+
+
+def factor(row: pd.Series) -> str:
+    """A factor with its interval."""
+    return amount(float(row["log_ratio"]), float(row["log_low"]), float(row["log_high"]), "log ratio")
+
+
+def gains(tables: Tables) -> str:
+    """Which members answer better than the base, in a sentence."""
+    table = tables["members"].set_index("member")
+    some = [name for name in table.index if name != "sft" and not name.startswith(NOISE)]
+    better = [name for name in some if table.loc[name, "gain_low"] > 0]
+    worse = [name for name in some if table.loc[name, "gain_high"] < 0]
+    base = table.loc["sft"]
+    said = f"The base answers {base['accuracy']:.0%} of {base['problems']:.0f} test problems correctly"
+    if not some:
+        return said + "."
+    if not better and not worse:
+        least, most = table.loc[some, "gain"].min(), table.loc[some, "gain"].max()
+        return f"{said}; no member is shown to answer better or worse ({100 * least:+.1f} to {100 * most:+.1f} points, each interval holds 0)."
+    parts = [f"{counted(better, 'answer better')}"] + ([counted(worse, "answer worse")] if worse else [])
+    return f"{said}; of its descendants {' and '.join(parts)} beyond chance."
+
+
+def changes(tables: Tables, alpha: float, metric: str = INTENSITY) -> str:
+    """What the paradigms did to a metric, beside the largest null, in a few sentences."""
+    table, (null, which) = effects(tables, metric, alpha), largest_null(tables, metric, alpha)
+    known = [name for name in paradigms_of(tables) if name in table.index]
+    if not known:
+        return "No paradigm has been measured."
+    single = "; ".join(f"{name} {factor(table.loc[name])}" for name in known)
+    far = beyond(tables, metric, alpha)
+    size = f"a factor of {math.exp(null):.2f} either way ({which})" if which else "not measured"
+    verdict = (
+        f"Beyond it, with an interval that leaves out 1: {listed(far)}."
+        if far
+        else "No paradigm's change is beyond it with an interval that leaves out 1."
+    )
+    return f"On {alpha:.0%} of an answer: {single}. The largest null is {size}. {verdict}"
+
+
+def in_short(tables: Tables, alpha: float = 1.0) -> str:
+    """The page's answer."""
+    return f"{gains(tables)} {changes(tables, alpha)} {trusted(tables)}"
+
+
+def trusted(tables: Tables) -> str:
+    """Whether first-order scores rank what removing edges does, in a sentence."""
+    table = tables.get("trust")
+    if table is None or table.empty:
+        return "How far scores agree with removing edges was not measured."
+    rows = table[(table["member"] == "sft") & (table["quantity"] == "rank correlation of sizes")].set_index("method")
+    parts = [f"{method} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in rows.iterrows()]
+    return f"Against edges that were removed for real, sizes of scores rank with a correlation of {listed(parts)} (the base)."
+
+
+def exact_factors(tables: Tables, metric: str = INTENSITY) -> pd.DataFrame:
+    """By member: the exact metric, estimated from removals, with its interval, beside the first-order one; and both as
+    factors of the base's.
+    """
+    table = tables["exact"]
+    rows = (
+        table[table["metric"] == metric].set_index("member")[["estimate", "low", "high", "first_order"]].astype(float)
+    )
+    base = rows.loc["sft"]
+    return rows.assign(
+        exact_factor=rows["estimate"] / base["estimate"], first_order_factor=rows["first_order"] / base["first_order"]
+    )
+
+
+def members_table(tables: Tables) -> pd.DataFrame:
+    """What the members are, for reading."""
+    table = tables["members"].set_index("member")
+    points = {
+        name: 100 * table[name] for name in ("accuracy", "low", "high", "strict", "gain", "gain_low", "gain_high")
+    }
+    return (
+        table.assign(**points)[[*points, "prompts_seen", "updates", "kl", "entropy", "length"]]
+        .rename(columns={"kl": "KL from its start, nats a token", "entropy": "entropy, nats a token"})
+        .round(3)
+    )
+
+
+def own_loss(tables: Tables) -> pd.DataFrame:
+    """Each member's loss on its own answers: mean, median and the share of problems below a hundredth of a nat a token."""
+    grouped = tables["problems"].groupby("member", sort=False)["loss"]
+    return (
+        pd.DataFrame(
+            {
+                "mean": grouped.mean(),
+                "median": grouped.median(),
+                "share below 0.01": grouped.apply(lambda x: float(np.mean(x < 0.01))),
+            }
+        )
+        .rename_axis("nats a token")
+        .round(4)
+    )

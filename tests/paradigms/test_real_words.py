@@ -1,0 +1,66 @@
+"""Sentences on the real model say what its tables hold, also where those are thin."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from paradigms.study import real_words as told
+from rlcircuits.errors import InputError
+
+METRIC = told.INTENSITY
+
+
+def tables(factors: dict[str, tuple[float, float, float]], gains: dict[str, tuple[float, float, float]], halves=1.2):
+    """Tables in which each paradigm's intensity changes by a factor with an interval, and accuracy by points."""
+    effects = [
+        {"paradigm": name, "metric": METRIC, "alpha": 1.0, "level": "block", "tokens": "own", "p": 0.01,
+         **dict(zip(("log_ratio", "log_low", "log_high"), map(math.log, values)))}
+        for name, values in factors.items()
+    ]  # fmt: skip
+    members = [{"member": "sft", "accuracy": 0.5, "problems": 100.0}]
+    members += [{"member": n, **dict(zip(("gain", "gain_low", "gain_high"), values))} for n, values in gains.items()]
+    spread = [{"metric": METRIC, "alpha": 1.0, "level": "block", "spread": math.log(halves)}]
+    columns = ["paradigm", "metric", "alpha", "level", "tokens", "log_ratio", "log_low", "log_high", "p"]
+    return {
+        "members": pd.DataFrame(members, columns=["member", "accuracy", "problems", "gain", "gain_low", "gain_high"]),
+        "effects": pd.DataFrame(effects, columns=columns),
+        "halves": pd.DataFrame(spread),
+    }
+
+
+GAINS = {"grpo": (0.1, 0.05, 0.15), "ppo": (-0.1, -0.15, -0.05), "sft-more": (0.0, -0.02, 0.02)}
+
+
+def test_a_change_counts_only_beyond_the_largest_null():
+    made = tables(
+        {"grpo": (2, 1.5, 2.5), "ppo": (1.4, 1.1, 1.8), "dpo": (3, 0.9, 9), "sft-more": (1.5, 1.4, 1.6)}, GAINS
+    )
+    assert told.largest_null(made, METRIC, 1.0) == (pytest.approx(math.log(1.5)), "more supervised steps")
+    assert told.beyond(made, METRIC, 1.0) == ["grpo"]  # ppo is within the null, and dpo, no member here, holds 1
+    made["members"] = pd.concat([made["members"], pd.DataFrame([{"member": "dpo"}])], ignore_index=True)
+    assert told.beyond(made, METRIC, 1.0) == ["grpo"]
+    said = told.changes(made, 1.0)
+    assert "grpo × 2.00 [1.50, 2.50]" in said and "factor of 1.50 either way (more supervised steps)" in said
+    assert "leaves out 1: grpo." in said
+
+
+def test_members_that_answer_better_or_worse_are_named():
+    said = told.gains(tables({}, GAINS))
+    assert "1 answer better (grpo)" in said and "1 answer worse (ppo)" in said and "50% of 100" in said
+    alike = told.gains(tables({}, {"grpo": (0.01, -0.02, 0.04)}))
+    assert "no member is shown to answer better or worse (+1.0 to +1.0 points" in alike
+    assert told.gains(tables({}, {})).endswith("correctly.")
+
+
+def test_thin_tables_are_said_to_be():
+    assert told.changes(tables({}, {}), 1.0) == "No paradigm has been measured."
+    assert "was not measured" in told.trusted({})
+    alone = tables({"grpo": (2, 1.5, 2.5)}, GAINS)
+    alone["halves"] = alone["halves"].iloc[:0]
+    said = told.changes(alone, 1.0)
+    assert "largest null is not measured" in said and told.beyond(alone, METRIC, 1.0) == []
+    with pytest.raises(InputError, match=r"members\.parquet"):
+        told.load("nowhere")
