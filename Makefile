@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family smollm2 study book test check lab bench bench-gpu lint lock clean distclean
+.PHONY: help venv family smollm2 study study-smollm2 book test check lab bench bench-gpu lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
 	@echo "make study   train and measure the controlled study anew into results/study (2 hours)"
+	@echo "make study-smollm2 measure the real model's members anew into results/smollm2 (about 2 hours; trains nothing)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make bench   what attribution costs against one forward and backward pass (8 min); make bench-gpu on CUDA"
 	@echo "make venv    only the virtual environment in $(VENV) (2 to 5 min, about 3 GB)"
@@ -59,6 +60,10 @@ smollm2: $(READY)
 study: $(READY)
 	@echo "==> the controlled study: 8 seeds of one base, 4 of another (about 2 hours on 2 cores; an interrupted one goes on)"
 	@$(BIN)/rlcircuits study
+
+study-smollm2: smollm2
+	@echo "==> the real model's members beside nulls (about 2 hours on 2 cores; an interrupted one goes on)"
+	@$(BIN)/python -m paradigms.study.real $(if $(GSM8K),--gsm8k $(GSM8K))
 
 lab: $(READY)
 	@echo "==> JupyterLab; stop it with Ctrl-C twice"
