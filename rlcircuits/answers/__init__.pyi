@@ -2,6 +2,7 @@ from .answer import Answer as Answer
 from .answer import load_answers as load_answers
 from .answer import save_answers as save_answers
 from .engines import ENGINES as ENGINES
+from .few_shot import asked_as as asked_as
 from .few_shot import examples as examples
 from .few_shot import prompt_of as prompt_of
 from .generation import ANSWERS as ANSWERS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.problems import Problem, ProblemSet
@@ -48,6 +50,25 @@ def examples(
             else f"{argument('few_shot')} is {os.fspath(few_shot)!r}: all of its problems are among those asked; expected others"
         )
     return tuple((problem.question, problem.reference) for problem in others[:wanted])
+
+
+def asked_as(
+    pair: ModelPair, problems: ProblemSet, file: Any = None, fields: Mapping[str, Any] | None = None, **given: Any
+) -> ModelPair:
+    """A pair that is asked in another way; what is given goes before what the pair says.
+
+    Args:
+        problems: what is asked.
+        file, fields: of few-shot examples, as for `examples`.
+        given: ``prompt``, ``system``, ``instruction``, ``few_shot`` and ``max_new_tokens``; None stands for the pair's.
+
+    Raises:
+        InputError: as `rlcircuits.ModelPair` and `examples`.
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    if isinstance(changes.get("few_shot"), str) and changes["few_shot"]:
+        changes["few_shot"] = examples(changes["few_shot"], problems, file, **(fields or {}))
+    return replace(pair, **changes)
 
 
 def prompt_of(pair: ModelPair, problems: ProblemSet) -> Prompt:

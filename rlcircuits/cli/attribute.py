@@ -41,6 +41,7 @@ Every finished step is kept in --store: the same command goes on where it was in
 _TRUST = "edges removed for real, of each model, to check the scores: auto (as long as attributing takes), none, or N"
 _SHARED = "leave out scoring each model on the other's answers, which takes as long as attributing"
 _intervention = one_of("intervention", ["zero", "mean", "model"])
+_loss = one_of("loss", ["nll", "kl"])
 _memory = one_of("memory", ["auto", "fast", "lean"])
 
 
@@ -61,6 +62,7 @@ def attribute(
         str, score("what replaces a source: zero, mean or model (the other one)", "NAME", _intervention)
     ] = "zero",
     ig_steps: Annotated[int, score("integrated gradients over M steps; 1 is plain EAP", "M", whole)] = 1,
+    loss: Annotated[str, score("nll, or kl: divergence from the other model", "NAME", _loss)] = "nll",
     memory: Annotated[str, score("auto, fast or lean", "MODE", _memory)] = "auto",
     trust: Annotated[Any, score(_TRUST, "N", options.auto_none_or_whole)] = "auto",
     no_shared: Annotated[bool, options.flag("--no-shared", _SHARED, heading="scores")] = False,
@@ -77,15 +79,22 @@ def attribute(
 
     kept = Store(store)
     models.check()
-    if models.alone and intervention == "model":
-        raise InputError("--intervention model takes another model's activations: give that model as --tuned PATH")
+    if models.alone and (intervention == "model" or loss == "kl"):
+        which = "--loss kl is of" if loss == "kl" else "--intervention model takes the activations of"
+        raise InputError(f"{which} another model: give that model as --tuned PATH")
     asked = fields.chosen(problems, models.pair)
     if answers is not None:
         made = running.engine if running.engine != "transformers" else None
         options.refuse("--answers are there already", engine=made, max_new_tokens=asking.max_new_tokens)
     two = asking.of(models.chosen(kept), asked, fields)
     how: dict[str, Any] = dict(
-        level=level, alpha=alpha, dtype=running.dtype, intervention=intervention, ig_steps=ig_steps, **vars(selecting)
+        level=level,
+        alpha=alpha,
+        dtype=running.dtype,
+        intervention=intervention,
+        ig_steps=ig_steps,
+        loss=loss,
+        **vars(selecting),
     )
     settings = {
         "pair": two.name,

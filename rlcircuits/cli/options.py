@@ -9,9 +9,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -166,9 +165,7 @@ class Models:
         """The pair; two checkpoints are called by the tuned one's name. What a package provides may be made first."""
         if self.pair is not None:
             return models.pair(self.pair, self.pairs, store)
-        base = str(self.base)
-        tuned = self.tuned or base
-        return models.ModelPair(Path(tuned).name or tuned, base, tuned)
+        return models.ModelPair.of(str(self.base), self.tuned)
 
 
 @dataclass(frozen=True)
@@ -183,10 +180,7 @@ class Asking:
 
     def of(self, pair: ModelPair, asked: ProblemSet, fields: Fields) -> ModelPair:
         """The pair, asked in this way; examples are read now, with the fields of the problems."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if self.few_shot:
-            given["few_shot"] = answers.examples(self.few_shot, asked, fields.sets, **fields.names)
-        return replace(pair, **given)
+        return answers.asked_as(pair, asked, fields.sets, fields.names, **vars(self))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits import models
@@ -22,38 +22,60 @@ if TYPE_CHECKING:
     from rlcircuits.models import ModelPair
 
 
-def known_pair(name: str, file: str = "", base: str = "", tuned: str = "") -> str:
-    """The name of a pair; raises InputError, with the nearest name, when there is none of it, or when two checkpoints
-    are given too.
+def known_pair(name: str, file: str = "", base: str = "", tuned: str = "", method: str = "", **asking: Any) -> str:
+    """The name of a pair; raises InputError, with the nearest name, when there is none of it, or when something is given
+    that would be ignored.
 
     Args:
         name: a registered pair, or ``family/<member>`` with or without ``@<seed>``; empty stays empty.
         file: YAML with pairs besides the registered ones; none when empty.
         base, tuned: the two checkpoints given in place of a name; empty with one.
+        method: how they were tuned.
+        asking: how the models are asked, as for `chosen_pair`; empty where no models are given.
     """
     _expect_text("pair", name)
-    if name == "":
-        if bool(base) != bool(tuned):
-            raise InputError(
-                f"only {'base' if base else 'tuned'} is given: expected base and tuned, or the name of a pair"
-            )
-        return name
-    if base or tuned:
+    if name and (base or tuned):
         raise InputError(f"pair {name!r} is given, and base or tuned besides: expected a name, or two checkpoints")
-    return models.known_pair(name, file or None)
+    if bool(base) != bool(tuned):
+        raise InputError(f"only {'base' if base else 'tuned'} is given: expected base and tuned, or the name of a pair")
+    idle = {"method": "" if base else method, "pairs": "" if name else file, **({} if name or base else asking)}
+    for parameter, value in idle.items():
+        if value:
+            whose = {"method": "base and tuned", "pairs": "a pair by name"}.get(parameter, "a pair, or base and tuned")
+            raise InputError(f"parameter {parameter} is {value!r}, which is of {whose}: expected these with it")
+    return models.known_pair(name, file or None) if name else name
 
 
-def chosen_pair(name: str, file: str = "", store: str | os.PathLike[str] = "runs") -> ModelPair:
-    """The pair of a name; members of the family are trained when they are not in the store.
+def chosen_pair(
+    name: str,
+    file: str = "",
+    store: str | os.PathLike[str] = "runs",
+    base: str = "",
+    tuned: str = "",
+    method: str = "",
+    problems: ProblemSet | None = None,
+    fields: Mapping[str, Any] | None = None,
+    **asking: Any,
+) -> ModelPair:
+    """The pair of a name, or two checkpoints; members of the family are trained when they are not in the store.
 
     Args:
-        name, file: as for `known_pair`.
+        name, file, base, tuned, method: as for `known_pair`.
         store: where the family is kept.
+        problems, fields: what is asked, and the fields of its file, which few-shot examples have, too.
+        asking: ``prompt``, ``system``, ``instruction``, ``few_shot`` and ``max_new_tokens`` in place of the pair's, unless
+            empty or 0.
 
     Raises:
-        InputError: no such pair.
+        InputError: no such pair, or one that cannot be asked so.
     """
-    return models.pair(name, file or None, store)
+    from rlcircuits.answers import asked_as
+
+    pair = models.ModelPair.of(base, tuned, method or "other") if base else models.pair(name, file or None, store)
+    if problems is None:
+        return pair
+    given = {parameter: value or None for parameter, value in asking.items()}
+    return asked_as(pair, problems, fields={key: value or None for key, value in (fields or {}).items()}, **given)
 
 
 def known_problems(name: str, **fields: Any) -> str:
@@ -62,10 +84,12 @@ def known_problems(name: str, **fields: Any) -> str:
 
     Args:
         name: a set known by name, a ``.jsonl`` or ``.parquet`` file; empty is the family's.
-        fields: ``question``, ``answer``, ``grader`` of a file.
+        fields: ``question``, ``answer``, ``grader`` in place of the set's, unless empty.
     """
+    from rlcircuits.answers import known_sets
+
     _expect_text("problems", name)
-    if name not in ("", *_sets()):
+    if any(fields.values()) or name not in ("", *known_sets()):
         chosen_problems(name, **fields)
     return name
 
@@ -76,26 +100,16 @@ def chosen_problems(name: str, **fields: Any) -> ProblemSet:
     Raises:
         InputError: no such set or file, or one that cannot be read.
     """
-    return _loaded(name or "family", tuple(sorted(fields.items())))
+    return _loaded(name or "family", tuple(sorted((key, value) for key, value in fields.items() if value)))
 
 
 @functools.lru_cache(maxsize=8)
 def _loaded(name: str, fields: tuple[tuple[str, Any], ...]) -> ProblemSet:
     from rlcircuits.answers import problem_set
 
-    named = name.partition("=")[0] in _sets()  # also gsm8k=FILE, whose fields are known
-    is_file = not named and (
-        Path(name).suffix in (".jsonl", ".parquet") or os.sep in name or Path(name).expanduser().is_file()
-    )
-    return problem_set(name, **(dict(fields) if is_file else {}))
+    return problem_set(name, **dict(fields))
 
 
 def _expect_text(parameter: str, value: object) -> None:
     if not isinstance(value, str):
         raise InputError(f"parameter {parameter} is {value!r} ({type(value).__name__}); expected a text")
-
-
-def _sets() -> list[str]:
-    from rlcircuits.answers import known_sets
-
-    return known_sets()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlcircuits.errors import InputError, choose
@@ -81,6 +82,11 @@ class ModelPair:
             raise InputError(
                 f"pair {self.name!r}: trust_remote_code is {self.trust_remote_code!r}, expected true or false"
             )
+
+    @classmethod
+    def of(cls, base: str, tuned: str | None = None, method: str = "other") -> ModelPair:
+        """Two checkpoints, called by the tuned one's name; or one alone, on both sides."""
+        return cls(Path(tuned or base).name or base, base, tuned or base, method)
 
     @property
     def alone(self) -> bool:

@@ -144,6 +144,7 @@ SCORES = [
     ({"level": "heads"}, "unknown level 'heads'.*did you mean 'head'"),
     ({"intervention": "corrupted"}, "unknown intervention 'corrupted'"),
     ({"intervention": "model", "tuned": None}, "give that model as --tuned"),
+    ({"loss": "kl", "tuned": None}, "--loss kl is of another model: give that model as --tuned"),
     ({"memory": "leen"}, "unknown memory 'leen'.*did you mean 'lean'"),
     ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
     ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 import yaml
 
+import rlcircuits as rc
 from rlcircuits.cli.main import main
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
-from rlcircuits.lab.inputs import known_pair, known_problems
+from rlcircuits.lab.inputs import chosen_pair, known_pair, known_problems
 from rlcircuits.sweeps import Settings, preview, sweep
 from rlcircuits.sweeps.engines.local import Local
 from rlcircuits.sweeps.plan import Cell, load_plan
@@ -186,14 +187,43 @@ def test_names_of_pairs_and_problems(tmp_path: Path) -> None:
         ("family/sft", {}, "unknown pair"),
         ("mistral", {"base": "x"}, "base or tuned besides"),
         ("", {"base": "x"}, "only base is given"),
+        ("", {"prompt": "chat"}, "parameter prompt is 'chat', which is of a pair, or base and tuned"),
+        ("", {"max_new_tokens": 9}, "parameter max_new_tokens is 9, which is of a pair"),
+        ("", {"file": "p.yaml"}, "parameter pairs is 'p.yaml', which is of a pair by name"),
+        ("mistral", {"method": "GRPO"}, "parameter method is 'GRPO', which is of base and tuned"),
     ]:
         with pytest.raises(InputError, match=says):
             known_pair(name, **more)
+    assert known_pair("mistral", prompt="chat", max_new_tokens=9) == "mistral"
+    with pytest.raises(InputError, match="'family' are made by a package: expected 'family' alone"):
+        known_problems("", grader="final")
     with pytest.raises(InputError, match="unknown problem set 'famly'"):
         known_problems("famly")
     (tmp_path / "p.jsonl").write_text('{"question": "1 + 1", "answr": "2"}\n')
     with pytest.raises(InputError, match="no field 'answer'.*did you mean 'answr'"):
         known_problems(str(tmp_path / "p.jsonl"), question="question", answer="answer", grader="final")
+
+
+def test_what_is_given_goes_before_what_a_pair_says(tmp_path: Path) -> None:
+    asked = rc.ProblemSet("p", (rc.Problem("0", "1 + 1 ?", "2"),), "final")
+    (tmp_path / "shown.jsonl").write_text('{"q": "1 + 1 ?", "a": "2"}\n{"q": "2 + 3 ?", "a": "5"}\n')
+    fields = {"question": "q", "answer": "a", "grader": ""}
+    given = {
+        "prompt": "chat",
+        "system": "",
+        "instruction": "Add.",
+        "few_shot": str(tmp_path / "shown.jsonl"),
+        "max_new_tokens": 9,
+    }
+    pair, own = chosen_pair("mistral", problems=asked, fields=fields, **given), rc.pair("mistral")
+    assert (pair.prompt, pair.instruction, pair.max_new_tokens) == ("chat", "Add.", 9) and pair.base == own.base
+    assert pair.few_shot == (("2 + 3 ?", "5"),)
+    assert (
+        chosen_pair("mistral", problems=asked, prompt="", system="", instruction="", few_shot="", max_new_tokens=0)
+        == own
+    )
+    two = chosen_pair("", base="models/sft", tuned="models/rl", problems=asked, max_new_tokens=0)
+    assert (two.name, two.method, two.prompt, two.max_new_tokens) == ("rl", "other", "{question}", 1024)
 
 
 # --- what comes out
