@@ -111,11 +111,7 @@ def own_loss(found: Findings) -> Section:
     needs = (
         f"Needs answers that the model is not too sure of: below {SURE:g} nats per token first-order scores say what the loss "
         "is sensitive to, not what removing edges does"
-        + (
-            f"; here it is {number(min(means.values()))}."
-            if sure
-            else f"; here the smallest is {number(min(means.values()))}."
-        )
+        f"; {'here it is' if found.alone else 'the smaller one is'} {number(min(means.values()))}."
     )
     if found.alone:
         rows = {name: mean_interval(each["base"][name]) for name in each["base"]}

@@ -57,13 +57,14 @@ def metrics(found: Findings) -> Section:
             if changed
             else f"none of {tested} metrics is shown to differ"
         )
-        says = f"Activation intensity is {_times(row['ratio'])} the base's; {which}."
+        says = f"Activation intensity from base to tuned: {_factor(row)}; {which}."
         detail = f"intensity {signed(row['difference'])} {interval(row['low'], row['high'])}, Holm {p_value(row['p_holm'])}; {len(changed)} of {tested} metrics differ"
     else:
-        says = f"Activation intensity is {_times(row['ratio'])} the base's; one problem allows no interval and no test."
-        detail = "activation intensity; one problem: no interval, no test"
+        why = "one problem allows" if found.kept < 2 else "these scores allow"
+        says = f"Activation intensity from base to tuned: {_factor(row)}; {why} no interval and no test."
+        detail = f"activation intensity; {why} no interval, no test"
     if missing:
-        says += f" Not defined on so few problems: {', '.join(missing)}."
+        says += f" Not defined here: {', '.join(missing)}."
     needs = (
         "Needs several problems and p (Holm) of .05 or less; the null swaps base and tuned within each problem. Information "
         "complexity hangs on the single largest score, so prefer the robust metrics. It speaks of these two checkpoints, not "
@@ -76,7 +77,7 @@ def metrics(found: Findings) -> Section:
         if names
     ]
     shown = (Interval(row["difference"], row["low"], row["high"]), 0.0)
-    answer = f"intensity {_times(row['ratio'])}"
+    answer = f"intensity {_factor(row)}"
     return Section("metrics", title, question, answer, detail, says, needs, holds, shown, tables)
 
 
@@ -183,8 +184,8 @@ def shared(found: Findings) -> Section:
     own, *same = rows.values()
     agree = all(_sign(row) == _sign(own) != 0 for row in same)
     says += (
-        f" Activation intensity is {_times(own['ratio'])} on own words, {_times(same[0]['ratio'])} on the base's and "
-        f"{_times(same[1]['ratio'])} on the tuned model's."
+        f" Activation intensity: {_factor(own)} on own words, {_factor(same[0])} on the base's and "
+        f"{_factor(same[1])} on the tuned model's."
     )
     needs = (
         "Needs the change on the same words to be like that on own words: "
@@ -194,8 +195,8 @@ def shared(found: Findings) -> Section:
             else "it is not, or not beyond chance, so what differs on own words may be the words."
         )
     )  # fmt: skip
-    detail = f"intensity on the same words; own words {_times(own['ratio'])}; losses {number(on_base['base'])} and {number(on_base['tuned'])} on the base's"
-    answer = f"{_times(same[0]['ratio'])} and {_times(same[1]['ratio'])}"
+    detail = f"intensity on the same words; own words {_factor(own)}; losses {number(on_base['base'])} and {number(on_base['tuned'])} on the base's"
+    answer = f"{_factor(same[0])} and {_factor(same[1])}"
     return Section("shared", title, question, answer, detail, says, needs, agree, None, tables)
 
 
@@ -310,6 +311,13 @@ def trust(found: Findings) -> Section:
 
 def _why(found: Findings, section: str) -> str:
     return "no problem is kept" if found.selection is None else found.absent.get(section, "it was not asked for")
+
+
+def _factor(row: pd.Series) -> str:
+    """How a value changed: by which factor, or from 0 to what."""
+    if math.isfinite(row["ratio"]):
+        return _times(row["ratio"])
+    return f"{number(row['base'])} → {number(row['tuned'])}"
 
 
 def _times(ratio: float) -> str:

@@ -154,7 +154,7 @@ def test_the_numbers_are_those_that_were_measured():
     [
         ({"answers": {"base": answers([True] * 20), "tuned": answers([True] * 20, [False] * 20)}}, "accuracy", False, "the form of the answers has changed"),
         ({"answers": {"base": answers([True] * 4), "tuned": answers([False] * 4)}}, "accuracy", False, "4 problems tell changes of about"),
-        ({"losses": {"base": {f"p/{i}": [0.001] * 3 for i in range(12)}, "tuned": {f"p/{i}": [1.0] * 3 for i in range(12)}}}, "loss", False, "here it is 0.001"),
+        ({"losses": {"base": {f"p/{i}": [0.001] * 3 for i in range(12)}, "tuned": {f"p/{i}": [1.0] * 3 for i in range(12)}}}, "loss", False, "the smaller one is 0.001"),
         ({"comparison": compare(graph_scores(0, n=12), graph_scores(0, n=12), n_resamples=99)}, "metrics", False, "none of 12 metrics is shown to differ"),
         ({"edges": edge_changes(graph_scores(0, n=12), graph_scores(0, n=12))}, "edges", False, "No single edge of"),
         ({"edges": edge_changes(graph_scores(0, n=4), graph_scores(1, n=4))}, "edges", False, "smallest possible p is 0.12"),
@@ -199,6 +199,24 @@ def test_one_problem_has_no_intervals_and_says_so():
     assert "inter-sample diversity" in report["metrics"].says
     assert "one problem is all there is" in report["influence"].says
     assert report["metrics"].bar is None and report["edges"].bar is None
+
+
+def test_scores_that_are_all_zero_make_no_nonsense():
+    zero = 0 * graph_scores(0, n=12)
+    for scores in ({"base": zero, "tuned": graph_scores(1, n=12)}, {"base": zero, "tuned": zero}):
+        table = compare(*scores.values(), n_resamples=99)
+        changes = {
+            "scores": scores,
+            "comparison": table,
+            "edges": edge_changes(*scores.values()),
+            "influence": influence(*scores.values()),
+        }
+        report = pair_report(findings(**changes, shared={"base": table, "tuned": table}))
+        assert not re.search(r"\bnan\b|\binf\b|× –|∞", all_words(report)), all_words(report)
+    assert (
+        report["metrics"].answer == "intensity 0 → 0"
+        and "No problem changes activation intensity" in report["influence"].says
+    )
 
 
 def test_one_model_alone():
