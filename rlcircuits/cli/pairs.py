@@ -43,6 +43,9 @@ def _billions(number: int | None) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
+_SHARES = ["unchanged", "unchanged_bfloat16"]
+
+
 def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """Each layer's attention, MLP and whatever else it has: norms summed as squares, shares by the number of weights."""
     import numpy as np
@@ -56,12 +59,11 @@ def _by_layer(table: pd.DataFrame) -> pd.DataFrame:
         part=part.where(outside.isna(), table["module"]),
         norm=table["norm"] ** 2,
         change=table["change"] ** 2,
-        unchanged=table["unchanged"] * table["parameters"],
+        **{share: table[share] * table["parameters"] for share in _SHARES},
     )
-    found = (
-        summed.groupby(["layer", "part"], sort=False)[["parameters", "norm", "change", "unchanged"]].sum().reset_index()
-    )
-    found["unchanged"] /= found["parameters"]
+    columns = ["parameters", "norm", "change", *_SHARES]
+    found = summed.groupby(["layer", "part"], sort=False)[columns].sum().reset_index()
+    found[_SHARES] = found[_SHARES].div(found["parameters"], axis=0)
     found[["norm", "change"]] = np.sqrt(found[["norm", "change"]])
     found.insert(5, "relative", found["change"] / found["norm"])
     return found.assign(layer=[{-1: "before", last: "after"}.get(layer, str(layer)) for layer in found["layer"]])

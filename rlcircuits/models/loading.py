@@ -264,14 +264,7 @@ def _wrapped(base: Model, folder: Path, name: str | os.PathLike[str]) -> Any:
             f"{os.fspath(name)!r} is a LoRA adapter, which needs peft, which is not installed: pip install "
             "'rlcircuits[lora]'"
         ) from error
-    recorded = str(adapter_settings(folder).get("base_model_name_or_path") or "").rstrip("/")
-    if recorded and os.path.basename(recorded) != os.path.basename(base.name.rstrip("/")):
-        warnings.warn(
-            f"the adapter {os.fspath(name)!r} was trained on {recorded!r} by its own file, and is merged into "
-            f"{base.name!r}: right if the two hold the same weights",
-            OtherBase,
-            stacklevel=5,
-        )
+    warn_of_other_base(folder, os.fspath(name), base.name, stacklevel=6)
     config = LoraConfig.from_pretrained(str(folder))
     config.base_model_name_or_path, config.auto_mapping, config.inference_mode = base.name, None, True
     with warnings.catch_warnings():
@@ -279,6 +272,18 @@ def _wrapped(base: Model, folder: Path, name: str | os.PathLike[str]) -> Any:
         wrapped = PeftModel.from_pretrained(base.hf, str(folder), config=config, autocast_adapter_dtype=False)
     _expect_all_keys(wrapped, folder, base.name)
     return wrapped
+
+
+def warn_of_other_base(folder: Path, name: str, base: str, stacklevel: int = 2) -> None:
+    """Warn where an adapter's own file names another base than the one it is put on."""
+    recorded = str(adapter_settings(folder).get("base_model_name_or_path") or "").rstrip("/")
+    if recorded and os.path.basename(recorded) != os.path.basename(base.rstrip("/")):
+        warnings.warn(
+            f"the adapter {name!r} was trained on {recorded!r} by its own file, and is merged into {base!r}: right if "
+            "the two hold the same weights",
+            OtherBase,
+            stacklevel=stacklevel,
+        )
 
 
 def _expect_all_keys(wrapped: Any, folder: Path, base: str) -> None:
