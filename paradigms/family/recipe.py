@@ -268,20 +268,24 @@ SMOLLM2 = Recipe(
     dtype="bfloat16",
     save_every=5,
     task=Task(kind="stories", demonstrations=6400, wrong_share=0.0, validation=100, test=500),
-    sft=SFT(steps=400, batch=16, learning_rate=1e-3, warmup=10),
+    sft=SFT(steps=200, batch=16, learning_rate=1e-3, warmup=10),
     sft_more=SFTMore(batch=32, learning_rate=2e-4),
     rft=RFT(answers_per_prompt=4, steps=60, batch=32, learning_rate=2e-4, warmup=5),
     grpo=GRPO(prompts_per_update=32, learning_rate=3e-4),
     ppo=PPO(prompts_per_round=64, learning_rate=2e-4, value_learning_rate=5e-4),
     dpo=DPO(answers_per_prompt=4, steps=60, batch=32, learning_rate=5e-5, warmup=5, beta=0.1),
-    online_dpo=OnlineDPO(prompts_per_round=32, learning_rate=1e-4),
+    online_dpo=OnlineDPO(prompts_per_round=32, learning_rate=2e-4),
     prompts=1920,
     points=4,
     max_new_tokens=48,
 )
-"""A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout, some hours of two cores.
+"""A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout; six minutes of an H100 for one seed
+with several members at a time, a day of two cores.
 
-A first guess: 45 steps of the base on 720 demonstrations gave 11 % right of 100 test problems, .28 nats of entropy a token.
+Seven recipes of the base were tried for accuracy between .4 and .65: 200 × 16 demonstrations at 1e-3 gave .58 of 500 test problems
+and .06 nats of entropy a token, 200 × 32 at 2e-3 gave .79. Of GRPO (3e-4) half the step size was tried, too, of online DPO
+(2e-4) none but this finished; both rules of thumb, not tuned: sixty updates raise the reward of sampled answers (.45 to .52) and not
+the accuracy of greedy ones.
 """
 
 BASES = {"qwen2": DEFAULT, "llama": SECOND, "smollm2": SMOLLM2}

@@ -40,8 +40,9 @@ REAL_STUDY = Step("real-study", 1)
 STEPS = ("real-study", "loading", "answers", "scores", "effects", "circuits", "comparison", "merged")
 #: what is measured, the most telling first: level, share α of an answer, and whether each model also reads the other's
 CELLS = (
-    ("block", 1.0, True),
+    ("block", 1.0, False),
     ("block", 0.3, False),
+    ("block", 1.0, True),
     ("head", 1.0, False),
     ("block", 0.1, False),
     ("block", 0.5, False),
@@ -54,7 +55,7 @@ NOISE_LIKE = "grpo"
 #: problems whose answers are kept token by token
 SHOWN = 6
 HALVES = 200
-EXACT = ("sft", "sft-more", "grpo", "ppo")
+EXACT = ("sft", "grpo", "ppo", "sft-more")
 EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
 #: of GSM8K: problems asked, problems whose answers are attributed, and the longest answer
 HELD_OUT, HELD_OUT_N, LONGER = 100, 40, 128
