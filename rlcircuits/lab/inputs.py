@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits import models
@@ -76,6 +76,51 @@ def chosen_pair(
         return pair
     given = {parameter: value or None for parameter, value in asking.items()}
     return asked_as(pair, problems, fields={key: value or None for key, value in (fields or {}).items()}, **given)
+
+
+def pairs_here(names: Sequence[str], store: str | os.PathLike[str] = "runs") -> tuple[list[str], list[str]]:
+    """Those of some pairs whose models are on this machine, and the others, in their order; nothing is trained or fetched.
+    What a package could provide, but does not here (``smollm2/grpo`` without its adapter), is among the others.
+
+    Args:
+        names: as for `known_pair`; a pair of another seed than 0 (``family/grpo@3``) counts as here, and is made when it is
+            asked for.
+        store: where provided pairs are kept.
+
+    Raises:
+        InputError: a name that no package could provide, none given, or none of them is here.
+    """
+    if not names:
+        raise InputError("no pairs are given: expected names such as 'family/grpo'")
+    status = {row["pair"]: row["here"] for row in models.pair_rows(store=store)}
+    here = []
+    for name in names:
+        try:
+            if status.get(known_pair(name), "both") == "both":
+                here.append(name)
+        except InputError:
+            if models.provider_of(name) is None:
+                raise
+    if not here:
+        raise InputError(
+            f"none of {', '.join(names)} is on this machine: run `rlcircuits family`, or name others of `rlcircuits pairs`"
+        )
+    return here, [name for name in names if name not in here]
+
+
+def problems_of(pair: str, otherwise: str = "", limit: int | None = None) -> ProblemSet:
+    """The problems that a package's pair comes with; for other pairs those of a name or file.
+
+    Raises:
+        InputError: as `chosen_problems`.
+    """
+    provider = models.provider_of(pair)
+    if provider is None:
+        found = chosen_problems(otherwise)
+        return found if limit is None or limit >= len(found) else found.take(limit)
+    from rlcircuits.answers import problem_set
+
+    return problem_set(provider.problems, limit=limit)
 
 
 def known_problems(name: str, **fields: Any) -> str:
