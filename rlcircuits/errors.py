@@ -47,6 +47,15 @@ def flags(names: Mapping[str, str]) -> Iterator[None]:
         _flags = before
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """How many of something.
+
+    >>> counted(1, "problem"), counted(1200, "problem")
+    ('1 problem', '1,200 problems')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def choose(kind: str, given: object, known: Iterable[str]) -> str:
     """Return `given` if it is one of the `known` names of a `kind`; otherwise raise with the nearest name.
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from rlcircuits.answers.grading import EXTRACTORS, GRADERS, Verdict
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, counted
 from rlcircuits.storage import canonical_json
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class ProblemSet(Sequence[Problem]):
         return ProblemSet(self.name, drawn, self.grader, self.extractor)
 
     def __repr__(self) -> str:
-        return f"ProblemSet({self.name!r}: {len(self)} problems, grader {self.grader!r})"
+        return f"ProblemSet({self.name!r}: {counted(len(self), 'problem')}, grader {self.grader!r})"
 
 
 def draw(items: Iterable[T], n: int, seed: int, name: Callable[[T], str]) -> tuple[T, ...]:

@@ -22,7 +22,7 @@ from rlcircuits.answers.answer import Answer
 from rlcircuits.answers.problems import draw
 from rlcircuits.answers.reasons import SHOWN, reasons
 from rlcircuits.attribution import Trace
-from rlcircuits.errors import InputError, argument, choose, expect_whole
+from rlcircuits.errors import InputError, argument, choose, counted, expect_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class Selection:
     reasons: pd.DataFrame
 
     def __repr__(self) -> str:
-        return f"Selection({len(self.problems)} problems, T̄ {self.t_bar:.1f}, α {self.alpha}, T_cut {self.t_cut})"
+        return f"Selection({counted(len(self.problems), 'problem')}, T̄ {self.t_bar:.1f}, α {self.alpha}, T_cut {self.t_cut})"
 
     def cautions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """What makes the numbers from it weak, a sentence each: few problems, or few tokens of each, which are shown."""

@@ -89,7 +89,7 @@ def attribute(
         traces: prompts and answers as token ids; one sample each.
         level: ``"block"``, ``"qkv"`` or ``"head"``, see `Graph`.
         cut: score only the first `cut` answer tokens (all of them when the answer is shorter, or when None).
-        batch_size: samples per pass, or ``"auto"``: traces of similar length together, as many as fit a token budget
+        batch_size: traces in one pass, or ``"auto"``: traces of similar length together, as many as fit a token budget
             derived from the free memory. Running out of memory halves the batch. Scores depend on it only by rounding.
         memory: ``"fast"`` keeps what the backward pass needs; ``"lean"`` keeps the sources alone and recomputes one
             layer at a time, for about half more time; ``"auto"`` is fast, and lean for traces that would not fit

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rlcircuits.cli import options
 from rlcircuits.cli.options import output
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, counted
 
 
 def answers(
@@ -43,7 +43,7 @@ def answers(
         )
         finished = sum(answer.finished for answer in said)
         print(
-            f"{two.name}{'' if models.alone else f' ({side})'}: {len(said)} answers, {right:.1%} right "
+            f"{two.name}{'' if models.alone else f' ({side})'}: {counted(len(said), 'answer')}, {right:.1%} right "
             f"({strictly:.1%} strictly), {finished} finished",
             file=sys.stderr,
         )

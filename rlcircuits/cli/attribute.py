@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rlcircuits import answers as answering
 from rlcircuits.cli import options, results
 from rlcircuits.cli.options import one_of, output, problem, score, whole
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, counted
 
 EXAMPLES = """
 \b
@@ -113,7 +113,7 @@ def attribute(
     from rlcircuits.metrics import summary
     from rlcircuits.studies import report_of_nothing, study
 
-    print(f"{two.name}: {len(asked)} problems of {asked.name}, level {level}, α {alpha:g}", file=sys.stderr)
+    print(f"{two.name}: {counted(len(asked), 'problem')} of {asked.name}, level {level}, α {alpha:g}", file=sys.stderr)
     if answers is None:
         options.show_prompts(two, asked)
     where: dict[str, Any] = vars(running) | dict(store=kept, memory=memory)

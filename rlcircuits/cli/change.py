@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from rlcircuits import answers as answering
 from rlcircuits.cli import options, results
 from rlcircuits.cli.options import one_of, output, problem, score, some, value, whole
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, counted
 
 EXAMPLES = """
 \b
@@ -120,7 +120,10 @@ def change(
     }
     folder = Path(out or f"changes/{two.name.replace('/', '-')}-{level}").expanduser()
     results.check_folder(folder, settings)
-    print(f"{two.name}: {', '.join(wanted)} on {len(asked)} problems of {asked.name}, level {level}", file=sys.stderr)
+    print(
+        f"{two.name}: {', '.join(wanted)} on {counted(len(asked), 'problem')} of {asked.name}, level {level}",
+        file=sys.stderr,
+    )
     where = vars(running) | dict(store=kept, answers=answers, modules=list(modules) or None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", answering.Caution)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlcircuits.cli import options
+from rlcircuits.errors import counted
 from rlcircuits.extensions import provided
 
 
@@ -31,6 +32,6 @@ def problems(
     for row in table.itertuples():
         print(f"{row.problem}: {row.reason}\n    {' '.join(str(row.answer).split())[:140]}")
     print(
-        f"{found.name}: {len(found)} problems, {len(table)} whose reference answer is not graded as equal to itself "
+        f"{found.name}: {counted(len(found), 'problem')}, {len(table)} whose reference answer is not graded as equal to itself "
         "by mathematics"
     )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits.attribution import LEVELS
-from rlcircuits.errors import InputError, argument, choose, expect_whole, near
+from rlcircuits.errors import InputError, argument, choose, counted, expect_whole, near
 from rlcircuits.models.checkpoints import DTYPES, local_checkpoint
 from rlcircuits.models.faults import explained
 from rlcircuits.models.gguf import packaged
@@ -129,7 +129,7 @@ def estimate(
         said = models * asked * longest * shape.token(PROMPT_TOKENS + longest) / rate
         seconds = models * min(n, asked) * trace_seconds + said
         basis += [
-            f"{'one model' if models == 1 else 'two models'}, {asked} problems, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces "
+            f"{'one model' if models == 1 else 'two models'}, {counted(asked, 'problem')}, answers of {longest} tokens each ({said:,.0f} s), {min(n, asked)} traces "
             "of each"
         ]
     else:

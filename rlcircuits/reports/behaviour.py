@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rlcircuits.errors import counted
 from rlcircuits.metrics import (
     SURE,
     Interval,
@@ -20,7 +21,7 @@ from rlcircuits.metrics import (
     share_interval,
 )
 from rlcircuits.reports.findings import Findings
-from rlcircuits.reports.numbers import counted, interval, number, p_value, percent, points, signed
+from rlcircuits.reports.numbers import interval, number, p_value, percent, points, signed
 from rlcircuits.reports.report import ScoredAnswer, Section, Table
 
 #: problems below which shares and differences say little; tokens that are scored below which too

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from rlcircuits.errors import counted
 from rlcircuits.metrics import METRICS, Interval, holm
 from rlcircuits.reports.behaviour import not_measured
 from rlcircuits.reports.findings import Findings
-from rlcircuits.reports.numbers import counted, interval, number, p_value, percent, signed
+from rlcircuits.reports.numbers import interval, number, p_value, percent, signed
 from rlcircuits.reports.report import Section, Table
 
 ALPHA = 0.05

@@ -41,15 +41,6 @@ def points(low: float) -> str:
     return NONE if math.isnan(low) else f"{100 * low:+.1f}".replace("-", "−")
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    """How many of something.
-
-    >>> counted(1, "problem"), counted(1200, "problem")
-    ('1 problem', '1,200 problems')
-    """
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
 def p_value(p: float) -> str:
     """``p = .012``; ``p < .001``; empty where there is none."""
     if math.isnan(p):

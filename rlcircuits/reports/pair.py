@@ -6,9 +6,9 @@ problems, exact removals, problems that fell away, what is scored, settings.
 
 from __future__ import annotations
 
+from rlcircuits.errors import counted
 from rlcircuits.reports import behaviour, inside
 from rlcircuits.reports.findings import Findings
-from rlcircuits.reports.numbers import counted
 from rlcircuits.reports.report import Report, Section
 
 

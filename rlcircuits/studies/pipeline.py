@@ -34,7 +34,7 @@ from rlcircuits.answers import (
     prompt_of,
     select,
 )
-from rlcircuits.errors import InputError, choose
+from rlcircuits.errors import InputError, choose, counted
 from rlcircuits.models import ModelPair, decode_prompt, encode_prompt, load_tokenizer, local_checkpoint
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.storage import Store
@@ -111,7 +111,7 @@ class PairStudy:
             for shares in (self.accuracy, self.strict_accuracy)
         )
         return (
-            f"PairStudy({self.pair.name!r}: {len(self.selection.problems)} problems, T_cut {self.selection.t_cut}, "
+            f"PairStudy({self.pair.name!r}: {counted(len(self.selection.problems), 'problem')}, T_cut {self.selection.t_cut}, "
             f"accuracy {right}, strictly {strictly})"
         )
 
@@ -293,7 +293,8 @@ def study(
         keep: ``"both-correct"`` or ``"all"`` problems.
         beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
-        device, dtype, batch_size: for loading and running the models.
+        device, dtype: of the models, as for `rlcircuits.load_model`.
+        batch_size: answers generated, or traces scored, in one pass; ``"auto"`` as many as fit.
         engine: what generates answers, ``"transformers"`` or ``"vllm"``, see `rlcircuits.answers.generation.generate`.
         answers: answers that are there already, instead of generating them: a file as `rlcircuits.write_answers` makes it, or the
             base's and the tuned model's files; with several pairs, such by pair name.

@@ -85,6 +85,8 @@ def test_results_of_other_settings_are_not_written_over(world, capsys):
     capsys.readouterr()
     assert main(options(world, out=world / "kept", level="head")) == 2
     assert "holds results of other settings (level is 'block' there, 'head' here)" in capsys.readouterr().err
+    assert main(options(world, out=world / "kept", limit=9)) == 2
+    assert re.search("the number of problems is [0-9]+ there, 9 here", capsys.readouterr().err)
     assert before == {file: file.stat().st_mtime_ns for file in (world / "kept").iterdir()}
 
 

@@ -68,6 +68,11 @@ def test_functions_have_the_defaults_of_a_study():
     [
         ("attribute", rc.study, {"out", "pairs", "sets", "pair", "base", "tuned", "problems", "trust", "no_shared"}),
         ("answers", rc.generate_pair, {"out", "pairs", "sets", "pair", "base", "tuned", "problems"}),
+        (
+            "change",
+            rc.change,
+            {"out", "pairs", "sets", "pair", "base", "tuned", "problems", "parts", "modules", "accuracy"},
+        ),
         ("estimate", estimate, {"pairs", "pair", "base", "tuned"}),
     ],
 )
