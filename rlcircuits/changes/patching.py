@@ -226,8 +226,9 @@ def cross_patch(
         what = Loss("kl", reference=models[there]) if loss == "kl" else loss
         common: dict[str, Any] = {"cut": cut, "loss": what, "batch_size": batch_size, "progress": progress}
         common |= {"intervention": "model", "other": models[there]}
-        first = attribute(models[here], some, level, **common)
-        along = attribute(models[here], some, level, ig_steps=steps, path="edges", **common)
+        kept = {name: None if folder is None else folder / name for name in EFFECTS[:2]}
+        first = attribute(models[here], some, level, resume=kept["first"], **common)
+        along = attribute(models[here], some, level, ig_steps=steps, path="edges", resume=kept["integrated"], **common)
         strongest = _strongest(along, exact)
         effects = xr.full_like(first, np.nan)
         if strongest is not None:
