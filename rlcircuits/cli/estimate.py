@@ -54,5 +54,5 @@ def estimate(
     print(f"a trace            {found.trace_bytes / gib:10.2f} GiB above them, {found.tokens} tokens; {lean}")
     print(f"work of a trace    {found.flops / 1e12:10.3g} TFLOP, {found.trace_seconds:.3g} s")
     if problems is not None:
-        print(f"all of it          {found.seconds:10.3g} s")
+        print(f"all of it          {options.duration(found.seconds):>10}")
     print(f"based on {found.basis}")

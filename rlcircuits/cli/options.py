@@ -272,6 +272,16 @@ def show_prompts(pair: ModelPair, asked: ProblemSet) -> None:
         print("\n".join(f"  │ {line}" for line in lines), file=sys.stderr)
 
 
+def duration(seconds: float) -> str:
+    """In the unit that reads best.
+
+    >>> duration(90), duration(90_000)
+    ('90 s', '25.0 h')
+    """
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
+
+
 def refuse(because: str, **given: Any) -> None:
     """Refuse options that would be ignored, by their names in Python.
 

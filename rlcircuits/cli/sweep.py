@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rlcircuits.cli.options import flag, option, value
+from rlcircuits.cli.options import duration, flag, option, value
 from rlcircuits.errors import InputError
 
 _few = value(int, lambda n: 1 <= n < 10**9, "a whole number of at least 1")
@@ -74,20 +74,10 @@ def sweep(
     print(cells.to_string(index=False, na_rep="?", formatters={"seconds": _seconds}))
     due = cells[cells["state"].str.startswith("due")]
     unknown = int(due["seconds"].isna().sum())
-    known = "" if unknown == len(due) > 0 else f": about {_duration(due['seconds'].sum())} of work"
+    known = "" if unknown == len(due) > 0 else f": about {duration(due['seconds'].sum())} of work"
     print(f"\n{len(cells)} cells, {len(due)} to run{known}{f', {unknown} of unknown cost' if unknown else ''}")
     return 0
 
 
 def _seconds(value: float) -> str:
     return "?" if value != value else f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """In the unit that reads best.
-
-    >>> _duration(90), _duration(90_000)
-    ('90 s', '25.0 h')
-    """
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
