@@ -8,6 +8,8 @@
    - ``GradDrop`` (Kramár et al. 2024): mean size over passes in which the branches of one layer give no gradient: L;
    - ``local``: the reading branch is run without the edge, exactly, and only what follows is linear:
      ⟨∂L/∂A, A(H − O) − A(H)⟩, about L/2 forward passes (AtP*'s exact attention, for whole branches);
+   - ``exact norms``: the norm before the destination run exactly, the rest linear, 1; ``exact norms, sizes``: its terms' sizes
+     (`rlcircuits.attribution.norms`);
    - ``mean``, ``larger``: of EAP and EAP-IG the geometric mean of sizes, and the larger of the two, 6.
 
    A path along what one destination reads is EAP itself but for a factor, as the norm takes no notice of scale; a path of one edge's own
@@ -38,6 +40,7 @@ import torch
 from torch import Tensor
 
 import rlcircuits as rc
+from rlcircuits.attribution import exact_norm_scores
 from rlcircuits.attribution.architecture import Architecture
 from rlcircuits.attribution.layers import first, hooked
 from rlcircuits.attribution.losses import Objective
@@ -169,6 +172,10 @@ def candidates(model: Any, traces: Sequence[rc.Trace], dear: bool) -> dict[str, 
             np.stack([way(Scorer(model, trace)) for trace in traces]),
             (time.process_time() - start) / len(traces),
         )
+    start = time.process_time()
+    signed, sizes = exact_norm_scores(model, traces, progress=False)
+    cost = (time.process_time() - start) / len(traces)
+    found |= {"exact norms": (signed.values, cost), "exact norms, sizes": (sizes.values, cost)}
     (plain, a), (averaged, b) = found["EAP"], found["EAP-IG"]
     found["mean"] = np.sign(plain) * np.sqrt(np.abs(plain * averaged)), a + b
     found["larger"] = np.where(np.abs(plain) > np.abs(averaged), plain, averaged), a + b
@@ -259,6 +266,7 @@ def main() -> None:
         weights = np.ones((1, len(effects)))
         if options.draws:
             scores = [rc.attribute(model, traces, ig_steps=steps) for steps in (1, 5)]
+            scores += exact_norm_scores(model, traces)
             drawn.append(designs(member, scores, exact, options.draws))
         tables.append(measure(member, candidates(model, traces, True), mask, np.arange(len(effects)), effects, weights))
         notes.append(

@@ -281,7 +281,7 @@ def _answer_batch(
     def listen(generated: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         nonlocal heard, last_time
         if time.monotonic() - last_time >= _SECONDS:
-            hear(generated[:, heard:].tolist(), generated.shape[1] == width + room)
+            hear(generated[:, heard:].cpu().tolist(), generated.shape[1] == width + room)
             heard, last_time = generated.shape[1], time.monotonic()
         return go_on
 
@@ -291,7 +291,7 @@ def _answer_batch(
         )
     except torch.OutOfMemoryError:
         return False
-    hear(out[:, heard:].tolist(), True)
+    hear(out[:, heard:].cpu().tolist(), True)
     return True
 
 

@@ -9,6 +9,10 @@
 3. **Intervals** speak of all edges of *these* traces. Of means: Student's t with the variance and degrees of freedom of
    the design, for intensity on its logarithm; of ratios the same, linearised; of plug-in estimates: percentiles of the
    bootstrap.
+   They are somewhat too narrow while a few runs rule the variance: of a small model's 4,116 head-level cells (16 draws),
+   95 % intervals held the truth in .81 with 200 runs (root mean square error .12; .28 without scores of exact norms) and
+   in .94 with 400 (.04; .09). Four answers of SmolLM2 at head level: ±19 % from .11 % of the cells, ±12 % from .23 %; a
+   large effect that was thought small may still be met, and widens them.
 4. To speak of other problems too, compare two models' estimates problem by problem: `ExactMetrics.compare`.
 """
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 import rlcircuits as rc
+from rlcircuits.attribution import NotConverged
 from rlcircuits.attribution.suffixes import restarts
+from rlcircuits.exactness.collecting import PILOT
+from tests.fixtures.checkpoints import WORDS, save
 from tests.fixtures.models import KINDS, tiny
 
 LEVELS = ("block", "qkv", "head")
@@ -25,7 +28,9 @@ NECESSARY = {
     ("eap", "_with_gap"): "losses at the other end of integrated gradients' path, once a batch",
     ("eap", "losses"): "token losses, once a batch",
     ("ablation", "take"): "losses, once a batch",
-    ("circuits", "_measure"): "losses, once a batch",
+    ("rankings", "_measure"): "losses, once a batch",
+    ("norms", "exact_norm_scores"): "scores with exact norms, once a trace",
+    ("generation", "_answer_batch"): "the answers, once a batch",
 }
 #: transformers' own, outside our reach: replaced here by what they give for our inputs, which are neither packed nor masked
 THEIRS = {
@@ -33,6 +38,8 @@ THEIRS = {
     "transformers.modeling_utils.PreTrainedModel.warn_if_padding_and_no_attention_mask": lambda *_: None,
 }
 TRACES = [rc.Trace("a", [5, 9, 33, 7], [11, 3, 3]), rc.Trace("b", [5, 9], [11, 3, 3, 8])]
+#: enough cells for a sample of them to have a pilot at every level
+SEVERAL = [rc.Trace(f"t{i}", [5, 9, 33, 7 + i], [11, 3, 3]) for i in range(8)]
 LABELS = [["p"] * 4 + ["w", "w", "r"], ["p", "p", "w", "w", "w", "r"]]
 
 
@@ -45,6 +52,8 @@ def no_numbers(monkeypatch):
         if not tensor.is_meta:
             return real(tensor, *args, **kwargs)
         frame = sys._getframe(1)
+        while frame.f_code.co_name.startswith("<"):  # a comprehension's
+            frame = frame.f_back
         caller = frame.f_globals["__name__"].rpartition(".")[2], frame.f_code.co_name
         assert caller in NECESSARY, f"{caller} waits for the device"
         callers.add(caller)
@@ -128,6 +137,71 @@ def test_circuits(level):
     scores = rc.attribute(hf, TRACES, level, batch_size=2, progress=False)
     with pytest.warns(UserWarning, match="without any edge"):  # all losses are 1
         rc.faithfulness(hf, TRACES, scores, shares=[0.1, 0.5], seeds=1, batch_size=4, progress=False)
+
+
+def asked(name, level):
+    """A loss by name, of the traces."""
+    if name == "kl":
+        return rc.Loss("kl", reference=placed("qwen2", level))
+    return rc.Loss("logit-difference", tokens=[[4, 4, 4], [4, 4, 4, 4]])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["kl", "logit-difference"])
+def test_other_losses(name, level, no_numbers):
+    hf, loss = placed("qwen2", level), asked(name, level)
+    scores = rc.attribute(hf, TRACES, level, batch_size=2, progress=False, loss=loss)
+    rc.ablate(hf, TRACES, level, batch_size=16, progress=False, loss=loss)
+    with pytest.warns(UserWarning, match="without any edge"):
+        rc.faithfulness(hf, TRACES, scores, shares=[0.1, 0.5], seeds=1, batch_size=4, progress=False, loss=loss)
+    assert no_numbers == {("eap", "attribute"), ("ablation", "take"), ("rankings", "_measure")}
+
+
+@pytest.mark.filterwarnings("ignore:.*without any edge")
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("intervention", ["corrupted", "model", "mean"])
+def test_other_replacements_in_reruns(intervention, level):
+    hf = placed("qwen2", level)
+    instead = {"corrupted": {"corrupted": TRACES}, "model": {"other": placed("qwen2", level)}, "mean": {}}[intervention]
+    scores = rc.attribute(hf, TRACES, level, batch_size=2, progress=False)
+    rc.ablate(hf, TRACES, level, batch_size=16, progress=False, intervention=intervention, **instead)
+    how = {"shares": [0.1, 0.5], "seeds": 1, "batch_size": 4, "progress": False}
+    rc.faithfulness(hf, TRACES, scores, intervention=intervention, **how, **instead)
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "gpt2", "gemma2", "olmo2"]
+)  # projections apart and in one, norms after and none before
+@pytest.mark.parametrize("level", LEVELS)
+def test_exact_metrics(kind, level, no_numbers):
+    hf = placed(kind, level)
+    scores = rc.attribute(hf, SEVERAL, level, batch_size=8, progress=False)
+    found = rc.exact_metrics(hf, SEVERAL, scores, budget=2 * PILOT, batch_size=32, progress=False)
+    assert found.runs == 2 * PILOT
+    assert no_numbers == {("eap", "attribute"), ("norms", "exact_norm_scores"), ("ablation", "take")}
+
+
+def test_trust(no_numbers):
+    with pytest.warns(NotConverged):  # all numbers are 1: nothing adds up
+        found = rc.trust(placed("qwen2", "block"), SEVERAL, budget=2 * PILOT, batch_size=32, progress=False)
+    assert found.exact.runs == 2 * PILOT and ("rankings", "_measure") in no_numbers
+
+
+def test_answers(tmp_path, monkeypatch, no_numbers):
+    """Around transformers' own decoding, which asks after each token whether all rows have ended."""
+    model = rc.load_model(save(tmp_path / "model", layers=2), device="cpu")
+    problems = rc.ProblemSet(
+        "words", tuple(rc.Problem(f"p{i}", " ".join(WORDS[: 1 + i]), "1") for i in range(3)), "final"
+    )
+
+    def decoded(self, input_ids, attention_mask, max_new_tokens, **_):
+        assert input_ids.is_meta and attention_mask.is_meta and input_ids.shape == attention_mask.shape
+        return torch.cat([input_ids, self(input_ids=input_ids).logits[:, -max_new_tokens:].argmax(-1)], 1)
+
+    monkeypatch.setattr(type(model.hf), "generate", decoded)
+    model.hf.to("meta")
+    answers = rc.generate(model, problems, max_new_tokens=1, batch_size=3)
+    assert len(answers) == 3 and no_numbers == {("generation", "_answer_batch")}
 
 
 def test_losses_of_tokens():
