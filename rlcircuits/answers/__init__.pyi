@@ -16,6 +16,8 @@ from .problems import Problem as Problem
 from .problems import ProblemSet as ProblemSet
 from .problems import grade as grade
 from .reading import load_problems as load_problems
+from .reasons import STRATA as STRATA
+from .reasons import stratum_of as stratum_of
 from .reasons import told as told
 from .selection import KEEPS as KEEPS
 from .selection import MEANS as MEANS

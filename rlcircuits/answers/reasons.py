@@ -2,7 +2,8 @@
 
 1. An answer that is not right is told apart: **cut off** before the model ended it, **states no answer** (nothing that a grader could
    read), or **wrong**.
-2. Rules on the pair's lengths and prompts count once, for both models, and show the two numbers of tokens.
+2. A problem that is not in the stratum asked for counts once, under the stratum it is in, with the tuned model's answer.
+3. Rules on the pair's lengths and prompts count once, for both models, and show the two numbers of tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 COLUMNS = ("rule", "model", "reason", "problems", "examples")
 SHOWN = 3
 _CORRECT = ("both answers correct", "answer correct")
+#: by stratum of the problems, the rule that keeps it
+STRATA = {
+    "both-correct": "both answers correct",
+    "only-tuned": "only the tuned model's answer correct",
+    "only-base": "only the base's answer correct",
+    "neither": "neither answer correct",
+}
+
+
+def stratum_of(base: Answer, tuned: Answer) -> str:
+    """Which of `STRATA` a problem is in."""
+    if base.correct:
+        return "both-correct" if tuned.correct else "only-base"
+    return "only-tuned" if tuned.correct else "neither"
 
 
 def reasons(
@@ -45,6 +60,9 @@ def reasons(
                 for model, answer in zip(("",) if alone else ("base", "tuned"), pairs[q]):
                     if not (answer.correct if rule in _CORRECT else answer.answer):
                         found[rule, model, _why(answer)].append(f"{q}: {_end(answer.text)}")
+            elif rule in STRATA.values():
+                tuned = pairs[q][1]
+                found[rule, "both", STRATA[stratum_of(pairs[q][0], tuned)]].append(f"{q}: {_end(tuned.text)}")
             elif alone:
                 found[rule, "", rule].append(f"{q}: {len(pairs[q][0].answer)} tokens")
             else:

@@ -2,7 +2,7 @@
 
 With T_base(q) and T_tuned(q) the two answers' lengths in tokens, `select`
 
-1. keeps the problems that both models answer correctly;
+1. keeps the problems that both models answer correctly, or those of another stratum: only one model, or neither;
 2. takes T̄ = mean over these of (T_base + T_tuned) / 2; the published code takes min(mean T_base, mean T_tuned);
 3. cuts at T_cut = max(⌊α T̄⌋, 1);
 4. keeps (T_base + T_tuned) / 2 in [β T̄, γ T̄]; then |T_base − T_tuned| / ((T_base + T_tuned) / 2) ≤ δ; then prompts of
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcircuits.answers.answer import Answer
 from rlcircuits.answers.problems import draw
-from rlcircuits.answers.reasons import SHOWN, reasons
+from rlcircuits.answers.reasons import SHOWN, STRATA, reasons, stratum_of
 from rlcircuits.attribution import Trace
 from rlcircuits.errors import InputError, argument, choose, counted, expect_whole
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MEANS = ("paper", "code")
-KEEPS = ("both-correct", "all")
+KEEPS = (*STRATA, "all")
 #: fewer problems than this, or answers cut to no more tokens, and a caution is due
 FEW_PROBLEMS, FEW_TOKENS = 10, 4
 
@@ -107,10 +107,11 @@ def select(
         n: problems drawn; all when fewer are left, which the table says.
         seed: of the draw, see `rlcircuits.answers.problems.draw`.
         mean: T̄ as in the ``"paper"``, or min(mean T_base, mean T_tuned) as in the published ``"code"``.
-        keep: ``"both-correct"`` problems only, or ``"all"``.
+        keep: ``"both-correct"`` problems only; of the other strata ``"only-tuned"`` or ``"only-base"``, right by that model
+            alone, or ``"neither"``, right by none; or ``"all"``.
 
     Raises:
-        InputError: settings out of range or answers to different problems.
+        InputError: settings out of range, a stratum of one model alone, or answers to different problems.
         NothingLeft: no problem left; it says by which rule, and holds the reasons.
     """
     expect_settings(alpha, beta, gamma, delta, n, seed, mean, keep)
@@ -128,14 +129,16 @@ def select(
     def t_mean(q: str) -> Fraction:
         return Fraction(t_base(q) + t_tuned(q), 2)
 
-    if keep == "both-correct":
+    if alone and keep not in ("both-correct", "all"):
+        raise InputError(f"keep is {keep!r}, of one model alone: expected 'both-correct' (its right answers) or 'all'")
+    if keep != "all":
         accuracies = [sum(pair[side].correct for pair in pairs.values()) / len(pairs) for side in (0, 1)]
         strictly = [sum(pair[side].strict for pair in pairs.values()) / len(pairs) for side in (0, 1)]
         answered = f"base {accuracies[0]:.1%} correct, tuned {accuracies[1]:.1%}; strictly {strictly[0]:.1%} and {strictly[1]:.1%}"
         if alone:
             answered = f"{accuracies[0]:.1%} correct, {strictly[0]:.1%} strictly"
-        rule = "answer correct" if alone else "both answers correct"
-        rules.keep(rule, lambda q: pairs[q][0].correct and pairs[q][1].correct, answered)
+        rule = "answer correct" if alone else STRATA[keep]
+        rules.keep(rule, lambda q: stratum_of(*pairs[q]) == keep, answered)
     rules.keep("no answer empty", lambda q: t_base(q) > 0 and t_tuned(q) > 0)
 
     left = rules.left
@@ -230,6 +233,10 @@ def _more_right() -> str:
 _ADVICE: dict[str, Callable[[], str]] = {
     "both answers correct": _more_right,
     "answer correct": _more_right,
+    **{
+        STRATA[stratum]: lambda: f"that stratum is empty: give more problems, or another {argument('keep')}"
+        for stratum in ("only-tuned", "only-base", "neither")
+    },
     "no answer empty": lambda: f"the models end their answers at once: check the {argument('prompt')}",
     "mean length in [βT̄, γT̄]": lambda: f"lower {argument('beta')} or raise {argument('gamma')}",
     "lengths differ by at most δ": lambda: f"raise {argument('delta')}, or give more problems",

@@ -58,7 +58,9 @@ def _known_parts() -> tuple[str, ...]:
 class Drawing:
     """Which of the answered problems the change is looked at on."""
 
-    keep: Annotated[str, problem("all or both-correct", "RULE", _keep_names)] = "all"
+    keep: Annotated[
+        str, problem("all, or right by both-correct, only-tuned, only-base or neither", "RULE", _keep_names)
+    ] = "all"
     n: Annotated[int, problem("how many are drawn of those kept", "N", whole)] = 100
     seed: Annotated[int, problem("of that draw", "N", options.seed)] = 42
 

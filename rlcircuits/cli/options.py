@@ -247,7 +247,9 @@ class Running:
 class Selecting:
     """Which of the answered problems are compared, see `rlcircuits.select`."""
 
-    keep: Annotated[str, problem("both-correct or all", "RULE", _keep_names)] = "both-correct"
+    keep: Annotated[
+        str, problem("right by both-correct, only-tuned, only-base or neither, or all", "RULE", _keep_names)
+    ] = "both-correct"
     beta: Annotated[float, problem("answers from so many times the mean length", "B", _least)] = 0.5
     gamma: Annotated[float, problem("to so many times", "G", _least)] = 1.5
     delta: Annotated[

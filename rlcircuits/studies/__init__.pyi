@@ -8,3 +8,4 @@ from .pipeline import generate_pair as generate_pair
 from .pipeline import study as study
 from .reporting import report_of_nothing as report_of_nothing
 from .steps import keep_models as keep_models
+from .stratified import Strata as Strata

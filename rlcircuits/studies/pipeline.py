@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,20 +26,24 @@ from typing import TYPE_CHECKING, Any
 from rlcircuits.answers import (
     ENGINES,
     SIDES,
+    STRATA,
     Answer,
     Caution,
+    NothingLeft,
     Problem,
     ProblemSet,
     Selection,
     expect_settings,
     prompt_of,
     select,
+    stratum_of,
 )
 from rlcircuits.errors import InputError, choose, counted
 from rlcircuits.models import ModelPair, decode_prompt, encode_prompt, load_tokenizer, local_checkpoint
 from rlcircuits.models import pair as registered_pair
 from rlcircuits.storage import Store
 from rlcircuits.studies.steps import Run, Scoring
+from rlcircuits.studies.stratified import Strata
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,11 +149,18 @@ class Study:
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.pairs)
 
-    def at(self, level: str | None = None, alpha: float | None = None, pairs: Iterable[str] | None = None) -> Study:
-        """The same study at another level or α, or of some of its pairs; what the store has is not computed again.
+    def at(
+        self,
+        level: str | None = None,
+        alpha: float | None = None,
+        pairs: Iterable[str] | None = None,
+        keep: str | None = None,
+    ) -> Study:
+        """The same study at another level or α, or of some of its pairs or other problems; what the store has is not
+        computed again.
 
         Args:
-            level, alpha: as for `study`; this study's when None.
+            level, alpha, keep: as for `study`; this study's when None.
             pairs: names among ``self.pairs``; all when None.
 
         Raises:
@@ -167,9 +179,38 @@ class Study:
             seed=self.seed,
             **{
                 **self.settings,
+                **({} if keep is None else {"keep": keep}),
                 "answers": {name: file for name, file in self.settings["answers"].items() if name in names},
             },
         )
+
+    def strata(self, pair: str | None = None) -> Strata:
+        """A pair's problems by who answers them right, each stratum selected, scored and compared on its own.
+
+        Args:
+            pair: a name among ``self.pairs``; None for the only one.
+
+        Returns:
+            A `Strata`; what is not in the store is computed. A stratum in which the rules leave nothing says so.
+
+        Raises:
+            InputError: an unknown pair or several, one model alone, a study put together by hand, or as `study`.
+        """
+        if pair is None and len(self.pairs) > 1:
+            raise InputError(f"this study has {len(self.pairs)} pairs: name one of {', '.join(self.pairs)}")
+        name = next(iter(self.pairs)) if pair is None else choose("pair", pair, self.pairs)
+        whole = self.pairs[name]
+        if whole.pair.alone:
+            raise InputError(f"{name!r} is one model alone: strata are of two models' answers")
+        answers = [(whole.base_answers[q], whole.tuned_answers[q]) for q in whole.problems]
+        studies: dict[str, PairStudy] = {}
+        empty: dict[str, str] = {}
+        for stratum in STRATA:
+            try:
+                studies[stratum] = self.at(pairs=[name], keep=stratum).pairs[name]
+            except NothingLeft as error:
+                empty[stratum] = str(error)
+        return Strata(name, Counter(stratum_of(*two) for two in answers), studies, empty)
 
     def ablate(self, pair: str, edge: str) -> pd.DataFrame:
         """The exact effect of one edge on every problem of a pair, each model on its own answers; kept in the store.
@@ -290,7 +331,8 @@ def study(
         n: problems drawn after filtering (fewer when fewer are left).
         seed: of the draw; the published value is 42.
         mean: T̄ as the ``"paper"`` or the published ``"code"`` takes it, see `rlcircuits.select`.
-        keep: ``"both-correct"`` or ``"all"`` problems.
+        keep: ``"both-correct"`` or ``"all"`` problems, or another stratum, see `rlcircuits.select`; `Study.strata` looks at
+            all strata.
         beta, gamma, delta: which lengths of answers are kept, see `rlcircuits.select`.
         store: a `Store` or its folder.
         device, dtype: of the models, as for `rlcircuits.load_model`.
