@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-#: re-runs of a trace without one edge that take as long as its attribution
-RUNS_A_TRACE = 6
+#: re-runs of a trace without one edge that take as long as its attribution: on a model of 135 million parameters with
+#: traces of 120 tokens, .17 and .6 to .8 seconds of one core
+RUNS_A_TRACE = 4
 #: the check's problems: one of so many of those kept, within these bounds; and re-runs of each at least
 ONE_OF, FEWEST, MOST, RUNS_A_PROBLEM = 8, 2, 10, 30
 #: positions where the two models part most that are shown
