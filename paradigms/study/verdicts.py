@@ -20,7 +20,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rlcircuits.metrics import support
+
 VERDICTS = ("holds", "contradicted", "not resolved")
+_WORDS = {"supported": "holds", "contradicted": "contradicted", "open": "not resolved"}
 ALPHA = 0.3
 PAPER_ALPHAS = (0.03, 0.1, 0.3, 0.5)
 RL = ("ppo", "grpo")
@@ -102,7 +105,7 @@ class Verdict:
 
 
 def judge(effect: float, low: float, high: float, direction: int, spreads: Mapping[str, float]) -> Verdict:
-    """Rule 4.
+    """Rule 4, which is `rlcircuits.metrics.support` with the nulls' spread; its words are those fixed beforehand.
 
     Args:
         effect, low, high: of the claim's weighted sum.
@@ -116,19 +119,9 @@ def judge(effect: float, low: float, high: float, direction: int, spreads: Mappi
     def verdict(what: str, reason: str) -> Verdict:
         return Verdict(what, effect, low, high, largest, null, reason)
 
-    if not math.isfinite(effect):
-        return verdict("not resolved", "not measured")
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return verdict("not resolved", "fewer than two seeds give no interval over seeds")
-    if low <= 0 <= high:
-        return verdict("not resolved", "the interval includes 0")
-    if not known:
-        return verdict("not resolved", "no null was measured")
-    if abs(effect) <= largest:
-        return verdict("not resolved", "the interval excludes 0, but the effect is no larger than the nulls' spread")
-    if direction * effect > 0:
-        return verdict("holds", "the interval lies on the claimed side, beyond the nulls' spread")
-    return verdict("contradicted", "the interval lies on the other side, beyond the nulls' spread")
+    found = support(effect, low, high, direction, null=largest)
+    reason = "fewer than two seeds give no interval over seeds" if found.reason == "no interval" else found.reason
+    return verdict(_WORDS[found.word], reason)
 
 
 def judge_claim(

@@ -72,7 +72,10 @@ def verdict_sentence(row: pd.Series) -> str:
         factor = row["scale"] == "log ratio" and row["claim"] != "grows with α"
         spread = f"a factor of {math.exp(row['spread']):.2f} either way" if factor else f"{row['spread']:.2f}"
         null = f"; the largest null's spread is {spread} ({row['null']})"
-    return f"{_OPENING[row['verdict']]}: {_TEXT[row['claim']]}. {found}, {row['reason']}{null}."
+    reason = row["reason"]
+    if row["scale"] == "log ratio" and row["claim"] != "grows with α":  # shown as a factor, of which no change is 1
+        reason = reason.replace("includes 0", "includes 1").replace("excludes 0", "excludes 1")
+    return f"{_OPENING[row['verdict']]}: {_TEXT[row['claim']]}. {found}, {reason}{null}."
 
 
 def verdict_grid(verdicts: pd.DataFrame, scope: str = "PPO and GRPO") -> pd.DataFrame:
@@ -185,25 +188,25 @@ def in_short(results: Results, alpha: float = 0.3) -> str:
     ):
         parts = [f"{listed(paradigms)} ({base})" for base, paradigms in clear[metric].items()]
         said.append(f"- {name} moves beyond every null in: {'; '.join(parts)}.")
-    wide = _signs(results.exact_effects, alpha)
-    if len(wide):
-        same = int((np.sign(wide["EAP"]) == np.sign(wide["exact"])).sum())
-        said.append(
-            f"- The measure itself is in doubt on such confident answers: of {len(wide)} changes of the paper's "
-            f"metrics, {same} keep their sign when every edge is removed exactly instead of estimated. Half of them "
-            "would by chance."
-        )
+    said.append(f"- {signs(results.exact_effects, alpha)}")
     return "\n".join(said)
 
 
-def _signs(exact_effects: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    """Log ratios of the paper's metrics by method, one row per base, paradigm and metric."""
-    if not len(exact_effects):
-        return exact_effects
-    wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(
-        index=["base", "paradigm", "metric"], columns="method", values="log_ratio"
-    )
-    return wide[wide.index.get_level_values("metric").isin([n for n, m in METRICS.items() if m.paper])].dropna()
+def signs(exact_effects: pd.DataFrame, alpha: float) -> str:
+    """Of each of the paper's metrics by itself, how many changes keep their sign when edges are removed for real."""
+    parts = []
+    if len(exact_effects):
+        wide = exact_effects[exact_effects["alpha"] == alpha].pivot_table(
+            index=["metric", "base", "paradigm"], columns="method", values="log_ratio"
+        )
+        for name, metric in METRICS.items():
+            if metric.paper and name in wide.index.get_level_values("metric") and {"EAP", "exact"} <= set(wide):
+                one = wide.loc[name][["EAP", "exact"]].dropna()
+                same = int((np.sign(one["EAP"]) == np.sign(one["exact"])).sum())
+                parts.append(f"{metric.label} {same} of {len(one)}")
+    if not parts:
+        return "Signs were not compared with exact removal."
+    return f"Changes (paradigm × base) that keep their sign under exact removal at α = {alpha:g}: {listed(parts)}."
 
 
 def lead_sentences(lags: pd.DataFrame, metric: str = "activation_intensity", alpha: float = 0.3) -> str:
@@ -251,13 +254,8 @@ def exactness_sentences(exactness: pd.DataFrame, exact_effects: pd.DataFrame, al
                 f"- {base}: circuits of the strongest edges, with the rest removed exactly, keep (CPR, 1 is all) "
                 f"{', '.join(kept)}."
             )
-    wide = _signs(exact_effects, alpha)
-    if len(wide):
-        same = np.sign(wide["EAP"]) == np.sign(wide["exact"])
-        said.append(
-            f"- Of {len(wide)} changes of the paper's metrics (paradigm × base × metric), {int(same.sum())} have the "
-            "same sign by EAP as by exact ablation."
-        )
+    if len(exact_effects):
+        said.append(f"- {signs(exact_effects, alpha)}")
     return "\n".join(said)
 
 

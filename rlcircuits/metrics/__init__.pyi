@@ -1,3 +1,6 @@
+from .claims import Support as Support
+from .claims import support as support
+from .claims import supported as supported
 from .definitions import METRICS as METRICS
 from .definitions import activation_intensity as activation_intensity
 from .definitions import chosen as chosen
