@@ -155,11 +155,12 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: indexed by metric, or by pair and metric; with ``base``, ``tuned``, ``difference``, ``low``, ``high``,
-            ``p`` and perhaps ``p_holm`` and ``note``.
+            ``p`` and perhaps ``p_holm``, ``share`` and ``note``.
 
     Returns:
-        Text, with the columns base, tuned, difference, interval, p (and p (Holm)); notes only where there are any. What is not
-        defined, as an interval of one problem, leaves its cell empty.
+        Text, with the columns base, tuned, difference, interval, p (and p (Holm)), the share of the change that is the
+        largest problem's; notes only where there are any. What is not defined, as an interval of one problem, leaves its
+        cell empty.
     """
     from rlcircuits.metrics import METRICS
 
@@ -172,6 +173,9 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     for column, title in (("p", "p"), ("p_holm", "p (Holm)")):
         if column in table:
             found[title] = ["" if p != p else _number(p, 2) for p in table[column]]
+    if "share" in table and table["share"].notna().any():
+        shares = table["share"].astype(float)
+        found["largest problem's share"] = ["" if share != share else f"{100 * share:.0f}\u00a0%" for share in shares]
     if "note" in table and table["note"].fillna("").astype(str).str.strip().any():
         found["note"] = table["note"].fillna("")
     found = found.rename(index={name: metric.label for name, metric in METRICS.items()})

@@ -27,13 +27,10 @@ from .differing import edge_changes as edge_changes
 from .edges import Edges as Edges
 from .inference import COMPARISON as COMPARISON
 from .inference import SURE as SURE
-from .inference import WHOLE_SET as WHOLE_SET
 from .inference import SureAnswers as SureAnswers
-from .inference import aligned as aligned
 from .inference import compare as compare
 from .inference import compare_values as compare_values
 from .inference import holm as holm
-from .inference import paired as paired
 from .intervals import METRIC_INTERVALS as METRIC_INTERVALS
 from .intervals import Interval as Interval
 from .intervals import PairedShares as PairedShares
@@ -43,3 +40,6 @@ from .intervals import paired_shares as paired_shares
 from .intervals import share_interval as share_interval
 from .leaving_out import INFLUENCE as INFLUENCE
 from .leaving_out import influence as influence
+from .multisets import WHOLE_SET as WHOLE_SET
+from .pairing import aligned as aligned
+from .pairing import paired as paired

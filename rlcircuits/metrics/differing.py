@@ -19,7 +19,7 @@ import xarray as xr
 
 from rlcircuits.errors import InputError
 from rlcircuits.metrics.definitions import edge_values
-from rlcircuits.metrics.inference import paired
+from rlcircuits.metrics.pairing import paired
 from rlcircuits.storage import Step
 
 EDGE_CHANGES = Step("edge-changes", 1)

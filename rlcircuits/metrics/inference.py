@@ -27,14 +27,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from rlcircuits.errors import InputError
-from rlcircuits.metrics.definitions import METRICS, chosen, edge_values, histogram_bins, histogram_entropy, standardised
+from rlcircuits.metrics.definitions import METRICS, chosen, edge_values
+from rlcircuits.metrics.leaving_out import influence_of_values, left_out
+from rlcircuits.metrics.multisets import ROUNDING, Statistic, mean_statistic, statistic_of
+from rlcircuits.metrics.pairing import paired
 from rlcircuits.storage import Step
 
 
@@ -42,16 +45,12 @@ class SureAnswers(UserWarning):
     """First-order scores of answers so sure that they do not tell what removing edges does."""
 
 
-Statistic = Callable[[np.ndarray], np.ndarray]  # counts (resample, 2n) -> values (resample,)
-
-COMPARISON = Step("comparison", 1)
+COMPARISON = Step("comparison", 2)
 #: mean loss, in nats per token, below which first-order scores do not have the size of exact effects: on trained models
 #: of half a million parameters with answers of .002 to .05 nats, exact intensity was 15 to 2,300 times that of EAP, and
 #: signs agreed for .56 to .82 of edges; on a language model of 135 million parameters with .3 to .7 nats it was 1.5
 #: times
 SURE = 0.05
-BINS, EPSILON = 100, 1e-12  # information_complexity's defaults
-ROUNDING = 1e-9  # differences below this share of the metric are rounding error
 
 
 def compare(
@@ -76,8 +75,9 @@ def compare(
     Returns:
         Indexed by metric: ``base``, ``tuned``, ``difference`` (tuned − base), ``low``, ``high`` (its
         interval), ``p`` (two-sided, uncorrected), ``ratio`` (tuned / base, NaN when base is 0), ``interval``
-        ("BCa", "percentile" or "none") and ``note`` (why something is missing, else empty). ``attrs``: n,
-        confidence, n_resamples, seed.
+        ("BCa", "percentile" or "none"), ``note`` (why something is missing, else empty), and of the most influential
+        problem ``problem``, ``share`` and ``ratio_without``, see `influence`: a change that is mostly one problem's is
+        no finding, whatever its interval. ``attrs``: n, confidence, n_resamples, seed.
 
     Warns:
         SureAnswers: first-order scores of answers of less than `SURE` nats per token.
@@ -91,12 +91,14 @@ def compare(
     _warn_if_sure(base, tuned)
     n = base.sizes["sample"]
     base_values, tuned_values = (np.array([METRICS[m].value(s) for m in names]) for s in (base, tuned))
+    stacked = np.concatenate([edge_values(base), edge_values(tuned)])
+    known = {name: statistic_of(name, (base, tuned), stacked) for name in names}
 
     def statistics(usable: np.ndarray) -> list[Statistic]:
-        stacked = np.concatenate([edge_values(base), edge_values(tuned)])
-        return [statistic_of(names[k], (base, tuned), stacked) for k in usable]
+        return [known[names[k]] for k in usable]
 
-    return _compared(names, base_values, tuned_values, n, statistics, confidence, n_resamples, seed)
+    table = _compared(names, base_values, tuned_values, n, statistics, confidence, n_resamples, seed)
+    return _with_influence(table, left_out(known, (base, tuned)))
 
 
 def _warn_if_sure(*scores: xr.DataArray) -> None:
@@ -142,10 +144,18 @@ def compare_values(
     both = np.concatenate([base.to_numpy(float), tuned.to_numpy(float)])
 
     def statistics(usable: np.ndarray) -> list[Statistic]:
-        return [_mean_statistic(both[:, k]) for k in usable]
+        return [mean_statistic(both[:, k]) for k in usable]
 
     means = base.to_numpy(float).mean(0), tuned.to_numpy(float).mean(0)
-    return _compared(list(base.columns), *means, len(base), statistics, confidence, n_resamples, seed)
+    table = _compared(list(base.columns), *means, len(base), statistics, confidence, n_resamples, seed)
+    return _with_influence(table, influence_of_values(base, tuned))
+
+
+def _with_influence(table: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """The table of `compare` with what its most influential problems do."""
+    for column in ("problem", "share", "ratio_without"):
+        table[column] = found[column].to_numpy()
+    return table
 
 
 def _compared(
@@ -211,62 +221,6 @@ def holm(p: Iterable[float]) -> pd.Series | np.ndarray:
     )
 
 
-def paired(base_scores: xr.DataArray, tuned_scores: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Both scores with tuned's samples in base's order.
-
-    Raises:
-        InputError: the problems differ or repeat, there is no ``sample`` coordinate, or the graphs differ.
-    """
-    edge_values(base_scores), edge_values(tuned_scores)  # their checks
-    return aligned(base_scores, tuned_scores)
-
-
-def aligned(
-    first: xr.DataArray, second: xr.DataArray, names: tuple[str, str] = ("base", "tuned")
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """`paired` for scores that were checked one by one; nothing is copied but samples in another order.
-
-    Args:
-        names: what messages call the two.
-
-    Raises:
-        InputError: as `paired`.
-    """
-    both = " and ".join(names)
-    ids = [_sample_ids(scores, which) for scores, which in zip((first, second), names)]
-    for one, other, which in ((*ids, names[0]), (*ids[::-1], names[1])):
-        alone = sorted(set(one) - set(other))
-        if alone:
-            raise InputError(
-                f"{both} must hold scores of the same problems: {len(alone)} only in {which}, "
-                f"such as {alone[0]!r}; keep the problems that both have, for example with .sel(sample=…)"
-            )
-    order = ("sample", "source", "destination")
-    first, second = first.transpose(*order), second.transpose(*order)
-    if ids[0] != ids[1]:
-        place = {name: i for i, name in enumerate(ids[1])}
-        second = second.isel(sample=[place[i] for i in ids[0]])
-    for dim in order[1:]:
-        if first[dim].values.tolist() != second[dim].values.tolist():
-            raise InputError(
-                f"{both} must be scored on the same graph: their {dim}s differ "
-                f"({first.sizes[dim]} and {second.sizes[dim]}); attribute both at the same level"
-            )
-    if (np.isnan(first.values[0]) != np.isnan(second.values[0])).any():
-        raise InputError(f"{both} must be scored on the same edges: some are NaN in one only")
-    return first, second
-
-
-def _sample_ids(scores: xr.DataArray, which: str) -> list[str]:
-    if "sample" not in scores.coords:
-        raise InputError(f"{which} scores have no coordinate 'sample': expected problem ids, to pair the models by")
-    ids = [str(i) for i in scores["sample"].values]
-    if len(set(ids)) < len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f"{which} scores hold problem {repeated!r} more than once; keep one sample per problem")
-    return ids
-
-
 def _check_parameters(confidence: float, n_resamples: int, seed: int) -> None:
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}: expected a number between 0 and 1, such as 0.95")
@@ -280,76 +234,6 @@ def _note(n: int, base: float, tuned: float) -> str:
     if n < 2:
         return "one problem: no interval or test without at least two"
     return f"undefined for {' and '.join(undefined)}: a sample's scores are all zero or all equal" if undefined else ""
-
-
-# --- statistics of a multiset of samples ----------------------------------------------------------
-
-
-def statistic_of(name: str, scores: Sequence[xr.DataArray], stacked: np.ndarray) -> Statistic:
-    """A metric as a function of how often each sample counts.
-
-    Args:
-        name: of the metric.
-        scores: one or more arrays; their samples, one array after the other, are those that are counted.
-        stacked: their edge values ``(sample, edge)``, see `edge_values`.
-    """
-    per_sample = METRICS[name].per_sample
-    if per_sample is not None:
-        return _mean_statistic(np.concatenate([per_sample(one).values for one in scores]))
-    return WHOLE_SET[name](stacked)
-
-
-def _mean_statistic(values: np.ndarray) -> Statistic:
-    return lambda counts: counts @ values / counts.sum(axis=1)
-
-
-def _complexity_statistic(stacked: np.ndarray) -> Statistic:
-    """T of `information_complexity`, exact for every range that the pooled histogram can take.
-
-    Args:
-        stacked: scores of all samples, `(2n, edge)`.
-    """
-    sizes = np.abs(stacked)
-    maxima = sizes.max(axis=1)
-    histograms: dict[float, np.ndarray] = {}
-
-    def histogram(largest: float) -> np.ndarray:
-        """Counts of every sample over [0, largest], `(2n, bin)`; samples that reach beyond are not used."""
-        if largest not in histograms:
-            rows = np.arange(len(sizes))[:, None] * BINS
-            flat = (histogram_bins(sizes, largest, BINS) + rows).ravel()
-            histograms[largest] = np.bincount(flat, minlength=len(sizes) * BINS).reshape(-1, BINS).astype(float)
-        return histograms[largest]
-
-    def statistic(counts: np.ndarray) -> np.ndarray:
-        largest = np.where(counts > 0, maxima, 0.0).max(axis=1)
-        values = np.empty(len(counts))
-        for range_end in np.unique(largest):  # a handful: a resample rarely misses all the largest samples
-            rows = largest == range_end
-            values[rows] = histogram_entropy(counts[rows] @ histogram(range_end), EPSILON)
-        return values
-
-    return statistic
-
-
-def _diversity_statistic(stacked: np.ndarray) -> Statistic:
-    """T of `inter_sample_diversity`; NaN for a multiset of one problem only."""
-    z = standardised(stacked)
-    correlation = z @ z.T
-    np.fill_diagonal(correlation, 0.0)
-
-    def statistic(counts: np.ndarray) -> np.ndarray:
-        pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
-        total = ((counts @ correlation) * counts).sum(axis=1)
-        return 1 - np.divide(total, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
-
-    return statistic
-
-
-WHOLE_SET: dict[str, Callable[[np.ndarray], Statistic]] = {
-    "information_complexity": _complexity_statistic,
-    "inter_sample_diversity": _diversity_statistic,
-}
 
 
 def _differences(

@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from rlcircuits.metrics.definitions import METRICS, chosen, edge_values
-from rlcircuits.metrics.inference import statistic_of
+from rlcircuits.metrics.multisets import statistic_of
 from rlcircuits.storage import Step
 
 METRIC_INTERVALS = Step("metric-intervals", 1)

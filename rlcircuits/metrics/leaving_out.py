@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from rlcircuits.metrics.definitions import METRICS, chosen, edge_values
-from rlcircuits.metrics.inference import ROUNDING, paired, statistic_of
+from rlcircuits.metrics.multisets import ROUNDING, Statistic, statistic_of
+from rlcircuits.metrics.pairing import paired
 from rlcircuits.storage import Step
 
 INFLUENCE = Step("influence", 1)
+_COLUMNS = ["value", "problem", "share", "without", "lowest", "highest", "ratio", "ratio_without"]
 
 
 def influence(
@@ -44,13 +46,22 @@ def influence(
     names = chosen(metrics)
     sides = [base_scores] if tuned_scores is None else list(paired(base_scores, tuned_scores))
     stacked = np.concatenate([edge_values(one) for one in sides])
-    n = len(stacked) // len(sides)
+    return left_out({name: statistic_of(name, sides, stacked) for name in names}, sides)
+
+
+def left_out(statistics: Mapping[str, Statistic], sides: Sequence[xr.DataArray]) -> pd.DataFrame:
+    """`influence` by metrics that are already functions of how often each sample counts.
+
+    Args:
+        statistics: by metric, of the samples of `sides`, one array after the other.
+        sides: base and tuned with the same problems in one order, or one alone.
+    """
+    n = sides[0].sizes["sample"]
     problems = [str(i) for i in sides[0]["sample"].values] if "sample" in sides[0].coords else list(map(str, range(n)))
     left = np.vstack([np.ones(n), *(1 - np.eye(n) if n > 1 else ())])  # all of them, then without each
     counts = [np.hstack([left if k == side else 0 * left for k in range(len(sides))]) for side in range(len(sides))]
     rows = {}
-    for name in names:
-        statistic = statistic_of(name, sides, stacked)
+    for name, statistic in statistics.items():
         each = [statistic(one) for one in counts]
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = each[-1] / each[0] if len(each) > 1 else np.full(len(left), np.nan)
@@ -62,8 +73,20 @@ def influence(
             values = [per_sample(one).values for one in sides]
             parts = values[-1] - values[0] if len(values) > 1 else values[0]
         rows[name] = _row(problems, change, ratio, parts)
-    columns = ["value", "problem", "share", "without", "lowest", "highest", "ratio", "ratio_without"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS).rename_axis("metric")
+
+
+def influence_of_values(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """`influence` for what is known as one value per problem ``(problem, metric)``, in the same order."""
+    n, problems = len(base), [str(i) for i in base.index]
+    left = np.vstack([np.ones(n), *(1 - np.eye(n) if n > 1 else ())])
+    rows = {}
+    for name in base.columns:
+        before, after = base[name].to_numpy(float), tuned[name].to_numpy(float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            change, ratio = left @ (after - before) / left.sum(axis=1), left @ after / (left @ before)
+        rows[name] = _row(problems, change, ratio, after - before)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS).rename_axis("metric")
 
 
 def _row(problems: list[str], change: np.ndarray, ratio: np.ndarray, parts: np.ndarray | None) -> tuple[object, ...]:

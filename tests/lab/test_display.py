@@ -72,6 +72,9 @@ def test_a_comparison_of_pairs_names_them_and_tells_every_note():
     noted = scored().assign(note=["", "one problem only"], p_holm=[0.001, 0.2])
     shown = comparison(pd.concat({"family/ppo": noted, "mine": noted}, names=["pair", "metric"]))
     assert shown.loc[("ppo", "Gini coefficient"), "note"] == "one problem only"
+    assert "largest problem's share" not in shown
+    shares = comparison(scored().assign(share=[0.96, float("nan")]))["largest problem's share"]
+    assert list(shares) == ["96\u00a0%", ""]
     assert shown.loc[("mine", "activation intensity"), "p (Holm)"] == "0.001"
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from rlcircuits.errors import InputError
 from rlcircuits.metrics import definitions as metrics
-from rlcircuits.metrics import inference
+from rlcircuits.metrics import multisets
 from rlcircuits.metrics.definitions import METRICS
 from rlcircuits.metrics.inference import SureAnswers, compare, holm
 
@@ -51,6 +51,7 @@ def test_table_holds_the_metrics_of_both_and_their_difference_and_ratio():
     base, tuned = random_scores(0), random_scores(1)
     table = compare(base, tuned, n_resamples=99)
     columns = ["base", "tuned", "difference", "low", "high", "p", "ratio", "interval", "note"]
+    columns += ["problem", "share", "ratio_without"]
     assert list(table.columns) == columns and list(table.index) == list(METRICS) and table.index.name == "metric"
     np.testing.assert_array_equal(table["base"], metrics.summary(base))
     np.testing.assert_array_equal(table["tuned"], metrics.summary(tuned))
@@ -122,7 +123,7 @@ def test_exact_test_enumerates_all_swaps(name):
 def test_complexity_of_any_multiset_is_that_of_the_samples_taken(indices):
     """The range of the pooled histogram follows the largest sample drawn, exactly."""
     w = random_scores(7)
-    statistic = inference._complexity_statistic(metrics.edge_values(w))
+    statistic = multisets._complexity_statistic(metrics.edge_values(w))
     found = statistic(np.bincount(indices, minlength=12)[None].astype(float))
     assert found[0] == pytest.approx(metrics.information_complexity(w.isel(sample=indices)), rel=1e-9)
 
@@ -132,7 +133,7 @@ def test_complexity_of_any_multiset_is_that_of_the_samples_taken(indices):
 def test_diversity_of_any_multiset_averages_pairs_of_different_problems(indices):
     w = random_scores(7)
     rows = metrics.edge_values(w)
-    statistic = inference._diversity_statistic(rows)
+    statistic = multisets._diversity_statistic(rows)
     found = statistic(np.bincount(indices, minlength=12)[None].astype(float))
     r = [stats.pearsonr(rows[i], rows[j]).statistic for i, j in itertools.combinations(indices, 2) if i != j]
     assert found[0] == pytest.approx(1 - np.mean(r), rel=1e-9)
@@ -142,7 +143,7 @@ def test_diversity_of_any_multiset_averages_pairs_of_different_problems(indices)
 def test_every_metric_has_the_statistic_of_a_multiset(name):
     base, tuned = random_scores(0), random_scores(1)
     stacked = np.concatenate([metrics.edge_values(base), metrics.edge_values(tuned)])
-    statistic = inference._statistic(name, base, tuned, stacked)
+    statistic = multisets.statistic_of(name, (base, tuned), stacked)
     counts = np.repeat(np.eye(2), 12, axis=1)  # all of base, all of tuned
     expected = [METRICS[name].value(base), METRICS[name].value(tuned)]
     np.testing.assert_allclose(statistic(counts), expected, rtol=1e-9)
@@ -196,9 +197,9 @@ def test_p_is_uniform_when_base_and_tuned_are_alike():
 def test_the_scores_are_reduced_once_however_many_resamples(monkeypatch):
     """Resampling works on how often each sample is taken; a histogram is made for each largest sample, once."""
     reductions = []
-    for name in ("edge_values", "standardised", "histogram_bins"):
-        made = getattr(inference, name)
-        monkeypatch.setattr(inference, name, lambda *given, made=made: reductions.append(made) or made(*given))
+    for name in ("standardised", "histogram_bins"):
+        made = getattr(multisets, name)
+        monkeypatch.setattr(multisets, name, lambda *given, made=made: reductions.append(made) or made(*given))
     n = 10
     compare(*(random_scores(seed, n=n) for seed in (0, 1)), n_resamples=9999)
     assert reductions.count(metrics.standardised) == 1
