@@ -61,8 +61,8 @@ def reasons(
                     if not (answer.correct if rule in _CORRECT else answer.answer):
                         found[rule, model, _why(answer)].append(f"{q}: {_end(answer.text)}")
             elif rule in STRATA.values():
-                tuned = pairs[q][1]
-                found[rule, "both", STRATA[stratum_of(pairs[q][0], tuned)]].append(f"{q}: {_end(tuned.text)}")
+                before, after = pairs[q]
+                found[rule, "both", STRATA[stratum_of(before, after)]].append(f"{q}: {_end(after.text)}")
             elif alone:
                 found[rule, "", rule].append(f"{q}: {len(pairs[q][0].answer)} tokens")
             else:

@@ -70,7 +70,7 @@ def paired_shares(base: Sequence[bool], tuned: Sequence[bool], confidence: float
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     one, other = (share_interval(int(side.sum()), n, confidence) for side in (after, before))
     product = math.prod((both + won, lost + neither, both + lost, won + neither))
-    excess = both * neither - lost * won
+    excess: float = both * neither - lost * won
     excess = max(excess - n / 2, 0) if excess > 0 else excess  # the correction of method 10
     φ = excess / math.sqrt(product) if product else 0.0
 

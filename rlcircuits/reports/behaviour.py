@@ -115,7 +115,7 @@ def own_loss(found: Findings) -> Section:
         f"; {'here it is' if found.alone else 'the smaller one is'} {number(min(means.values()))}."
     )
     if found.alone:
-        rows = {name: mean_interval(each["base"][name]) for name in each["base"]}
+        rows = {name: mean_interval(each["base"][name].to_numpy()) for name in each["base"]}
         data = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"]).rename_axis("tokens")
         value, low, high = rows["scored tokens"]
         says = f"The model's own answers cost it {number(value)} nats per scored token {interval(low, high)}."
@@ -123,7 +123,7 @@ def own_loss(found: Findings) -> Section:
         detail = f"per scored token {interval(low, high)}"
         return Section("loss", title, question, f"{number(value)} nats", detail, says, needs, not sure, None, tables)
     data = compare_values(each["base"], each["tuned"])[["base", "tuned", "difference", "low", "high", "p"]]
-    row = data.loc["scored tokens"]
+    row: Any = data.loc["scored tokens"]
     says = (
         f"On their own answers the base loses {number(row['base'])} nats per scored token and the tuned model "
         f"{number(row['tuned'])}. The gradient of this loss shrinks with it, so scores of a surer model differ without any "
@@ -151,6 +151,8 @@ def divergence(found: Findings) -> Section:
         return not_measured("divergence", title, question, why)
     table = found.divergence
     assert table is not None
+    forth: Any
+    back: Any
     forth, back = (table.loc[key] for key in (("tuned ‖ base", "tuned"), ("base ‖ tuned", "base")))
     moved = max(forth["value"], back["value"]) >= NOTHING_MOVED
     tables = [Table("Kullback–Leibler divergence at answer positions, nats per token, mean over problems", table)]

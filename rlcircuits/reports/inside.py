@@ -48,7 +48,7 @@ def metrics(found: Findings) -> Section:
     )
     paper = [name for name in data.index if METRICS[name].paper]
     robust = [name for name in data.index if not METRICS[name].paper]
-    row = table.loc[LEADING]
+    row: Any = table.loc[LEADING]
     changed = [name for name in defined.index if table.loc[name, "p_holm"] <= ALPHA]
     missing = [METRICS[name].label for name in table.index if name not in defined.index]
     tested = int(table["p"].notna().sum())
@@ -85,7 +85,7 @@ def metrics(found: Findings) -> Section:
 def _one_models_metrics(found: Findings, title: str) -> Section:
     assert found.single is not None
     data = found.single[found.single["value"].notna()]
-    row = found.single.loc[LEADING]
+    row: Any = found.single.loc[LEADING]
     within = interval(row["low"], row["high"])
     says = f"The mean size of a score is {number(row['value'])} nats per edge {within}."
     needs = "Needs a second model to mean anything: metrics of one model depend on its loss and on the problems."
@@ -104,8 +104,8 @@ def edges(found: Findings) -> Section:
     if found.edges is None or not len(found.edges):
         return not_measured("edges", title, question, _why(found, "edges"))
     table = found.edges
-    facts: dict[str, Any] = table.attrs
-    top = table.iloc[0]
+    facts: Any = table.attrs
+    top: Any = table.iloc[0]
     differ, total = int(facts["differ"]), int(facts["edges"])
     what = "differ from 0" if found.alone else "differ"
     first = f"{table.index[0]} {signed(top['difference'])} {interval(top['low'], top['high'])}".strip()
@@ -157,7 +157,7 @@ def shared(found: Findings) -> Section:
     if found.selection is None or found.crossed is None:
         return not_measured("shared", title, question, _why(found, "shared"))
     tables = [Table("Loss of each model on each model's scored tokens, nats per token", found.crossed)]
-    rows: dict[str, pd.Series] = {}
+    rows: dict[str, Any] = {}
     if found.shared and found.comparison is not None:
         rows = {"own answers": found.comparison.loc[LEADING]}
         rows |= {f"the {side}'s answers": table.loc[LEADING] for side, table in found.shared.items()}
@@ -169,11 +169,12 @@ def shared(found: Findings) -> Section:
         )
         tables.append(Table("Activation intensity, nats per edge, of both models", data))
     losses = found.crossed
-    on_base = losses.loc["base"]
+    on_base: Any = losses.loc["base"]
+    on_tuned: Any = losses.loc["tuned"]
     says = (
         f"The base's words cost the base {number(on_base['base'])} nats per token and the tuned model "
-        f"{number(on_base['tuned'])}; the tuned model's words cost {number(losses.loc['tuned', 'base'])} and "
-        f"{number(losses.loc['tuned', 'tuned'])}."
+        f"{number(on_base['tuned'])}; the tuned model's words cost {number(on_tuned['base'])} and "
+        f"{number(on_tuned['tuned'])}."
     )
     if not rows:
         why = found.absent.get("shared", "scores on the other model's words were not asked for")
@@ -207,12 +208,12 @@ def single_problems(found: Findings) -> Section:
     if found.influence is None:
         return not_measured("influence", title, question, _why(found, "influence"))
     table = found.influence[found.influence["value"].notna()]
-    row = found.influence.loc[LEADING]
+    row: Any = found.influence.loc[LEADING]
     what = "scores" if found.alone else "change"
     turning: list[str] = []
     if not found.alone:
         assert found.comparison is not None
-        changed = holm(found.comparison["p"]) <= ALPHA
+        changed: Any = holm(found.comparison["p"]) <= ALPHA
         turning = [
             str(n) for n, r in table.iterrows() if r["lowest"] < 0 < r["highest"] and (changed[n] or n == LEADING)
         ]
@@ -264,16 +265,16 @@ def trust(found: Findings) -> Section:
     good, rows = [], []
     cells: dict[str, dict[str, str]] = {quantity: {} for quantity in TRUSTED}
     for side, one in found.trust.items():
-        table = one.table.loc[one.method]
+        table: Any = one.table.loc[one.method]
         for quantity in ("rank correlation of sizes", "sign agreement", "median slope"):
             values.setdefault(quantity, []).append(number(float(table.loc[quantity, "value"]), 2))
-        ranks = table.loc["rank correlation of sizes"]
+        ranks: Any = table.loc["rank correlation of sizes"]
         chance = not ranks["low"] > 0
         good.append(ranks["value"] >= RANKS and not chance and table.loc["sign agreement", "value"] >= SIGNS)
         rows += [(use, side, sentence) for use, sentence in one.answers.items()]
         for name in dict.fromkeys(one.table.index.get_level_values("method")):
             for quantity in TRUSTED:
-                row = one.table.loc[(name, quantity)]
+                row: Any = one.table.loc[(name, quantity)]
                 within = "" if one.runs == one.cells else interval(row["low"], row["high"])
                 cells[quantity][f"{side}, {name}"] = f"{number(row['value'], 2)} {within}".strip()
     first = next(iter(found.trust.values()))

@@ -198,7 +198,8 @@ class _Beyond:
         """How far the models are apart on each one's answers, and what each loses there, as `Findings` has it."""
         import pandas as pd
 
-        rows, losses, critical = {}, {side: {} for side in SIDES}, {}
+        rows, critical = {}, {}
+        losses: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
         for text in SIDES:
             found = self.divergence(text)
             critical[text] = found["critical"]
