@@ -46,8 +46,11 @@ def both(pair: Pair, device: str = "auto", dtype: str = "auto") -> tuple[Any, An
     return base, tuned
 
 
-def sided(traces: Sequence[Trace] | Mapping[str, Sequence[Trace]]) -> dict[str, list[Trace]]:
+def sided(traces: Sequence[Trace] | Mapping[str, Sequence[Trace]], paired: bool = True) -> dict[str, list[Trace]]:
     """Traces of base and of tuned: the same ones unless they are given for each.
+
+    Args:
+        paired: whether both must be of the same problems.
 
     Raises:
         InputError: those of one side alone, of another side, or of other problems for one than for the other.
@@ -61,7 +64,7 @@ def sided(traces: Sequence[Trace] | Mapping[str, Sequence[Trace]]) -> dict[str, 
         raise InputError(f"traces are of {', '.join(traces) or 'no side'} alone: expected {{'base': …, 'tuned': …}}")
     found = {side: list(traces[side]) for side in SIDES}
     problems = [[getattr(trace, "problem", None) for trace in some] for some in found.values()]
-    if problems[0] != problems[1]:
+    if paired and problems[0] != problems[1]:
         raise InputError("the traces of base and tuned are of other problems: expected the same ones in the same order")
     return found
 

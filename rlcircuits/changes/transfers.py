@@ -198,7 +198,7 @@ def transfer(
             f"scores are of {', '.join(map(str, scores)) or 'no model'}: expected those of base and of tuned"
         )
     models = dict(zip(SIDES, both(pair, device, dtype)))
-    rows, partners = sided(traces), None if corrupted is None else sided(corrupted)
+    rows, partners = sided(traces), None if corrupted is None else sided(corrupted, paired=False)
     common: dict[str, Any] = {"cut": cut, "loss": loss, "batch_size": batch_size, "progress": progress}
     data = {}
     for name in names:

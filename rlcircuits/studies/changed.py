@@ -161,6 +161,7 @@ def change(
     batch_size: int | str = "auto",
     engine: str = "transformers",
     answers: Any = None,
+    progress: bool = True,
 ) -> Change:
     """What fine-tuning changed: overlap, transfer, patching, grafts, divergence and weights of a pair, each with its null.
 
@@ -174,6 +175,7 @@ def change(
         accuracy: problems that every chimaera answers, too; that takes long.
         store: a `Store` or its folder.
         device, dtype, batch_size, engine: for loading and running the models.
+        progress: show bars for parts that take longer than a few seconds.
 
     Raises:
         InputError: a part that is none of these, or as for the functions named above.
@@ -186,7 +188,8 @@ def change(
         how |= {"beta": 0.0, "gamma": 1e9, "delta": 2.0}
     done = study(pair, problems, store=store, **how)
     (one,) = done.pairs.values()
-    measured = _Parts(done, one, {"steps": steps, "exact": exact, "modules": modules, "accuracy": accuracy})
+    given = {"steps": steps, "exact": exact, "modules": modules, "accuracy": accuracy}
+    measured = _Parts(done, one, given, progress)
     found: dict[str, Any] = {part: getattr(measured, part)() for part in PARTS if part in wanted}
     asked = {"level": level, "alpha": alpha, "n": n, "seed": seed, "keep": keep, "problems": problems.name}
     asked |= {"parts": ", ".join(found), "steps": steps, "exact": "all" if exact is None else exact}
@@ -196,7 +199,7 @@ def change(
 class _Parts:
     """The parts of a change, each found in the store or measured now."""
 
-    def __init__(self, done: Study, one: PairStudy, given: Mapping[str, Any]) -> None:
+    def __init__(self, done: Study, one: PairStudy, given: Mapping[str, Any], progress: bool) -> None:
         self.one, self.given, self.level = one, given, done.level
         self.settings: Mapping[str, Any] = done.settings
         self.store: Store = self.settings["store"]
@@ -207,7 +210,7 @@ class _Parts:
         }
         self.cut = one.selection.t_cut
         self.traces = {"base": one.selection.base_traces, "tuned": one.selection.tuned_traces}
-        self.common = {"cut": self.cut, "batch_size": self.settings["batch_size"]}
+        self.common = {"cut": self.cut, "batch_size": self.settings["batch_size"], "progress": progress}
 
     @property
     def models(self) -> tuple[Any, Any]:
@@ -281,7 +284,7 @@ class _Parts:
             inputs = {**self.inputs(DIVERGENCE), "of": side}
 
             def build(folder: Path, traces: Any = traces) -> None:
-                made = divergence(self.models, traces, batch_size=self.settings["batch_size"])
+                made = divergence(self.models, traces, **{**self.common, "cut": None})
                 for name, table in (("table", made.table), ("problems", made.problems), ("summary", made.summary)):
                     save_table(table.reset_index(), folder / f"{name}.parquet")
 

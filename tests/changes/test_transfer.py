@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rlcircuits as rc
-from rlcircuits.changes import transfer
+from rlcircuits.changes import partners, transfer
 from tests.changes.test_grafting import traces, two
 from tests.changes.test_patching import edge_added
 
@@ -65,6 +65,27 @@ def test_the_old_circuit_lacks_exactly_the_edge_that_was_added():
     data = found.data["zero"].sel(model="tuned", circuit="other", ranking="absolute", share=almost)
     effect = rc.ablate(tuned, some, edges=["m2->logits"]).sel(source="m2", destination="logits")
     np.testing.assert_allclose(data["loss"] - data["full_loss"], effect, atol=1e-9)
+
+
+def test_partners_are_other_problems_as_long_on_both_sides():
+    def traces_of(**lengths):
+        return [rc.Trace(name, [3 + i, 4], [5] * n) for i, (name, n) in enumerate(lengths.items())]
+
+    rows = {"base": traces_of(p=2, q=2, r=3, s=3), "tuned": traces_of(p=2, q=3, r=3, s=2)}
+    kept, found = partners(rows)
+    assert [t.problem for t in kept["base"]] == [t.problem for t in kept["tuned"]] == ["p", "q", "r", "s"]
+    assert [t.problem for t in found["base"]] == ["q", "p", "s", "r"]
+    assert [t.problem for t in found["tuned"]] == ["s", "r", "q", "p"]
+    for side in rows:
+        assert all(len(a.answer) == len(b.answer) and a.prompt != b.prompt for a, b in zip(kept[side], found[side]))
+    alone = {"base": traces_of(p=1, q=2), "tuned": traces_of(p=1, q=1)}
+    assert partners(alone) is None
+    base, tuned = two(layers=2)
+    done = transfer(
+        (base, tuned), kept, interventions="corrupted", corrupted=found, shares=SHARES, seeds=0, progress=False
+    )
+    data = done.data["corrupted"]
+    assert data.sizes["sample"] == 4 and bool(np.isfinite(data["loss"]).all())
 
 
 def test_intervals_hold_what_they_are_about():
