@@ -6,8 +6,8 @@
        lock.
    As long as the key holds, the notebook is not run again; so a build that was interrupted goes on where it stopped.
 3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the pages of reference
-   made from the code, and in `vendor/` what the pages load: plotly.js, MathJax and the widgets' classes, each out of an
-   installed package, so that no page asks the network for anything.
+   made from the code, and in `vendor/` what the pages load: the viewer, and plotly.js, MathJax and the widgets' classes,
+   each out of an installed package, so that no page asks the network for anything.
 4. Jupyter Book turns it into `_build/html/`; any warning is an error.
 """
 
@@ -34,10 +34,12 @@ import yaml
 from rlcircuits.errors import InputError
 from rlcircuits.interruption import uninterruptible_children
 from rlcircuits.lab import parameters as notebook
+from rlcircuits.lab import place
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 LAB_ONLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS = 40  # of a notebook that was never run here
 
 
@@ -243,7 +245,7 @@ def for_pages(path: Path) -> str:
     content = notebook.read_notebook(path)
     # In the folder the number puts the notebooks in order; on pages the table of contents does.
     content.cells[0].source = re.sub(r"\A# \d+\. ", "# ", content.cells[0].source)
-    saved = content.metadata.get("widgets", {}).values()
+    saved = list(content.metadata.get("widgets", {}).values())
     widgets = {model: entry for one in saved for model, entry in one["state"].items()}
     for number, cell in enumerate(content.cells, 1):
         for output in cell.get("outputs", []):
@@ -252,16 +254,34 @@ def for_pages(path: Path) -> str:
                     f"{path.name}, cell {number}: show this figure by rlcircuits.lab.display.show; pages drop it"
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
+            if viewer := viewer_of(output, widgets):
+                output["data"] = {"text/html": viewer}
         if "outputs" in cell:
             cell.outputs = [
                 output for output in cell.outputs if output.get("name") != "stderr" and not is_progress(output, widgets)
             ]
+    for one in saved:  # a page needs neither the documents again, nor the viewer's code
+        one["state"] = {model: entry for model, entry in one["state"].items() if not _is_viewer(entry)}
     return json.dumps(content, ensure_ascii=False)
+
+
+def viewer_of(output: Mapping, state: Mapping) -> str | None:
+    """The place of a page for what an output shows, if that is a viewer; what it would ask a kernel for is left out."""
+    entry = state.get(output.get("data", {}).get(WIDGET, {}).get("model_id"), {})
+    if not _is_viewer(entry):
+        return None
+    told = {name: value for name, value in entry["state"]["data"].items() if name != "levels"}
+    return place({**told, "computes": False, "view": entry["state"].get("view", {})})
+
+
+def _is_viewer(entry: Mapping) -> bool:
+    data = entry.get("state", {}).get("data")
+    return isinstance(data, dict) and "rlcircuits viewer" in data
 
 
 def is_progress(output: Mapping, state: Mapping) -> bool:
     """Whether an output is a progress bar: a box that holds one, in the saved state of the notebook's widgets."""
-    view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json", {})
+    view = output.get("data", {}).get(WIDGET, {})
     children = state.get(view.get("model_id"), {}).get("state", {}).get("children", [])
     models = [state.get(child.removeprefix("IPY_MODEL_"), {}) for child in children]
     return any(model.get("model_name") == "FloatProgressModel" for model in models)
@@ -269,6 +289,7 @@ def is_progress(output: Mapping, state: Mapping) -> bool:
 
 def assets() -> Iterator[tuple[str, Path]]:
     """What the pages load, each out of an installed package: (name in vendor, file)."""
+    yield "viewer.js", ROOT / "rlcircuits" / "lab" / "viewer.js"
     yield "plotly.min.js", packaged("plotly", "plotly/package_data/plotly.min.js")
     yield "widgets-classes.js", packaged("widgetsnbextension", "widgetsnbextension/static/extension.js")
     mathjax = "sphinx-mathjax-offline/static/mathjax"

@@ -82,5 +82,13 @@
       );
     });
   };
-  document.addEventListener("DOMContentLoaded", function () { window.rlcDraw(document); });
+
+  /* The viewer (rlcircuits.lab) draws every place of its own when it is loaded; only pages that have one load it. */
+  function viewers() {
+    if (!document.querySelector(".rlc-viewer")) { return; }
+    var script = document.createElement("script");
+    script.src = (document.documentElement.dataset.content_root || "./") + "vendor/viewer.js";
+    document.head.appendChild(script);
+  }
+  document.addEventListener("DOMContentLoaded", function () { window.rlcDraw(document); viewers(); });
 })();

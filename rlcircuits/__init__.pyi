@@ -37,6 +37,7 @@ from .exactness import Trust as Trust
 from .exactness import exact_metrics as exact_metrics
 from .exactness import trust as trust
 from .lab import explore as explore
+from .lab import export as export
 from .metrics import METRICS as METRICS
 from .metrics import activation_intensity as activation_intensity
 from .metrics import compare as compare

@@ -123,3 +123,12 @@ def book(family: None) -> Path:
             pytrace=False,
         )
     return ROOT / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core."""
+    found = pytest.importorskip(
+        "axe_core_python", reason="axe-core-python is not installed: pip install 'rlcircuits[test]'"
+    )
+    return next(Path(found.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")

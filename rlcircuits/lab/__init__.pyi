@@ -8,6 +8,8 @@ from .inputs import known_pair as known_pair
 from .inputs import known_problems as known_problems
 from .inputs import pairs_here as pairs_here
 from .inputs import problems_of as problems_of
+from .page import export as export
+from .page import place as place
 from .panels import largest_differences as largest_differences
 from .parameters import CellError as CellError
 from .parameters import check_parameter as check_parameter

@@ -242,9 +242,9 @@ def make_at(study: Any, pair: str, level: str, alpha: float) -> None:
     study.at(level, alpha, [pair])
 
 
-def make_effects(study: Any, pair: str, level: str, alpha: float, edge: str) -> Any:
-    """Job: `Study.ablate` at a level and α."""
-    return study.at(level, alpha, [pair]).ablate(pair, edge)
+def make_effects(study: Any, pair: str, level: str, alpha: float, edge: str) -> None:
+    """Job: see to it that the store has the exact effects of an edge at a level and α."""
+    study.at(level, alpha, [pair]).ablate(pair, edge)
 
 
 def skeleton(study: Any, pair: str) -> Any:

@@ -1,9 +1,8 @@
-"""The numbers behind the explorer's pictures: scores of one or two models, cut to a problem, a level, an edge."""
+"""Edges by name, kind and layer: the strongest of a matrix, and levels made of finer ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,82 +13,6 @@ from rlcircuits import figures
 from rlcircuits.figures import NODE, node_of
 
 KINDS = {"input": "input", "attention": "a", "MLP": "m", "logits": "logits"}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the pictures show: the scores of one or two models, ready to be cut out of.
-
-    Attributes:
-        names: of the models.
-        arrays: their scores ``(sample, source, destination)``, aligned.
-        samples, sources, destinations: names.
-        means: the mean over samples of each, float64 ``(source, destination)``.
-    """
-
-    names: tuple[str, ...]
-    arrays: tuple[xr.DataArray, ...]
-    samples: tuple[str, ...]
-    sources: tuple[str, ...]
-    destinations: tuple[str, ...]
-    means: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of(cls, given: Mapping[str, xr.DataArray]) -> Shown:
-        """From scores by model.
-
-        Raises:
-            InputError: two models that cannot be paired.
-        """
-        arrays = [scores.transpose("sample", "source", "destination") for scores in given.values()]
-        if len(arrays) == 2:
-            arrays = list(figures.paired_shown(*arrays))
-        samples, sources, destinations = (
-            tuple(str(n) for n in arrays[0][dim].values) for dim in ("sample", "source", "destination")
-        )
-        means = tuple(a.values.sum(axis=0, dtype=np.float64) / max(1, a.sizes["sample"]) for a in arrays)
-        return cls(tuple(given), tuple(arrays), samples, sources, destinations, means)
-
-    def panels(self, sample: str | None) -> dict[str, np.ndarray]:
-        """Matrices by name, float64 ``(source, destination)``: each model, and with two their difference."""
-        if sample is None:
-            matrices = list(self.means)
-        else:
-            matrices = [a.values[self.samples.index(sample)].astype(np.float64) for a in self.arrays]
-        found = dict(zip(self.names, matrices, strict=True))
-        if len(matrices) == 2:
-            found[f"{self.names[1]} − {self.names[0]}"] = matrices[1] - matrices[0]
-        return found
-
-    def kept(self, layers: tuple[int, int], sources: str, destinations: str) -> np.ndarray:
-        """Which edges are of these layers and `KINDS`, bool ``(source, destination)``."""
-        low, high = layers
-        sides = [
-            np.array(
-                [
-                    (kind == "all" or kind_of(n) == KINDS[kind]) and (layer_of(n) < 0 or low <= layer_of(n) <= high)
-                    for n in names
-                ],
-                bool,
-            )
-            for names, kind in ((self.sources, sources), (self.destinations, destinations))
-        ]
-        return sides[0][:, None] & sides[1][None, :]
-
-    def where(self, keep: np.ndarray) -> tuple[xr.DataArray, xr.DataArray | None]:
-        """The scores with NaN for the edges that are not to be kept."""
-        first, *second = (array.where(xr.DataArray(keep, dims=("source", "destination"))) for array in self.arrays)
-        return first, second[0] if second else None
-
-    def of_edge(self, edge: str) -> list[np.ndarray]:
-        """Each model's scores of one edge, ``(sample,)``; none where the edge is not in this graph."""
-        source, _, destination = edge.partition("->")
-        if source not in self.sources or destination not in self.destinations:
-            return []
-        at = self.sources.index(source), self.destinations.index(destination)
-        if not np.isfinite(self.means[0][at]):
-            return []
-        return [a.values[:, at[0], at[1]].astype(np.float64) for a in self.arrays]
 
 
 def largest_differences(

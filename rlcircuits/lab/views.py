@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rlcircuits.errors import InputError, choose
+from rlcircuits.lab.document import MEAN
 from rlcircuits.lab.panels import KINDS
 from rlcircuits.storage import written
 
 FORMAT = 1
 CHOICES = ("pair", "problem", "level", "alpha", "k", "layers", "sources", "destinations", "edge", "exact")
+LATER = ("measure", "panel")
+"""Choices that a view need not have: they came after the first ones."""
 
 
 def target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
@@ -34,8 +37,8 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The choices of a saved view, each of its type.
+def checked_view(view: str | os.PathLike[str] | Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices of a saved view, each of its type and one that the study of the document `told` has.
 
     Raises:
         InputError: naming what is wrong.
@@ -55,10 +58,12 @@ def checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, 
     if not isinstance(view, Mapping) or view.get("rlcircuits view") != FORMAT:
         raise InputError(f'{where} is none: expected a file that the explorer saved, with "rlcircuits view": {FORMAT}')
     for name in view:
-        choose(f"choice in {where}:", name, ("rlcircuits view", *CHOICES))
+        choose(f"choice in {where}:", name, ("rlcircuits view", *CHOICES, *LATER))
     kinds: dict[str, Any] = {"alpha": (int, float), "k": int, "layers": list, "exact": bool}
-    for name in CHOICES:
+    for name in (*CHOICES, *(name for name in LATER if name in view)):
         kind = kinds.get(name, str)
+        if name == "alpha" and told["alpha"] is None:  # scores alone do not say what was scored
+            continue
         if not isinstance(view.get(name), kind):
             raise InputError(f"{where}: {name} is {view.get(name)!r}, expected {getattr(kind, '__name__', 'a number')}")
     if len(view["layers"]) != 2 or not all(isinstance(n, int) for n in view["layers"]):
@@ -66,8 +71,22 @@ def checked_view(view: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, 
     kinds_of = ("all", *KINDS)
     for name in ("sources", "destinations"):
         choose(f"kind of {name} in {where}:", view[name], kinds_of)
-    if not 0.001 <= view["alpha"] <= 1 or view["k"] < 1:
+    alpha = None if told["alpha"] is None else view["alpha"]
+    if not (alpha is None or 0.001 <= alpha <= 1) or view["k"] < 1:
+        raise InputError(f"{where}: alpha is {alpha}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1")
+    _expect_of(told, view)
+    return {**view, "alpha": alpha}
+
+
+def _expect_of(told: Mapping[str, Any], view: Mapping[str, Any]) -> None:
+    """Raise unless the study of a document has what a view chooses."""
+    pairs = {one["name"]: one for one in told["pairs"]}
+    pair = pairs[choose("pair", view["pair"], pairs)]
+    choose("problem", view["problem"], [MEAN, *(i for i, _, _ in pair["problems"])])
+    if levels := [*pair["levels"], *told.get("levels", ())]:
+        choose("level", view["level"], levels)
+    low, high = view["layers"]
+    if not 0 <= low <= high <= pair["layers"]:
         raise InputError(
-            f"{where}: alpha is {view['alpha']}, k is {view['k']}; expected α within 0.001 to 1 and k at least 1"
+            f"the view's layers are {low} to {high}: expected within 0 to {pair['layers']}, as this pair has"
         )
-    return dict(view)

@@ -10,7 +10,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
-from tests.fixtures.browser import chromium
+from tests.fixtures.browser import chromium, faults, sized
 from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +178,7 @@ return {
   formulas: formulas.map(f => !!f.querySelector('mjx-container svg')),
   widgets: widgets.map(w => w.dataset.drawn === 'yes' && w.getBoundingClientRect().height > 10),
   views: views.length,
+  viewers: [...document.querySelectorAll('.rlc-viewer')].map(p => p.dataset.drawn === 'yes'),
   merror: document.querySelectorAll('[data-mml-node="merror"]').length,
 };
 """
@@ -203,28 +204,9 @@ return { width: Math.max(document.documentElement.scrollWidth, document.body.scr
   wide: [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 376
     && e.getBoundingClientRect().width && !inside(e)).slice(0, 5).map(e => e.outerHTML.slice(0, 120)) };
 """
+SERIOUS = ("serious", "critical")
 # On a phone, only what depends on the width is looked at again.
 NARROW = ("scrollable-region-focusable", "meta-viewport", "aria-hidden-focus", "link-name", "button-name")
-FAULTS = """
-const done = arguments[arguments.length - 1], only = arguments[0];
-axe.run(document, Object.assign({resultTypes: ['violations']}, only ? {runOnly: only} : {})).then(found => done(found.violations
-  .filter(v => ['serious', 'critical'].includes(v.impact))
-  .map(v => ({id: v.id, where: v.nodes.slice(0, 3).map(n => n.html.slice(0, 200))}))));
-"""
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """The source of axe-core."""
-    found = pytest.importorskip(
-        "axe_core_python", reason="axe-core-python is not installed: pip install 'rlcircuits[test]'"
-    )
-    return next(Path(found.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
-
-
-def _sized(browser: Any, width: int, height: int, mobile: bool) -> None:
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def _open(browser: Any, path: Path) -> dict[str, Any]:
@@ -233,15 +215,16 @@ def _open(browser: Any, path: Path) -> dict[str, Any]:
 
     def whole() -> dict[str, Any] | None:
         drawn = browser.execute_script(DRAWN)
-        there = [*drawn["plots"], *drawn["formulas"], *drawn["widgets"], len(drawn["widgets"]) == drawn["views"]]
+        there = [
+            *drawn["plots"],
+            *drawn["formulas"],
+            *drawn["widgets"],
+            *drawn["viewers"],
+            len(drawn["widgets"]) == drawn["views"],
+        ]
         return drawn if all(there) else None
 
     return until(whole, f"{path.name} to be drawn")
-
-
-def _faults(browser: Any, axe: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    browser.execute_script(axe)
-    return browser.execute_async_script(FAULTS, only)
 
 
 @pytest.fixture(scope="module")
@@ -255,16 +238,16 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
         if name in seen:
             return seen[name]
         path = book / f"{name}.html"
-        _sized(browser, 1280, 900, mobile=False)
+        sized(browser, 1280, 900, mobile=False)
         drawn = _open(browser, path)
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-        faults = _faults(browser, axe)
-        _sized(browser, 375, 800, mobile=True)
+        found = faults(browser, axe, impacts=SERIOUS)
+        sized(browser, 375, 800, mobile=True)
         _open(browser, path)
         phone = browser.execute_script(WIDTHS)
-        faults += _faults(browser, axe, NARROW)
-        _sized(browser, 1280, 900, mobile=False)
+        found += faults(browser, axe, NARROW, SERIOUS)
+        sized(browser, 1280, 900, mobile=False)
         browser.get("about:blank")
         browser.get_log("performance"), browser.get_log("browser")
         seen[name] = Visit(
@@ -272,7 +255,7 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
             asked=[e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"],
             failed=[event["params"] for event in events if event["method"] == "Network.loadingFailed"],
             errors=errors,
-            faults=faults,
+            faults=found,
             phone=phone,
         )
         return seen[name]
@@ -303,16 +286,16 @@ def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visi
 
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:
     """An image without a text, a button without a name, a line too wide: all are seen."""
-    _sized(browser, 375, 800, mobile=True)
+    sized(browser, 375, 800, mobile=True)
     _open(browser, book / "glossary.html")
     browser.execute_script(
         "const place = document.querySelector('article'); place.insertAdjacentHTML('beforeend',"
         '\'<img src="data:,"><button></button><div style="width: 900px">wide</div><p style="color: #ddd">pale</p>\')'
     )
-    assert {"image-alt", "button-name", "color-contrast"} <= {fault["id"] for fault in _faults(browser, axe)}
+    assert {"image-alt", "button-name", "color-contrast"} <= {fault["id"] for fault in faults(browser, axe)}
     phone = browser.execute_script(WIDTHS)
     assert phone["width"] > 375 and phone["wide"]
-    _sized(browser, 1280, 900, mobile=False)
+    sized(browser, 1280, 900, mobile=False)
 
 
 FOCUS = """
@@ -327,7 +310,7 @@ def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    _sized(browser, 1280, 900, mobile=False)
+    sized(browser, 1280, 900, mobile=False)
     _open(browser, book / "method.html")
     for _ in range(40):
         ActionChains(browser).send_keys(Keys.TAB).perform()
@@ -342,7 +325,7 @@ def test_the_keyboard_reaches_the_navigation(book: Path, browser: Any) -> None:
 
 
 def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
-    _sized(browser, 1280, 900, mobile=False)
+    sized(browser, 1280, 900, mobile=False)
     name = next(n for n in PAGES if "metrics" in n)
     _open(browser, book / f"{name}.html")
     shut = "return [...document.querySelectorAll('article details')].map(d => d.querySelector('pre').checkVisibility())"
@@ -358,13 +341,26 @@ def test_hidden_code_and_menus_open(book: Path, browser: Any) -> None:
     assert all(link.is_displayed() for link in links)
 
 
-def test_the_explorer_is_drawn(book: Path, browser: Any) -> None:
-    """Its controls and, beside them, a figure that needs no kernel."""
+def test_the_viewer_lives_on_its_page(book: Path, browser: Any, axe: str) -> None:
+    """Without a kernel: problems and edges can be chosen, it is as dark as the page, fits a phone, and has no faults."""
     name = next(n for n in PAGES if "explore" in n)
-    browser.get((book / f"{name}.html").as_uri())
-    controls = "return document.querySelectorAll('.rlc-widget select, .rlc-widget input').length >= 2"
-    until(lambda: browser.execute_script(controls), "the explorer's controls")
-    assert browser.execute_script("return document.querySelectorAll('.rlc-plot').length") >= 1
+    for width in (1280, 375):
+        sized(browser, width, 900, mobile=width < 600)
+        _open(browser, book / f"{name}.html")
+        start = "const host = document.querySelector('.rlc-viewer-host'), v = host.viewer, r = host.shadowRoot;"
+        browser.execute_script(
+            f"{start} v.set({{problem: v.pair.problems[0][0], edge: v.scores.name(v.order[0]), pair: v.told.pairs[1].name}})"
+        )
+        text = browser.execute_script(f"{start} return r.textContent")
+        assert "strongest edges" in text and "Score on each problem" in text and "reference:" in text
+        assert "being computed" not in text and "no kernel" not in text
+        assert [one for one in faults(browser, axe) if "rlc-viewer" in str(one)] == []
+        page = browser.execute_script(WIDTHS)
+        assert page["width"] <= page["window"], page
+        back = f"{start} return getComputedStyle(r.querySelector('.viewer')).backgroundColor"
+        browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+        until(lambda: browser.execute_script(back) != "rgb(255, 255, 255)", "the viewer to be dark")
+    sized(browser, 1280, 900, mobile=False)
 
 
 def test_search_finds_on_disk(book: Path, browser: Any) -> None:
@@ -563,6 +559,24 @@ def test_a_figure_that_pages_would_drop_is_an_error(tmp_path: Path) -> None:
     content.cells[1].outputs[0].data["text/html"] = "<figure></figure>"
     nbformat.write(content, path)
     assert "application/vnd.plotly" not in machinery.for_pages(path) and "<figure>" in machinery.for_pages(path)
+
+
+def test_a_viewer_is_left_on_the_page_with_its_document_alone(tmp_path: Path) -> None:
+    path = _write(tmp_path / "one.ipynb", "n")
+    content = nbformat.read(path, as_version=4)
+    told = {"rlcircuits viewer": 1, "computes": True, "levels": ["qkv"], "pairs": [], "notes": ["</script>"]}
+    view, state = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+    content.cells[1].outputs = [nbformat.v4.new_output("display_data", data={view: {"model_id": "a"}})]
+    viewer = {"model_name": "AnyModel", "state": {"_esm": "code", "data": told, "view": {"k": 3}}}
+    content.metadata["widgets"] = {state: {"state": {"a": viewer, "b": {"state": {"value": 1}}}}}
+    nbformat.write(content, path)
+    shown = json.loads(machinery.for_pages(path))
+    assert shown["metadata"]["widgets"][state]["state"] == {"b": {"state": {"value": 1}}}
+    text = shown["cells"][1]["outputs"][0]["data"]["text/html"]
+    assert text.count("</script>") == 1
+    kept = json.loads(re.search(r">(\{.*\})</script>", text)[1])
+    del told["levels"]
+    assert kept == {**told, "computes": False, "view": {"k": 3}}
 
 
 def test_an_asset_that_is_not_installed_is_named() -> None:
