@@ -6,8 +6,8 @@
        lock.
    As long as the key holds, the notebook is not run again; so a build that was interrupted goes on where it stopped.
 3. `_build/source/` becomes the book's source: `book/`, `_config.yml`, the executed notebooks, the pages of reference
-   made from the code, and in `vendor/` what the pages load: the viewer, and plotly.js, MathJax and the widgets' classes,
-   each out of an installed package, so that no page asks the network for anything.
+   made from the code, and in `vendor/` what the pages load: the viewer, and plotly.js and MathJax out of installed
+   packages, so that no page asks the network for anything.
 4. Jupyter Book turns it into `_build/html/`; any warning is an error.
 """
 
@@ -245,7 +245,7 @@ def for_pages(path: Path) -> str:
     content = notebook.read_notebook(path)
     # In the folder the number puts the notebooks in order; on pages the table of contents does.
     content.cells[0].source = re.sub(r"\A# \d+\. ", "# ", content.cells[0].source)
-    saved = list(content.metadata.get("widgets", {}).values())
+    saved = content.metadata.get("widgets", {}).values()
     widgets = {model: entry for one in saved for model, entry in one["state"].items()}
     for number, cell in enumerate(content.cells, 1):
         for output in cell.get("outputs", []):
@@ -254,29 +254,27 @@ def for_pages(path: Path) -> str:
                     f"{path.name}, cell {number}: show this figure by rlcircuits.lab.display.show; pages drop it"
                 )
             output.get("data", {}).pop(LAB_ONLY, None)
-            if viewer := viewer_of(output, widgets):
-                output["data"] = {"text/html": viewer}
+            if WIDGET in output.get("data", {}) and not is_progress(output, widgets):
+                output["data"] = {"text/html": viewer_of(output, widgets, f"{path.name}, cell {number}")}
         if "outputs" in cell:
             cell.outputs = [
                 output for output in cell.outputs if output.get("name") != "stderr" and not is_progress(output, widgets)
             ]
-    for one in saved:  # a page needs neither the documents again, nor the viewer's code
-        one["state"] = {model: entry for model, entry in one["state"].items() if not _is_viewer(entry)}
+    content.metadata.pop("widgets", None)
     return json.dumps(content, ensure_ascii=False)
 
 
-def viewer_of(output: Mapping, state: Mapping) -> str | None:
-    """The place of a page for what an output shows, if that is a viewer; what it would ask a kernel for is left out."""
-    entry = state.get(output.get("data", {}).get(WIDGET, {}).get("model_id"), {})
-    if not _is_viewer(entry):
-        return None
-    told = {name: value for name, value in entry["state"]["data"].items() if name != "levels"}
-    return place({**told, "computes": False, "view": entry["state"].get("view", {})})
+def viewer_of(output: Mapping, state: Mapping, where: str) -> str:
+    """The place of a page for a viewer that an output shows; what it would ask a kernel for is left out.
 
-
-def _is_viewer(entry: Mapping) -> bool:
-    data = entry.get("state", {}).get("data")
-    return isinstance(data, dict) and "rlcircuits viewer" in data
+    Raises:
+        InputError: it is another widget.
+    """
+    told = state.get(output["data"][WIDGET].get("model_id"), {}).get("state", {})
+    if "rlcircuits viewer" not in told.get("data", {}):
+        raise InputError(f"{where}: a widget needs a kernel, and pages have none; show a figure or rc.explore(study)")
+    kept = {name: value for name, value in told["data"].items() if name != "levels"}
+    return place({**kept, "computes": False, "view": told.get("view", {})})
 
 
 def is_progress(output: Mapping, state: Mapping) -> bool:
@@ -291,7 +289,6 @@ def assets() -> Iterator[tuple[str, Path]]:
     """What the pages load, each out of an installed package: (name in vendor, file)."""
     yield "viewer.js", ROOT / "rlcircuits" / "lab" / "viewer.js"
     yield "plotly.min.js", packaged("plotly", "plotly/package_data/plotly.min.js")
-    yield "widgets-classes.js", packaged("widgetsnbextension", "widgetsnbextension/static/extension.js")
     mathjax = "sphinx-mathjax-offline/static/mathjax"
     # tex-svg needs no fonts; it fetches a macro package from input/tex/extensions the first time a formula uses it.
     yield "mathjax/tex-svg.js", packaged("sphinx-mathjax-offline", f"{mathjax}/tex-svg.js")

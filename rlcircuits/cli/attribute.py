@@ -33,6 +33,7 @@ what is written to --out:
                        its interval and p-value
   reasons.json         why problems fell away, for each rule and model how many, with examples
   settings.json        what was asked for, which problems were kept, how many each rule dropped
+and to --html: graphs, heatmaps and answers to click through, one file that needs neither Python nor a network
 
 Every finished step is kept in --store: the same command goes on where it was interrupted, and computes nothing twice.
 """
@@ -67,6 +68,7 @@ def attribute(
     trust: Annotated[Any, score(_TRUST, "N", options.auto_none_or_whole)] = "auto",
     no_shared: Annotated[bool, options.flag("--no-shared", _SHARED, heading="scores")] = False,
     out: Annotated[str | None, output("where to write (default: attribution/<pair>-<level>-<alpha>)", "DIR")] = None,
+    html: Annotated[str | None, output("the study as one page to click through, which opens anywhere", "FILE")] = None,
     store: options.StoreFolder = "runs",
 ) -> None:
     """Score every edge of a model before and after fine-tuning, on its own answers, and compare.
@@ -78,6 +80,7 @@ def attribute(
     from rlcircuits.storage import Store
 
     kept = Store(store)
+    page = None if html is None else results.page(html)
     models.check()
     if models.alone and (intervention == "model" or loss == "kl"):
         which = "--loss kl is of" if loss == "kl" else "--intervention model takes the activations of"
@@ -130,5 +133,7 @@ def attribute(
     table = summary(one.base_scores).to_frame() if alone else done.table().loc[[two.name]].droplevel(0)
     files = results.write(folder, one, table, settings, alone)
     report = done.report(folder / "report.html", trust=trust, shared=not no_shared)
+    if page is not None:
+        files.append(results.write_page(page, done, alone))
     results.show(report, one, table, alone)
     print("\nwritten: " + "\n         ".join(str(file) for file in (folder / "report.html", *files)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rlcircuits import answers as answering
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rlcircuits.reports import Report
-    from rlcircuits.studies import PairStudy
+    from rlcircuits.studies import PairStudy, Study
 
 
 def check_folder(out: Path, asked: dict[str, Any]) -> None:
@@ -39,6 +40,30 @@ def check_folder(out: Path, asked: dict[str, Any]) -> None:
             f"--out {str(out)!r} holds results of other settings ({what} is {which}): "
             "choose another folder, or remove it"
         )
+
+
+def page(file: str) -> Path:
+    """Where --html goes.
+
+    Raises:
+        InputError: no ``.html`` file.
+    """
+    path = Path(file).expanduser()
+    if path.suffix != ".html" or path.is_dir():
+        raise InputError(f"--html {file!r}: expected the name of a file that ends in .html")
+    return path
+
+
+def write_page(file: Path, study: Study, alone: bool) -> Path:
+    """Write the study as a page to click through; of a model alone without the other side, which is itself."""
+    from rlcircuits.lab import export
+
+    if not alone:
+        return export(study, file)
+    (name, one), *_ = study.pairs.items()
+    sides = ("pair", "problems", "selection", "tokenizer", "base_answers", "base_scores", "base_losses")
+    base = SimpleNamespace(**{side: getattr(one, side) for side in sides})
+    return export(SimpleNamespace(pairs={name: base}, alpha=study.alpha), file)
 
 
 def write(out: Path, one: PairStudy, table: pd.DataFrame, asked: dict[str, Any], alone: bool) -> list[Path]:

@@ -24,6 +24,7 @@ import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
 from tests.fixtures.browser import chromium, faults, sized
+from tests.fixtures.viewer import EVIL
 from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +146,7 @@ def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> 
 
 
 def test_little_is_read_before_something_is_seen(book: Path, parsed: dict[str, Page]) -> None:
-    """What is large (plotly.js, MathJax, the widgets' classes) is loaded beside the page."""
+    """What is large (plotly.js, MathJax) is loaded beside the page."""
     for name, page in parsed.items():
         files = [(book / name).parent / target.split("?")[0] for target in page.waits_for if target[:5] != "data:"]
         assert len(files) > 5 and sum(file.stat().st_size for file in files) <= BEFORE_PAINT, name
@@ -171,13 +172,10 @@ def browser(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
 
 
 DRAWN = """
-const plots = [...document.querySelectorAll('.rlc-plot')], widgets = [...document.querySelectorAll('.rlc-widget')];
-const formulas = [...document.querySelectorAll('.math')], views = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]');
+const plots = [...document.querySelectorAll('.rlc-plot')], formulas = [...document.querySelectorAll('.math')];
 return {
   plots: plots.map(p => p.dataset.drawn === 'yes' && !!p.querySelector('.main-svg')),
   formulas: formulas.map(f => !!f.querySelector('mjx-container svg')),
-  widgets: widgets.map(w => w.dataset.drawn === 'yes' && w.getBoundingClientRect().height > 10),
-  views: views.length,
   viewers: [...document.querySelectorAll('.rlc-viewer')].map(p => p.dataset.drawn === 'yes'),
   merror: document.querySelectorAll('[data-mml-node="merror"]').length,
 };
@@ -215,14 +213,7 @@ def _open(browser: Any, path: Path) -> dict[str, Any]:
 
     def whole() -> dict[str, Any] | None:
         drawn = browser.execute_script(DRAWN)
-        there = [
-            *drawn["plots"],
-            *drawn["formulas"],
-            *drawn["widgets"],
-            *drawn["viewers"],
-            len(drawn["widgets"]) == drawn["views"],
-        ]
-        return drawn if all(there) else None
+        return drawn if all([*drawn["plots"], *drawn["formulas"], *drawn["viewers"]]) else None
 
     return until(whole, f"{path.name} to be drawn")
 
@@ -561,43 +552,30 @@ def test_a_figure_that_pages_would_drop_is_an_error(tmp_path: Path) -> None:
     assert "application/vnd.plotly" not in machinery.for_pages(path) and "<figure>" in machinery.for_pages(path)
 
 
-def test_a_viewer_is_left_on_the_page_with_its_document_alone(tmp_path: Path) -> None:
-    path = _write(tmp_path / "one.ipynb", "n")
-    content = nbformat.read(path, as_version=4)
-    told = {"rlcircuits viewer": 1, "computes": True, "levels": ["qkv"], "pairs": [], "notes": ["</script>"]}
-    view, state = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
-    content.cells[1].outputs = [nbformat.v4.new_output("display_data", data={view: {"model_id": "a"}})]
-    viewer = {"model_name": "AnyModel", "state": {"_esm": "code", "data": told, "view": {"k": 3}}}
-    content.metadata["widgets"] = {state: {"state": {"a": viewer, "b": {"state": {"value": 1}}}}}
-    nbformat.write(content, path)
-    shown = json.loads(machinery.for_pages(path))
-    assert shown["metadata"]["widgets"][state]["state"] == {"b": {"state": {"value": 1}}}
-    text = shown["cells"][1]["outputs"][0]["data"]["text/html"]
-    assert text.count("</script>") == 1
-    kept = json.loads(re.search(r">(\{.*\})</script>", text)[1])
-    del told["levels"]
-    assert kept == {**told, "computes": False, "view": {"k": 3}}
-
-
 def test_an_asset_that_is_not_installed_is_named() -> None:
     with pytest.raises(InputError, match="package no-such-package .*make venv"):
         machinery.packaged("no-such-package", "a.js")
 
 
 @pytest.mark.kernel
-def test_pages_show_no_progress_bars(tmp_path: Path) -> None:
-    """A real bar and a real slider, in a notebook that was really run."""
-    path = _write(
+def test_pages_show_viewers_no_progress_bars_and_no_other_widget(tmp_path: Path) -> None:
+    """In notebooks that were really run."""
+    viewer = _write(
         tmp_path / "one.ipynb",
         "from tqdm.notebook import tqdm\nlist(tqdm(range(3), desc='counting'))\n"
-        "import ipywidgets\ndisplay(ipywidgets.HBox([ipywidgets.IntSlider(description='chosen')]))",
+        "import rlcircuits as rc\nfrom tests.fixtures.viewer import study\nrc.explore(study())",
     )
-    assert machinery.execute([path], tmp_path / "out", 1) == []
+    slider = _write(tmp_path / "two.ipynb", "import ipywidgets\nipywidgets.IntSlider()")
+    assert machinery.execute([viewer, slider], tmp_path / "out", 1) == []
     ran = nbformat.read(tmp_path / "out" / "one.ipynb", as_version=4)
     view = "application/vnd.jupyter.widget-view+json"
     assert sum(view in output.get("data", {}) for output in ran.cells[1].outputs) == 2
     shown = json.loads(machinery.for_pages(tmp_path / "out" / "one.ipynb"))
-    (left,) = (o for cell in shown["cells"] for o in cell.get("outputs", []) if view in o.get("data", {}))
-    state = shown["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
-    (child,) = state[left["data"][view]["model_id"]]["state"]["children"]
-    assert state[child.removeprefix("IPY_MODEL_")]["model_name"] == "IntSliderModel"
+    (output,) = shown["cells"][1]["outputs"]
+    assert "widgets" not in shown["metadata"] and list(output["data"]) == ["text/html"]
+    text = output["data"]["text/html"]
+    kept = json.loads(re.search(r">(\{.*\})</script>", text)[1])
+    assert text.count("</script>") == 1 and EVIL in kept["texts"]["ppo"]["tokens"]
+    assert [pair["name"] for pair in kept["pairs"]] == ["ppo", "dpo"] and kept["computes"] is False
+    with pytest.raises(InputError, match="two.ipynb, cell 2: a widget needs a kernel, and pages have none"):
+        machinery.for_pages(tmp_path / "out" / "two.ipynb")

@@ -18,6 +18,7 @@ import pytest
 import rlcircuits as rc
 from rlcircuits.cli.main import main
 from tests.fixtures.shell import options
+from tests.fixtures.viewer import document_of, matrices
 from tests.fixtures.waiting import PATIENCE, ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def shell(arguments: list[str]) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_pair_of_checkpoints_from_the_shell(world):
-    done = shell(options(world, id="name"))
+    done = shell(options(world, id="name", html=world / "study.html"))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     out = world / "out"
@@ -58,6 +59,13 @@ def test_a_pair_of_checkpoints_from_the_shell(world):
         expected = rc.attribute(model, [answers[name].trace for name in found["kept"]], cut=found["t_cut"])
         edges = ~np.isnan(expected.values)
         np.testing.assert_allclose(scores.values[edges], expected.values[edges], rtol=1e-3, atol=1e-6)
+
+    told = document_of(world / "study.html")
+    assert str(world / "study.html") in done.stdout
+    assert (
+        [i for i, _, scored in told["pairs"][0]["problems"] if scored] == found["kept"] == told["scores"][0]["samples"]
+    )
+    assert set(matrices(told["scores"][0])) == {"base", "tuned"}
 
     table = pd.read_parquet(out / "metrics.parquet").set_index("metric")
     sides = {side: rc.load_scores(out / f"{side}.nc") for side in ("base", "tuned")}
@@ -116,7 +124,8 @@ def test_integrated_gradients_and_means_from_the_shell(world):
 
 
 def test_one_model_alone(world, capsys):
-    assert main(options(world, tuned=None, out=world / "alone")) == 0
+    assert main(options(world, tuned=None, out=world / "alone", html=world / "alone.html")) == 0
+    assert set(matrices(document_of(world / "alone.html")["scores"][0])) == {"base"}
     said = capsys.readouterr().out
     assert "100 % right; " in said and "strictly 100 %" in said and "tuned:" not in said
     assert "its intervals are in report.html; tests come with a pair" in said

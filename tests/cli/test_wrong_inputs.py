@@ -150,6 +150,7 @@ SCORES = [
     ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),
 ]
 NUMBERS = [
+    ({"html": "study.htm"}, "--html 'study.htm': expected the name of a file that ends in .html"),
     ({"alpha": "1.5"}, "'--alpha': '1.5', expected a number above 0 and at most 1"),
     ({"alpha": "much"}, "'--alpha': 'much'"),
     ({"n": 0}, "'--n': '0', expected a whole number of at least 1"),

@@ -19,16 +19,20 @@ import rlcircuits as rc
 from rlcircuits.errors import InputError
 from rlcircuits.lab import page
 from tests.fixtures.browser import chromium, faults, sized
-from tests.fixtures.viewer import EVIL, WORDS, graph_scores, matrices, pair_study, scores_of, study, unpacked
+from tests.fixtures.viewer import (
+    EVIL,
+    WORDS,
+    document_of,
+    graph_scores,
+    matrices,
+    pair_study,
+    scores_of,
+    study,
+    unpacked,
+)
 from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def document_of(file: Path) -> dict[str, Any]:
-    """The document in an exported page."""
-    found = re.search(r'<script type="application/json">(.*?)</script>', file.read_text("utf-8"), re.DOTALL)
-    return json.loads(found[1])
 
 
 # --- the file ---
