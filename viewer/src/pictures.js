@@ -10,7 +10,7 @@ const font = (pen, size, weight = "") => { pen.font = `${weight}${size}px ${FONT
 
 /* Where the picture's places are in a frame, before the viewport moves it. */
 export function frame(scores, width, height) {
-  const tops = scores.nodes.map(([, , y]) => y), top = Math.max(1, ...tops), left = 62, above = 16, below = 20;
+  const tops = scores.nodes.map(([, , y]) => y), top = Math.max(1, ...tops), left = width < 300 ? 30 : 62, above = 16, below = 20;
   const wide = scores.heads ? 1.1 : 0.85;
   const pitch = (height - above - below) / top;
   const place = ([, x, y]) => [left + ((x / wide + 1) / 2) * (width - left - 8), height - below - y * pitch];
@@ -61,7 +61,7 @@ export class GraphPanel {
     for (const [y, name] of this.scores.ticks) {
       const at = view.to(0, height - 20 - y * pitch)[1];
       if (last - at < 14 || at < 8 || at > height) continue;
-      pen.fillText(name, 4, at + 4);
+      pen.fillText(width < 300 ? name.replace("layer ", "L").slice(0, 3) : name, 4, at + 4);
       last = at;
     }
     const strong = [];
@@ -265,7 +265,10 @@ export function axis(values) {
     ticks = [];
     for (let n = Math.ceil(low / step); n * step <= high; n += 1) ticks.push(n * step);
   }
-  return { place: (value) => (to(value) - low) / (high - low), ticks, spread };
+  const place = (value) => (to(value) - low) / (high - low), kept = [0];
+  const apart = (tick) => kept.every((other) => Math.abs(place(tick) - place(other)) > 0.12);
+  for (const tick of [...ticks].sort((a, b) => Math.abs(b) - Math.abs(a))) if (apart(tick)) kept.push(tick);
+  return { place, ticks: kept.sort((a, b) => a - b), spread };
 }
 
 export class Scatter {

@@ -39,5 +39,6 @@ tr.chosen td { background:rgba(var(--glow),.25); }
 .tip[hidden] { display:none; }
 .said { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%); white-space:nowrap; }
 .empty { display:none; }
-@container (max-width:760px) { .two { grid-template-columns:minmax(0,1fr); } .panels { grid-template-columns:minmax(0,1fr); } canvas.graph { height:380px; } canvas.heat { height:300px; } }
+@container (max-width:760px) { .two { grid-template-columns:minmax(0,1fr); } canvas.graph { height:380px; } canvas.heat { height:250px; } }
+@container (max-width:600px) { .panels { grid-template-columns:minmax(0,1fr); } canvas.heat { height:300px; } }
 `;
