@@ -61,7 +61,7 @@ export class GraphPanel {
     for (const [y, name] of this.scores.ticks) {
       const at = view.to(0, height - 20 - y * pitch)[1];
       if (last - at < 14 || at < 8 || at > height) continue;
-      pen.fillText(width < 300 ? name.replace("layer ", "L").slice(0, 3) : name, 4, at + 4);
+      if (width >= 300 || name.startsWith("layer")) pen.fillText(width < 300 ? name.replace("layer ", "L") : name, 4, at + 4);
       last = at;
     }
     const strong = [];
