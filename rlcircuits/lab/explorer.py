@@ -23,8 +23,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,8 @@ class Explorer:
                     self._compute(asked)
             except InputError as error:
                 self._tell(asked, note=str(error))
+            except Exception as error:  # whatever it is, the viewer must not wait for ever
+                self._tell(asked, note=f"{type(error).__name__}: {error}")
 
     def _tell(self, asked: Mapping[str, Any], **content: Any) -> None:
         self.widget.send({"key": asked["key"], **content})
@@ -127,8 +129,8 @@ class Explorer:
             # Half of the room: a notebook's server drops what a kernel sends faster than 3 MB in 3 s.
             self._tell(asked, scores={"pair": name, **scores(pair, level, alpha, {}, ROOM // 2)})
             return
-        at = SimpleNamespace(**{**vars(only_stored(self.study)), "pairs": {name: pair}, "level": level})
-        effects = type(self.study).ablate(at, name, asked["edge"])
+        at = replace(only_stored(self.study), pairs={name: pair}, level=level, alpha=alpha)
+        effects = at.ablate(name, asked["edge"])
         shown = effects.reindex([str(i) for i in pair.base_scores["sample"].values])
         values = {side: [v if np.isfinite(v) else None for v in shown[side].tolist()] for side in shown}
         self._tell(asked, effects=values)

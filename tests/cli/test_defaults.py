@@ -66,7 +66,11 @@ def test_functions_have_the_defaults_of_a_study():
 @pytest.mark.parametrize(
     ("command", "function", "own"),
     [
-        ("attribute", rc.study, {"out", "pairs", "sets", "pair", "base", "tuned", "problems", "trust", "no_shared"}),
+        (
+            "attribute",
+            rc.study,
+            {"out", "html", "pairs", "sets", "pair", "base", "tuned", "problems", "trust", "no_shared"},
+        ),
         ("answers", rc.generate_pair, {"out", "pairs", "sets", "pair", "base", "tuned", "problems"}),
         (
             "change",

@@ -148,9 +148,9 @@ SCORES = [
     ({"memory": "leen"}, "unknown memory 'leen'.*did you mean 'lean'"),
     ({"out": "{root}/problems.jsonl"}, "is a file: expected a folder"),
     ({"store": "{root}/problems.jsonl"}, "the store .* is a file"),
+    ({"html": "study.htm"}, "--html 'study.htm': expected the name of a file that ends in .html"),
 ]
 NUMBERS = [
-    ({"html": "study.htm"}, "--html 'study.htm': expected the name of a file that ends in .html"),
     ({"alpha": "1.5"}, "'--alpha': '1.5', expected a number above 0 and at most 1"),
     ({"alpha": "much"}, "'--alpha': 'much'"),
     ({"n": 0}, "'--n': '0', expected a whole number of at least 1"),
