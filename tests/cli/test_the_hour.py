@@ -22,6 +22,7 @@ from tests.fixtures.chat import SYSTEM, make
 from tests.fixtures.waiting import ended
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 LONGEST = 40
 # The command, stopped in the middle of its work: it says what it has done and waits to be killed.
 VICTIM = """
@@ -59,13 +60,12 @@ def world(tmp_path_factory):
     return root
 
 
-def attribute(root: Path, *more: str | Path, out: str, store: str = "runs", asked: bool = True) -> list[str]:
+def attribute(root: Path, *more: str | Path, out: str, store: str = "runs") -> list[str]:
     """The command, as somebody types it for a pair of checkpoints."""
     models = ["--base", root / "base", "--tuned", root / "adapter", "--device", "cpu"]
-    how = ["--prompt", "chat", "--system", SYSTEM]
-    longest = ["--max-new-tokens", LONGEST] if asked else []
+    how = ["--prompt", "chat", "--system", SYSTEM, "--max-new-tokens", LONGEST]
     where = ["--problems", root / "problems.jsonl", "--store", root / store, "--out", root / out]
-    return [str(one) for one in ["attribute", *models, *how, *longest, *where, *more]]
+    return [str(one) for one in ["attribute", *models, *how, *where, *more]]
 
 
 def killed(arguments: list[str], where: str, after: int) -> list[int]:
@@ -92,7 +92,6 @@ def rows(root: Path, kind: str) -> int:
     return found
 
 
-@pytest.mark.slow
 def test_killed_twice_and_nothing_is_lost(world, capsys, monkeypatch):
     block = attribute(world, "--batch-size", "2", out="block")
     # Killed after 5 tokens of each of the first two answers, and once more after 3 passes of attribution …
@@ -130,6 +129,7 @@ def done(world):
     return world
 
 
+@pytest.mark.browser
 def test_the_report_answers_in_a_browser(done, tmp_path):
     page = done / "done" / "report.html"
     with chromium(tmp_path / "profile") as chrome:
@@ -183,7 +183,6 @@ def test_a_sweep_of_four_cells(done):
     assert len(table) == 4 and set(table["status"]) == {"done"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(packaged_folder("smollm2") is None, reason="the model is not here (make smollm2)")
 def test_a_real_model_walks_it_too(world, tmp_path, capsys):
     """SmolLM2-135M-Instruct and an adapter of it: two problems, eight tokens."""
