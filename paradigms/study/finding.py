@@ -166,23 +166,35 @@ def claims_grid(results: Results, paradigms: Sequence[str] = RL) -> pd.DataFrame
     """Every claim about each paradigm alone: claim and paradigm by base and α, as a mark and a factor.
 
     ✓ supported, ✗ contradicted, ○ open, by the rule that was fixed beforehand; a blank where nothing was measured. The
-    α of that rule is marked with ◆. The slope over α has no α: it stands in the cell of the rule's.
+    α of that rule is marked with ◆; several α that score the very same tokens are one column. The slope over α has no α: it stands in the cell of the rule's.
     """
-    alphas = sorted(set(results.effects["alpha"]))
+    alphas = _columns(results.values)
     bases = list(dict.fromkeys(results.effects["base"]))
     cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for claim in CLAIMS:
-        for alpha in alphas:
+        for alpha, label in alphas.items():
             table = standing(results, claim.metric, alpha)
             for base in bases:
-                where = (named(base), f"{alpha:g} ◆" if alpha == ALPHA else f"{alpha:g}")
+                where = (named(base), label)
                 for paradigm in paradigms:
                     text = _cell(results, table, claim.name, claim.direction, base, paradigm, alpha)
-                    cells.setdefault((claim.name, named(paradigm)), {})[where] = text
+                    name = "but not DPO" if claim.name == NOT_DPO else claim.name
+                    cells.setdefault((name, named(paradigm)), {})[where] = text
     grid = pd.DataFrame.from_dict(cells, orient="index")
     grid.index = pd.MultiIndex.from_tuples(grid.index, names=["claim", "of"])
     grid.columns = pd.MultiIndex.from_tuples(grid.columns, names=["base", "α"])
     return grid.sort_index(axis=1, level=0, sort_remaining=False)[[named(base) for base in bases]]
+
+
+def _columns(values: pd.DataFrame) -> dict[float, str]:
+    """α and its column's name; of several that score as many tokens in every row the largest, named after all."""
+    cuts = values.groupby("alpha")["t_cut"].agg(lambda cut: tuple(sorted(set(cut))))
+    found = {}
+    for _, alike in cuts.groupby(cuts, sort=False):
+        alphas = sorted(alike.index)
+        at = ALPHA if ALPHA in alphas else alphas[-1]
+        found[at] = ", ".join(f"{a:g}" for a in alphas) + (" ◆" if at == ALPHA else "")
+    return dict(sorted(found.items()))
 
 
 def _cell(
@@ -231,20 +243,13 @@ def counts(grid: pd.DataFrame) -> dict[str, int]:
     return {word: marks.count(mark) for word, mark in MARKS.items()}
 
 
-def grid_sentence(results: Results, grid: pd.DataFrame) -> str:
-    """How a grid of claims comes out, claim by claim, and which α score the very same tokens."""
+def grid_sentence(grid: pd.DataFrame) -> str:
+    """How a grid of claims comes out, claim by claim."""
     said = []
     for claim, one in grid.groupby(level=0, sort=False):
-        of = counts(one)
-        parts = [f"{n} {word}" for word, n in of.items() if n]
+        parts = [f"{n} {word}" for word, n in counts(one).items() if n]
         said.append(f"{claim}: {', '.join(parts) or 'not measured'}")
-    tokens = results.values[["alpha", "t_cut"]].drop_duplicates().groupby("t_cut")["alpha"].apply(sorted)
-    alike = [
-        f"α = {listed([f'{a:g}' for a in alphas])} score the same {cut} token{'' if cut == 1 else 's'}"
-        for cut, alphas in tokens.items()
-        if len(alphas) > 1
-    ]
-    return f"Cells by claim: {'; '.join(said)}." + (f" {'; '.join(alike)}." if alike else "")
+    return f"Cells by claim: {'; '.join(said)}."
 
 
 # --- sentences ------------------------------------------------------------------------------------
@@ -338,19 +343,24 @@ def confidence_sentence(results: Results) -> str:
     return " ".join(said)
 
 
-def sure_sentences(results: Results) -> str:
-    """How sure each paradigm's change of intensity on whole answers is: seeds of one sign, and the rule's reason."""
+def sure_table(results: Results) -> pd.DataFrame:
+    """First-order intensity on whole answers: by paradigm and base the factor, the rule's word, and seeds of a rise."""
     table, rows = standing(results), results.values
     rows = rows[(rows["alpha"] == WHOLE) & (rows["level"] == "block") & (rows["metric"] == INTENSITY)]
-    said = []
-    for paradigm in arranged(table.index.get_level_values("paradigm")):
-        parts = []
-        for base, row in table.xs(paradigm, level="paradigm").iterrows():
-            seeds = rows[(rows["base"] == base) & (rows["paradigm"] == paradigm)].groupby("seed")[["bb", "tt"]].mean()
-            up = int((seeds["tt"] > seeds["bb"]).sum())
-            parts.append(f"{named(base)} **{row['word']}** ({up} of {len(seeds)} seeds up; {row['reason']})")
-        said.append(f"- {named(paradigm)}: {'; '.join(parts)}.")
-    return "\n".join(said) or "- Nothing was measured on whole answers."
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    for (base, paradigm), row in table.iterrows():
+        seeds = rows[(rows["base"] == base) & (rows["paradigm"] == paradigm)].groupby("seed")[["bb", "tt"]].mean()
+        up = int((seeds["tt"] > seeds["bb"]).sum())
+        cells.setdefault(named(paradigm), {}).update(
+            {
+                (named(base), "tuned / base"): factor(*row[["middle", "left", "right"]].astype(float)),
+                (named(base), "a rise is"): row["word"],
+                (named(base), "seeds"): f"{up} of {len(seeds)} up",
+            }
+        )
+    found = pd.DataFrame.from_dict(cells, orient="index").rename_axis("after")
+    found.columns = pd.MultiIndex.from_tuples(found.columns) if len(found) else found.columns
+    return found
 
 
 def prefixed_sentence(results: Results) -> str:

@@ -161,7 +161,7 @@ def _factors(
         tickvals=list(place.values()), ticktext=[as_text(n) for n in place], range=[0.4, len(rows) + 0.6]
     )
     figure.update_layout(
-        template=THEME, height=200 + 50 * len(rows), showlegend=True, margin={"t": 118, "b": 110},
+        template=THEME, height=170 + 45 * len(rows), showlegend=True, margin={"t": 118, "b": 110},
         title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 13, "color": "#555555"}}},
         meta={"alt": f"{title}. {'. '.join(said)}."},
     )  # fmt: skip

@@ -17,6 +17,7 @@ from paradigms.study.figures import in_order
 from paradigms.study.nulls import CONTROL, NOISE
 from paradigms.study.words import amount, counted, listed
 from rlcircuits.errors import InputError
+from rlcircuits.metrics import support
 
 Tables = Mapping[str, pd.DataFrame]
 NAMES = ("members", "problems", "shown", "effects", "values", "halves", "trust", "exact", "gsm8k")
@@ -89,9 +90,7 @@ def beyond(tables: Tables, metric: str, alpha: float, level: str = "block") -> l
     for name in paradigms_of(tables):
         if name in table.index:
             row = table.loc[name]
-            if (row["log_low"] > 0 or row["log_high"] < 0) and abs(row["log_ratio"]) > (
-                null if math.isfinite(null) else math.inf
-            ):
+            if support(row["log_ratio"], row["log_low"], row["log_high"], null=null).word != "open":
                 found.append(name)
     return found
 

@@ -18,7 +18,7 @@ from paradigms.study.controlled import Results
 from paradigms.study.effects import EQUAL_LOSS
 from paradigms.study.figures import change, in_order, null_spread
 from paradigms.study.verdicts import CLAIMS, RL
-from rlcircuits.metrics import METRICS
+from rlcircuits.metrics import METRICS, support
 
 _OPENING = {"holds": "**Holds**", "contradicted": "**Contradicted**", "not resolved": "**Not resolved**"}
 _TEXT = {claim.name: claim.text for claim in CLAIMS}
@@ -141,8 +141,9 @@ def beyond(effects: pd.DataFrame, values: pd.DataFrame, metric: str, alpha: floa
     found: dict[str, list[str]] = {}
     for base, one in rows.groupby("base", sort=False):
         spreads = [v for v in null_spread(values, base, metric, alpha).values() if math.isfinite(v)]
-        clear = one[((one["left"] > 0) | (one["right"] < 0)) & (one["middle"].abs() > max(spreads, default=math.inf))]
-        found[base] = in_order(clear["paradigm"])
+        null = max(spreads, default=math.nan)
+        clear = [r.paradigm for r in one.itertuples() if support(r.middle, r.left, r.right, null=null).word != "open"]
+        found[base] = in_order(clear)
     return found
 
 

@@ -1,3 +1,5 @@
+from .claims import LARGEST_SHARE as LARGEST_SHARE
+from .claims import LEVEL as LEVEL
 from .claims import Support as Support
 from .claims import support as support
 from .claims import supported as supported

@@ -4,7 +4,7 @@ A claim says that a metric rises (+1) or falls (−1). It is **open** unless all
 asked for do not count:
 
 1. the interval leaves out no change: a difference of 0, a factor of 1;
-2. the p-value, corrected for the family of comparisons it is one of, is below `LEVEL`;
+2. the p-value, corrected for the family of comparisons it is one of, is at most `LEVEL`;
 3. no single problem makes up more than `LARGEST_SHARE` of the change;
 4. the change is larger than that of the nulls.
 
@@ -65,7 +65,7 @@ def support(
         return Support("open", "no interval")
     if low <= 0 <= high:
         return Support("open", f"the interval includes {none}")
-    if p is not None and not p < LEVEL:
+    if p is not None and not p <= LEVEL:
         return Support("open", "no test" if math.isnan(p) else f"p = {p:.2g}")
     if share is not None and share > LARGEST_SHARE:
         return Support("open", f"one problem is {share:.0%} of the change")

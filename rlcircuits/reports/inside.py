@@ -10,15 +10,13 @@ from typing import Any
 import pandas as pd
 
 from rlcircuits.errors import counted
-from rlcircuits.metrics import METRICS, Interval, holm
+from rlcircuits.metrics import LARGEST_SHARE, LEVEL, METRICS, Interval, holm, supported
 from rlcircuits.reports.behaviour import not_measured
 from rlcircuits.reports.findings import Findings
 from rlcircuits.reports.numbers import interval, number, p_value, percent, signed
 from rlcircuits.reports.report import Section, Table
 
-ALPHA = 0.05
-#: share of a change above which it is one problem's
-MOST = 0.5
+ALPHA, MOST = LEVEL, LARGEST_SHARE  # the rule's
 LEADING = "activation_intensity"
 #: values from which scores rank sizes and have signs well enough to be read edge by edge
 RANKS, SIGNS = 0.5, 0.75
@@ -67,11 +65,12 @@ def metrics(found: Findings) -> Section:
     if missing:
         says += f" Not defined here: {', '.join(missing)}."
     needs = (
-        "Needs several problems and p (Holm) of .05 or less; the null swaps base and tuned within each problem. Information "
-        "complexity hangs on the single largest score, so prefer the robust metrics. It speaks of these two checkpoints, not "
-        "of another seed of the training."
+        "Needs several problems, p (Holm) of .05 or less, an interval without 0, and no problem that is more than half of the "
+        "change; the null swaps base and tuned within each problem. Information complexity "
+        "hangs on the single largest score, so prefer the robust metrics. It speaks of these two checkpoints, not of another "
+        "seed of the training."
     )
-    holds = bool(tested and row["p_holm"] <= ALPHA)
+    holds = bool(tested and supported(row).word != "open")
     tables = [
         Table(f"{kind}: base, tuned, difference with interval over problems", _labelled(data.loc[names]))
         for kind, names in (("The paper's metrics", paper), ("Robust metrics", robust))
