@@ -173,9 +173,10 @@ export class HeatPanel {
   }
 
   box(width, height) {
-    const rows = this.scores.sources.length, columns = this.scores.destinations.length, left = 58, below = 52;
+    const rows = this.scores.sources.length, columns = this.scores.destinations.length, left = 58;
+    const below = 28 + 4 * Math.max(6, ...this.scores.destinations.map(([name]) => name.length)); // for their slanted names
     const cell = [(width - left - 6) / columns, (height - below - 6) / rows].map((side) => Math.min(48, side));
-    return { rows, columns, left, top: 4, cell };
+    return { rows, columns, left, top: 4, below, cell };
   }
 
   image(theme) {
@@ -196,14 +197,14 @@ export class HeatPanel {
   }
 
   draw(pen, view, theme, { width, height }, hovered) {
-    const { rows, columns, left, top, cell } = this.box(width, height);
+    const { rows, columns, left, top, below, cell } = this.box(width, height);
     const [x, y] = view.to(left, top), [w, h] = cell.map((side) => side * view.k);
     pen.fillStyle = theme.back;
     pen.fillRect(0, 0, width, height);
     pen.imageSmoothingEnabled = false;
     pen.save();
     pen.beginPath();
-    pen.rect(left, top, width - left - 6, Math.min(height - 56, rows * cell[1] * view.k));
+    pen.rect(left, top, width - left - 6, Math.min(height - below - 4, rows * cell[1] * view.k));
     pen.clip();
     pen.drawImage(this.image(theme), x, y, columns * w, rows * h);
     for (const edge of [hovered, this.chosen]) {
@@ -220,13 +221,13 @@ export class HeatPanel {
     pen.textAlign = "right";
     for (let i = 0; i < rows; i += Math.max(1, Math.ceil(13 / h))) {
       const at = y + (i + 0.5) * h;
-      if (at > top && at < height - 52) pen.fillText(this.scores.sources[i][0], left - 4, at + 4);
+      if (at > top && at < height - below) pen.fillText(this.scores.sources[i][0], left - 4, at + 4);
     }
     for (let i = 0; i < columns; i += Math.max(1, Math.ceil(13 / w))) {
       const at = x + (i + 0.5) * w;
       if (at < left || at > width - 6) continue;
       pen.save();
-      pen.translate(at + 4, Math.min(height - 48, y + rows * h + 6));
+      pen.translate(at + 4, Math.min(height - below + 4, y + rows * h + 6));
       pen.rotate(-Math.PI / 3);
       pen.fillText(this.scores.destinations[i][0], 0, 4);
       pen.restore();
