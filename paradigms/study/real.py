@@ -94,7 +94,7 @@ def run(
         effects, values = (pd.concat(tables, ignore_index=True) for tables in zip(*both))
         found |= {"effects": corrected(effects), "values": values, "halves": work.halves(done)}
         _write(found, out)  # a run that is cut short has kept what it measured
-        if exact and number == min(2, len(cells)):
+        if exact and number == 1:
             found |= work.exact([member for member in EXACT if member in members()])
             if gsm8k is not None:
                 found["gsm8k"] = work.held_out(problem_set(f"gsm8k={gsm8k}", limit=HELD_OUT), labels)
