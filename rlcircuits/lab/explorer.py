@@ -222,9 +222,9 @@ class Explorer:
         if not shown:
             raise InputError("no graph is shown, so there is none to save; choose a pair that has scores")
         sample = None if view["problem"] == MEAN else view["problem"]
-        return export(
-            figures.residual_graph(*shown, k=view["k"], sample=sample), target(file, (".svg", ".html", ".png", ".pdf"))
-        )
+        base, tuned = [*shown, None][:2]
+        graph = figures.residual_graph(base, tuned, k=view["k"], sample=sample)
+        return export(graph, target(file, (".svg", ".html", ".png", ".pdf")))
 
 
 def _widget(told: dict[str, Any], view: dict[str, Any]) -> Any:
