@@ -21,7 +21,7 @@ from rlcircuits.metrics import support
 
 Tables = Mapping[str, pd.DataFrame]
 NAMES = ("members", "problems", "shown", "effects", "values", "halves", "trust", "exact", "gsm8k")
-INTENSITY = "activation_intensity"
+INTENSITY, PER_GRADIENT = "activation_intensity", "intensity_per_gradient"
 
 
 def load(folder: str | Path) -> dict[str, pd.DataFrame]:
@@ -135,8 +135,14 @@ def changes(tables: Tables, alpha: float, metric: str = INTENSITY) -> str:
 
 
 def in_short(tables: Tables, alpha: float = 1.0) -> str:
-    """The page's answer."""
-    return f"{gains(tables)} {changes(tables, alpha)} {trusted(tables)}"
+    """The page's answer: accuracy, intensity, intensity with the model's confidence taken out, and trust."""
+    said = [gains(tables), f"Activation intensity. {changes(tables, alpha)}"]
+    if len(effects(tables, PER_GRADIENT, alpha)):
+        said.append(
+            "Intensity per gradient at the logits, which takes the model's confidence out. "
+            + changes(tables, alpha, PER_GRADIENT)
+        )
+    return "\n\n".join([*said, trusted(tables)])
 
 
 def trusted(tables: Tables) -> str:
