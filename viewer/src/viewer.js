@@ -27,6 +27,7 @@ export class Viewer {
     // Keys that are typed here are meant for the viewer, not for JupyterLab's shortcuts.
     this.host = h("div", { class: "rlc-viewer-host", "data-lm-suppress-shortcuts": "true" });
     this.host.viewer = this;
+    for (const type of ["keydown", "keyup", "keypress"]) this.host.addEventListener(type, (event) => event.stopPropagation());
     place.append(this.host);
     this.build(this.host.attachShadow({ mode: "open" }));
     this.unwatch = watchTheme(() => this.draw());
