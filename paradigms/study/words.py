@@ -97,14 +97,13 @@ def overall(verdicts: pd.DataFrame) -> str:
         named = {v: [r.claim for r in one.itertuples() if r.verdict == v] for v in _OPENING}
         said.append(
             f"For the {base} base, of {len(one)} claims {counted(named['holds'], 'hold')}, "
-            f"{counted(named['contradicted'], 'are contradicted')} and "
-            f"{counted(named['not resolved'], 'are not resolved')}."
+            f"{counted(named['contradicted'], 'contradicted')} and {counted(named['not resolved'], 'not resolved')}."
         )
     both = rows.groupby("claim")["verdict"].nunique()
     if rows["base"].nunique() > 1:
         differ = [claim for claim in both.index if both[claim] > 1]
         said.append(f"The two bases differ in: {listed(differ)}.")
-    return " ".join(said)
+    return f"PPO and GRPO pooled, as the rule was fixed. {' '.join(said)}" if said else "No claim was judged."
 
 
 def token_sentences(effects: pd.DataFrame, alpha: float = 0.3) -> str:

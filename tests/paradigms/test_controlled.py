@@ -428,7 +428,9 @@ def test_words_follow_the_verdict(verdict) -> None:
     assert "× 2.00 [1.50, 3.00]" in said and "because" in said and "a factor of 1.28 either way (weight noise)" in said
     overall = study_words.overall(pd.DataFrame([row]))
     counts = {v: int(v == verdict) for v in verdicts.VERDICTS}
-    assert f"{counts['holds']} hold" in overall and f"{counts['contradicted']} are contradicted" in overall
+    assert f"{counts['holds']} hold" in overall and f"{counts['contradicted']} contradicted" in overall
+    assert overall.startswith("PPO and GRPO pooled, as the rule was fixed.")
+    assert study_words.overall(pd.DataFrame([row]).iloc[:0]) == "No claim was judged."
 
 
 def test_words_say_who_leads() -> None:
