@@ -151,6 +151,7 @@ def trusted(tables: Tables) -> str:
     if table is None or table.empty:
         return "How far scores agree with removing edges was not measured."
     rows = table[(table["member"] == "sft") & (table["quantity"] == "rank correlation of sizes")].set_index("method")
+    rows = rows[rows["low"].notna()]  # of a random ranking it is 0
     parts = [f"{method} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in rows.iterrows()]
     return f"Against edges that were removed for real, sizes of scores rank with a correlation of {listed(parts)} (the base)."
 

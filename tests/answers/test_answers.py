@@ -171,7 +171,7 @@ def test_the_end_of_the_context(models):
     model = with_ends(models["llama"], None)  # 64 positions
     words = [" ".join(WORDS[(i + k) % 50] for k in range(n)) for i, n in enumerate((4, 60, 55, 60))]
     problems = rc.ProblemSet("long", tuple(rc.Problem(f"p{i}", w, "x") for i, w in enumerate(words)), "final")
-    with pytest.warns(UserWarning, match=r"3 of 4 prompts leave less than max_new_tokens = 10 .*problem 'p1' leaves 4"):
+    with pytest.warns(UserWarning, match=r"3 of 4 prompts leave less than max_new_tokens=10 .*problem 'p1' leaves 4"):
         answers = generate(model, problems, max_new_tokens=10)
     for answer, longest in zip(answers, (10, 4, 9, 4), strict=True):
         assert (answer.answer, answer.finished) == one_by_one(model, answer.prompt, end_tokens(model), longest)

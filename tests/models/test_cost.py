@@ -87,7 +87,7 @@ def test_memory_is_about_what_a_pass_takes():
     config = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4,
               "num_key_value_heads": 4, "vocab_size": 512}  # fmt: skip
     found = estimate(config, tokens=1024, dtype="float32", device_flops=1e12)
-    short, long = (bench.peak("block", shape, tokens, bench.Where()) for tokens in (64, 1024))
+    short, long = (bench.peak("block", None, shape, tokens, bench.Where()) for tokens in (64, 1024))
     if not long:
         pytest.skip("peak memory is read from Linux' /proc")
     assert 0.7 < found.trace_bytes / long < 2 and short < long / 2
