@@ -180,8 +180,7 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
 
     # another α is computed while the page goes on; what is typed is not taken for a shortcut of JupyterLab's
     alpha = js("r.querySelector('[aria-label^=α]')")
-    alpha.send_keys(Keys.CONTROL, "a")
-    alpha.send_keys("0.8", Keys.ENTER)
+    alpha.send_keys(Keys.END, Keys.BACKSPACE * 4, "0.8", Keys.ENTER)
     cut = study.at(alpha=0.8).pairs["one"].selection.t_cut
     until(lambda: f"first {cut} scored" in text() and "being computed" not in text(), "the answers at another α")
     field = js("r.querySelector('input[type=search]')")
@@ -191,7 +190,9 @@ def test_the_explorer_is_clicked_through(lab: tuple[str, Path, rc.Study], browse
     shot(browser, "alpha")
 
     # the view is saved, and says what was chosen
-    js("[...r.querySelectorAll('button')].find(b => b.textContent === 'save view')").click()
+    button = "[...r.querySelectorAll('button')].find(b => b.textContent === 'save view')"
+    js(f"{button}.scrollIntoView({{block: 'center'}})")
+    js(button).click()
     saved = until(
         lambda: (folder / "view.json").exists() and json.loads((folder / "view.json").read_text()), "the view"
     )
