@@ -128,7 +128,8 @@ def effect_forest(
                 figure.update_xaxes(title_text=unit, title_font_size=12, row=r, col=c)
     figure.update_xaxes(nticks=4)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=[as_text(n) for n in names][::-1])
-    subtitle = f"α = {alpha:g}, {level} level; bars: 95 % over seeds and problems; grey band: the largest null's spread"
+    over = "seeds and problems" if rows["n_seeds"].max() > 1 else "problems"
+    subtitle = f"α = {alpha:g}, {level} level; bars: 95 % over {over}; grey band: the largest null's spread"
     return _dress(
         figure,
         title or "What does each paradigm change, beside the nulls?",
