@@ -141,7 +141,8 @@ def test_ids_are_unique_and_pages_light(book: Path, parsed: dict[str, Page]) -> 
         twice = {i for i in page.ids if page.ids.count(i) > 1}
         assert not twice, f"{name}: {sorted(twice)[:5]}"
         size = (book / f"{name}.html").stat().st_size
-        assert size <= 1_000_000, f"{name}.html has {size / 1e6:.1f} MB"
+        most = 1_250_000 if name == "reference" else 1_000_000  # every name of the package on one page
+        assert size <= most, f"{name}.html has {size / 1e6:.1f} MB"
         assert "plotly.js v" not in (book / f"{name}.html").read_text(), "plotly.js belongs into a file of its own"
 
 
@@ -563,6 +564,7 @@ def test_pages_show_viewers_no_progress_bars_and_no_other_widget(tmp_path: Path)
     viewer = _write(
         tmp_path / "one.ipynb",
         "from tqdm.notebook import tqdm\nlist(tqdm(range(3), desc='counting'))\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
         "import rlcircuits as rc\nfrom tests.fixtures.viewer import study\nrc.explore(study())",
     )
     slider = _write(tmp_path / "two.ipynb", "import ipywidgets\nipywidgets.IntSlider()")
