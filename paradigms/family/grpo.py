@@ -50,7 +50,7 @@ def train_grpo(
         return [float(ids[-1] == tokenizer.eos_token_id and by_prompt[p].is_right(text)) for p, text, ids in triples]
 
     answers = recipe.prompts_per_update * recipe.group
-    parts = math.ceil(answers / _AT_ONCE)
+    parts = next(parts for parts in range(math.ceil(answers / _AT_ONCE), answers + 1) if answers % parts == 0)
     trainer = GRPOTrainer(
         model=str(start.folder),
         args=GRPOConfig(

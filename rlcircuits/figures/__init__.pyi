@@ -22,7 +22,6 @@ from .graph import residual_graph as residual_graph
 from .graph import robust_range as robust_range
 from .graph import what_is_shown as what_is_shown
 from .interactive import choices as choices
-from .interactive import graph_by_problem as graph_by_problem
 from .interactive import graph_by_size as graph_by_size
 from .profiles import edge_scatter as edge_scatter
 from .profiles import layer_profile as layer_profile

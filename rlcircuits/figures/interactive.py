@@ -87,33 +87,6 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
     return whole
 
 
-def graph_by_problem(
-    base: xr.DataArray,
-    tuned: xr.DataArray | None = None,
-    questions: Mapping[str, str] | None = None,
-    problems: Sequence[str] | None = None,
-    k: int = 20,
-    names: Sequence[str] = ("base", "tuned"),
-    title: str | None = None,
-) -> go.Figure:
-    """The residual graph with a drop-down: the mean over problems, and some problems.
-
-    Args:
-        base, tuned, k, names, title: as for `residual_graph`.
-        questions: problem to its text, for the drop-down.
-        problems: which to offer; the first six by default.
-
-    Raises:
-        InputError: as `residual_graph` and `choices`.
-    """
-    problems = [str(i) for i in base["sample"].values[:6]] if problems is None else list(problems)
-    figures = {"mean of all problems": residual_graph(base, tuned, k, None, names)}
-    for problem in problems:
-        question = " ".join((questions or {}).get(problem, "").split())
-        figures[f"{problem}: {question[:60]}" if question else problem] = residual_graph(base, tuned, k, problem, names)
-    return choices(figures, title=title)
-
-
 def graph_by_size(
     base: xr.DataArray,
     tuned: xr.DataArray | None = None,

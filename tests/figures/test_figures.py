@@ -463,7 +463,9 @@ def test_one_edge_is_scattered_with_its_means_and_intervals():
 
 def test_a_drop_down_shows_one_problem_at_a_time():
     base, tuned = graph_scores(0), graph_scores(1)
-    figure = figures.graph_by_problem(base, tuned, {"p/1": EVIL}, k=5)
+    offered = {"mean of all problems": None, "p/0": "p/0", f"p/1: {EVIL}": "p/1"}
+    graphs = {name: figures.residual_graph(base, tuned, 5, problem) for name, problem in offered.items()}
+    figure = figures.choices(graphs)
     (menu,) = figure.layout.updatemenus
     assert [b.label for b in menu.buttons][:3] == ["mean of all problems", "p/0", f"p/1: {SAFE}"]
     one = figures.residual_graph(base, tuned, 5, "p/1")

@@ -343,40 +343,31 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     import torch
 
     import rlcircuits as rc
-    from tests.fixtures.checkpoints import save, tokenizer
+    from tests.fixtures.checkpoints import tokenizer
     from tests.fixtures.models import tiny
+    from tests.fixtures.shell import WORDS, make_world
 
-    words = tuple(f"#w{i}" for i in range(50))
-    hf = tiny("qwen2", torch.float32, layers=2)
-    for name, change in (("base", 0.0), ("tuned", 0.004), ("nan", math.nan)):
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in hf.parameters():
-                parameter.add_(torch.randn_like(parameter) * change)
-        hf.save_pretrained(tmp_path / name)
-        tokenizer(words).save_pretrained(tmp_path / name)
-    save(tmp_path / "other", layers=2, words=words[::-1])
-    asked = tuple(rc.Problem(f"q{i}", " ".join(words[i : i + 3]), "unknown") for i in range(30))
-    said = rc.generate(
-        rc.load_model(tmp_path / "base", device="cpu"), rc.ProblemSet("q", asked, "final"), max_new_tokens=6
-    )
-    stated = {answer.problem: answer.text.rpartition("#")[2] for answer in said}
-    lines = [json.dumps({"question": p.question, "answer": stated[p.id]}) + "\n" for p in asked if stated[p.id]]
-    (tmp_path / "problems.jsonl").write_text("".join(lines))
+    make_world(tmp_path)
+    damaged = tiny("qwen2", torch.float32, layers=2)
+    with torch.no_grad():
+        for parameter in damaged.parameters():
+            parameter.fill_(math.nan)
+    damaged.save_pretrained(tmp_path / "nan")
+    tokenizer(WORDS).save_pretrained(tmp_path / "nan")
     file = write_sweep(
         tmp_path / "own.yaml",
         notebook=str(ROOT / "notebooks" / "08_your_own_pair.ipynb"),
         grid={"tuned": [str(tmp_path / name) for name in ("tuned", "nan", "other")]},
         fixed={
-            "base": str(tmp_path / "base"), "problems": str(tmp_path / "problems.jsonl"), "grader": "final", "max_new_tokens": 6,
-            "alpha": 1.0, "n": 5, "device": "cpu", "runs": str(tmp_path / "runs"), "delta": 2.0, "beta": 0.0, "gamma": 9.0,
+            "base": str(tmp_path / "base"), "problems": str(tmp_path / "problems.jsonl"), "answer": "right", "grader": "final",
+            "max_new_tokens": 6, "alpha": 1.0, "n": 5, "device": "cpu", "runs": str(tmp_path / "runs"), "delta": 2.0, "beta": 0.0, "gamma": 9.0,
         },
     )  # fmt: skip
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--processes", "2"]) == 1
     table = pd.read_parquet(tmp_path / "out" / "summary.parquet")
     assert list(table["status"]) == ["done", "failed", "failed"], list(table["error"])
     pair = rc.ModelPair("own", str(tmp_path / "base"), str(tmp_path / "tuned"), max_new_tokens=6)
-    problems = rc.load_problems(tmp_path / "problems.jsonl", grader="final")
+    problems = rc.load_problems(tmp_path / "problems.jsonl", answer="right", grader="final")
     study = rc.study(
         pair, problems, alpha=1.0, n=5, store=tmp_path / "elsewhere", device="cpu", beta=0.0, gamma=9.0, delta=2.0
     )
