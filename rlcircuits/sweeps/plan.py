@@ -2,7 +2,7 @@
 
 A sweep file is YAML::
 
-    notebook: ../notebooks/08_your_own_pair.ipynb    # seen from this file, as every path in it is
+    notebook: ../notebooks/11_your_own_pair.ipynb    # seen from this file, as every path in it is
     grid: {pair: [family/ppo, family/dpo], alpha: [0.1, 0.3]}
     fixed: {level: block}
 

@@ -14,7 +14,7 @@ from rlcircuits.cli.main import application
 from rlcircuits.lab import default_parameters
 from rlcircuits.models import estimate
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "08_your_own_pair.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "11_your_own_pair.ipynb"
 #: what has another default for a reason
 OTHERWISE = {
     "change.alpha": "whole answers, as its accounts are of what is said, not of the beginning",

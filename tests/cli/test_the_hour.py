@@ -173,7 +173,7 @@ def test_a_sweep_of_four_cells(done):
         "runs": str(done / "store"),
     }
     sweep = {
-        "notebook": str(ROOT / "notebooks" / "08_your_own_pair.ipynb"),
+        "notebook": str(ROOT / "notebooks" / "11_your_own_pair.ipynb"),
         "grid": {"level": ["block", "head"], "alpha": [0.3, 1.0]},
         "fixed": settings,
     }

@@ -106,7 +106,7 @@ def test_the_published_grid_names_what_is_known():
 def test_the_notebook_shows_the_cells_of_a_summary(tmp_path):
     summary().to_parquet(tmp_path / "summary.parquet")
     done = notebook.run_notebook(
-        ROOT / "notebooks" / "11_the_papers_table.ipynb",
+        ROOT / "notebooks" / "15_the_papers_table.ipynb",
         tmp_path / "out.ipynb",
         {"summary": str(tmp_path / "summary.parquet")},
     )

@@ -132,7 +132,7 @@ def test_a_dry_run_knows_what_known_pairs_will_cost(tmp_path: Path, monkeypatch:
     (tmp_path / "pairs.yaml").write_text("mine: {base: ./base, tuned: ./tuned, method: GRPO, max_new_tokens: 9}\n")
     file = write_sweep(
         tmp_path / "s.yaml",
-        notebook=str(ROOT / "notebooks" / "08_your_own_pair.ipynb"),
+        notebook=str(ROOT / "notebooks" / "11_your_own_pair.ipynb"),
         grid={"alpha": [0.1, 0.5]},
         cells=[{"pair": "mine", "pairs": "pairs.yaml"}, {"pair": "family/ppo"}],
         fixed={"base": "base", "tuned": "tuned", "max_new_tokens": 20, "n_problems": 30, "n": 10},
@@ -356,7 +356,7 @@ def test_a_model_that_gives_nan_fails_alone(tmp_path: Path) -> None:
     tokenizer(WORDS).save_pretrained(tmp_path / "nan")
     file = write_sweep(
         tmp_path / "own.yaml",
-        notebook=str(ROOT / "notebooks" / "08_your_own_pair.ipynb"),
+        notebook=str(ROOT / "notebooks" / "11_your_own_pair.ipynb"),
         grid={"tuned": [str(tmp_path / name) for name in ("tuned", "nan", "other")]},
         fixed={
             "base": str(tmp_path / "base"), "problems": str(tmp_path / "problems.jsonl"), "answer": "right", "grader": "final",
