@@ -29,7 +29,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -397,9 +397,9 @@ def transformer_lens(where: Where) -> list[Row]:
     return _rows("transformer_lens", rows, shape, 32)
 
 
-def shapes(where: Where) -> list[Row]:
-    """The shapes of published 7-billion-parameter models at 1,024 tokens."""
-    return [row for shape in PUBLISHED for row in levels(where, shape, 1024, TIME_GPU)]
+def shapes(where: Where) -> Iterator[list[Row]]:
+    """The shapes of published 7-billion-parameter models at 1,024 tokens, a model at a time."""
+    return (levels(where, shape, 1024, TIME_GPU) for shape in PUBLISHED)
 
 
 def hundred(where: Where) -> list[Row]:
@@ -520,11 +520,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for suite in chosen:
         print(f"==> {suite}: {SUITES[suite].__doc__.splitlines()[0]}", flush=True)
-        new = SUITES[suite](where)
-        print(pandas.DataFrame(new).drop(columns="suite").round(3).to_string(index=False), flush=True)
-        rows += new
-        if options.out:  # after each: a run that is cut short has kept what it measured
-            _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
+        found = SUITES[suite](where)
+        for new in [found] if isinstance(found, list) else found:
+            print(pandas.DataFrame(new).drop(columns="suite").round(3).to_string(index=False), flush=True)
+            rows += new
+            if options.out:  # after each: a run that is cut short has kept what it measured
+                _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
     return 0
 
 

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from rlcircuits.models import Model
 
 REAL_STUDY = Step("real-study", 1)
-STEPS = ("real-study", "loading", "answers", "scores", "effects", "circuits", "comparison", "merged")
+#: steps that a model's answers depend on, and what is measured of them
+ANSWERED = ("real-study", "loading", "answers", "merged")
+STEPS = (*ANSWERED, "scores", "losses", "effects", "trust")
 #: what is measured, the most telling first: level, share α of an answer, and whether each model also reads the other's
 CELLS = (
     ("block", 1.0, False),
@@ -127,12 +129,12 @@ class _Work:
             self.loaded[label] = model
         return self.loaded[label]
 
-    def key(self, label: str) -> dict[str, Any]:
-        """What identifies a model's answers."""
+    def key(self, label: str, *steps: str) -> dict[str, Any]:
+        """What identifies a model's answers, and with `steps` what is made of them."""
         pair = self.pair(NOISE_LIKE if label == "sft" else label)
         weights = pair.fingerprint("base") if label == "sft" else f"{label}: {pair.fingerprint('tuned')}"
         asked = {"problems": self.problems.fingerprint, "prompt": pair.prompt, "longest": pair.max_new_tokens}
-        return {"weights": weights, **asked, "code": versions(*STEPS)}
+        return {"weights": weights, **asked, "code": versions(*ANSWERED, *steps)}
 
     def made(self, kind: str, inputs: dict[str, Any], build: Callable[[Path], None], note: str) -> Path:
         return self.store.make(f"real-{kind}", inputs, build, note=note)
@@ -168,7 +170,11 @@ class _Work:
         return self.made("joined", inputs, build, label)
 
     def _cell(self, label: str, level: str, alpha: float, crossed: bool) -> Path:
-        inputs = {"pair": [self.key("sft"), self.key(label)], "cell": [level, alpha, crossed], "n": self.n}
+        inputs = {
+            "pair": [self.key(one, "scores") for one in ("sft", label)],
+            "cell": [level, alpha, crossed],
+            "n": self.n,
+        }
 
         def build(folder: Path) -> None:
             said = self.answers("sft"), self.answers(label)
@@ -218,7 +224,7 @@ class _Work:
                 losses = token_losses(self.model(label), [answer.trace for answer in said])
                 (folder / "losses.json").write_text(json.dumps([np.asarray(one).tolist() for one in losses]), "utf-8")
 
-            file = self.made("token-losses", self.key(label), build, label) / "losses.json"
+            file = self.made("token-losses", self.key(label, "losses"), build, label) / "losses.json"
             tokenizer = load_tokenizer(base_folder())
             for number, (answer, losses) in enumerate(zip(said, json.loads(file.read_text("utf-8")))):
                 told = {name: getattr(answer, name) for name in ("problem", "answer", "correct", "strict", "finished")}
@@ -271,7 +277,8 @@ class _Work:
             }
             row |= dict(zip(("accuracy", "low", "high"), share_interval(right, len(answers))))
             if label != "sft":
-                inputs = {"pair": [self.key("sft"), self.key(label)], "held out": problems.fingerprint, "n": HELD_OUT_N}
+                inputs = {"pair": [self.key(one, "scores") for one in ("sft", label)], "n": HELD_OUT_N}
+                inputs |= {"held out": problems.fingerprint}
 
                 def build(folder: Path, label: str = label) -> None:
                     models, both = (self.model("sft"), self.model(label)), (said["sft"], said[label])
@@ -296,7 +303,11 @@ class _Work:
         right = set.intersection(*({a.problem for a in one if a.correct} for one in said.values()))
         chosen = sorted(right, key=lambda problem: int(problem.rpartition("/")[2]))[:EXACT_PROBLEMS]
         for label in labels:
-            inputs = {"model": self.key(label), "problems": chosen, "budget": EXACT_BUDGET}
+            inputs = {
+                "model": self.key(label, "scores", "effects", "trust"),
+                "problems": chosen,
+                "budget": EXACT_BUDGET,
+            }
 
             def build(folder: Path, label: str = label) -> None:
                 traces = [answer.trace for answer in said[label] if answer.problem in chosen]

@@ -29,7 +29,7 @@ import xarray as xr
 from rlcircuits.attribution import Trace, attribute, faithfulness
 from rlcircuits.errors import InputError
 from rlcircuits.exactness.exact import ExactMetrics, aligned, exact_metrics
-from rlcircuits.exactness.words import RANDOM, sentences
+from rlcircuits.exactness.words import RANDOM, sentences, shown
 from rlcircuits.storage import Step
 
 TRUST = Step("trust", 2)
@@ -77,7 +77,10 @@ class Trust:
 
     def shown(self) -> pd.DataFrame:
         """Methods by quantities, each as "value [low, high]"."""
-        cells = [_shown(*row) for row in self.table[["value", "low", "high"]].itertuples(index=False)]
+        cells = [
+            "–" if math.isnan(row[0]) else shown(*row)
+            for row in self.table[["value", "low", "high"]].itertuples(index=False)
+        ]
         wide = pd.Series(cells, index=self.table.index).unstack("method")
         methods = list(dict.fromkeys(self.table.index.get_level_values("method")))
         return wide.loc[list(QUANTITIES), methods].rename_axis(index=None, columns=None)
@@ -91,12 +94,6 @@ class Trust:
 
         said = "".join(f"<li><b>{html.escape(use)}</b>: {html.escape(text)}</li>" for use, text in self.answers.items())
         return f"<p><b>{self.title}</b></p>{self.shown().to_html(escape=True, border=0)}<ul>{said}</ul>"
-
-
-def _shown(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{value:.2f}" if math.isnan(low) or math.isnan(high) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def trust(
