@@ -61,6 +61,9 @@ EXACT = ("sft", "grpo", "ppo", "sft-more")
 EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
 #: of GSM8K: problems asked, problems whose answers are attributed, and the longest answer
 HELD_OUT, HELD_OUT_N, LONGER = 100, 40, 128
+#: what is told of all answers, right or wrong, and of each the effect's columns
+ALL_ANSWERS = ("activation_intensity", "intensity_per_gradient", "loss")
+EFFECT = ("log_ratio", "log_low", "log_high", "p")
 
 
 def run(
@@ -72,8 +75,8 @@ def run(
     n: int = N,
     gsm8k: str | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Measure what is missing and write the tables: ``members``, ``problems``, ``shown``, ``effects``, ``values``, ``halves`` and, with
-    `exact`, ``trust`` and ``exact``.
+    """Measure what is missing and write the tables: ``members``, ``problems``, ``shown``, ``effects``, ``values``, ``halves``,
+    ``all_answers`` and, with `exact`, ``trust`` and ``exact``.
 
     Args:
         out: the folder of the tables.
@@ -81,7 +84,7 @@ def run(
         cells: of `CELLS`.
         exact: whether to remove edges for real, too.
         problems, n: test problems that every model answers, and how many are compared.
-        gsm8k: a local copy of GSM8K's test set, of which the first `HELD_OUT` are asked, too (table ``gsm8k``).
+        gsm8k: a local copy of GSM8K's test set, of which the first `HELD_OUT` are asked, too.
 
     Raises:
         InputError: the model or its adapters are not here, or no problems are left.
@@ -98,8 +101,13 @@ def run(
         _write(found, out)  # a run that is cut short has kept what it measured
         if exact and number == 1:
             found |= work.exact([member for member in EXACT if member in members()])
+            _write(found, out)
+            every: list[tuple[ProblemSet, int, int | None]] = [(work.problems, n, None)]
             if gsm8k is not None:
-                found["gsm8k"] = work.held_out(problem_set(f"gsm8k={gsm8k}", limit=HELD_OUT), labels)
+                every.append((problem_set(f"gsm8k={gsm8k}", limit=HELD_OUT), HELD_OUT_N, LONGER))
+            found["all_answers"] = pd.concat(
+                [work.all_answers(some, labels, *how) for some, *how in every], ignore_index=True
+            )
             _write(found, out)
     return found
 
@@ -143,7 +151,7 @@ class _Work:
         """Greedy answers of a model to all problems, or to others."""
         inputs = self.key(label)
         if problems is not None:
-            inputs |= {"problems": problems.fingerprint, "longest": longest}
+            inputs |= {"problems": problems.fingerprint, "longest": longest or inputs["longest"]}
 
         def build(folder: Path) -> None:
             pair = self.pair(NOISE_LIKE if label == "sft" else label)
@@ -262,35 +270,36 @@ class _Work:
             ]
         return pd.DataFrame(found)
 
-    def held_out(self, problems: ProblemSet, labels: Sequence[str]) -> pd.DataFrame:
-        """Problems that no member was trained for: accuracy by both rules, and what of all answers the scores say."""
+    def all_answers(self, problems: ProblemSet, labels: Sequence[str], n: int, longest: int | None) -> pd.DataFrame:
+        """The same problems' answers, right or wrong: accuracy by both rules, and what the scores of `n` of them say."""
         from rlcircuits.metrics import share_interval
 
         rows = []
-        said = {label: self.answers(label, problems, LONGER) for label in ("sft", *labels)}
+        said = {label: self.answers(label, problems, longest) for label in ("sft", *labels)}
         for label, answers in said.items():
-            right = sum(answer.correct for answer in answers)
-            row: dict[str, Any] = {
-                "member": label,
-                "problems": len(answers),
-                "strict": np.mean([a.strict for a in answers]),
-            }
-            row |= dict(zip(("accuracy", "low", "high"), share_interval(right, len(answers))))
+            right = [answer.correct for answer in answers]
+            row: dict[str, Any] = {"set": problems.name, "member": label, "problems": len(answers)}
+            row |= {"strict": np.mean([answer.strict for answer in answers])}
+            row |= dict(zip(("accuracy", "low", "high"), share_interval(sum(right), len(right))))
             if label != "sft":
-                inputs = {"pair": [self.key(one, "scores") for one in ("sft", label)], "n": HELD_OUT_N}
+                inputs = {"pair": [self.key(one, "scores") for one in ("sft", label)], "n": n}
                 inputs |= {"held out": problems.fingerprint}
 
                 def build(folder: Path, label: str = label) -> None:
                     models, both = (self.model("sft"), self.model(label)), (said["sft"], said[label])
-                    found = measure(models, both, [1.0], ["block"], False, True, 0, HELD_OUT_N, keep="all")
-                    save(found, folder / "measurement.npz")
+                    save(
+                        measure(models, both, [1.0], ["block"], False, True, 0, n, keep="all"),
+                        folder / "measurement.npz",
+                    )
 
                 folder = self.made("held-out", inputs, build, f"{label} on {problems.name}")
                 effects, values = pair_tables([(Task("pair", MODEL, 0, label, ()), folder)])
-                one = effects[effects["metric"] == "activation_intensity"].iloc[0]
                 row |= {"compared": int(values["n_problems"].iloc[0])}
-                row |= {name: float(one[name]) for name in ("log_ratio", "log_low", "log_high", "p")}
-            rows.append(row)
+                for metric in ALL_ANSWERS:
+                    one = effects[effects["metric"] == metric].iloc[0]
+                    rows.append(row | {"metric": metric} | {name: float(one[name]) for name in EFFECT})
+            else:
+                rows.append(row)
         return pd.DataFrame(rows)
 
     def exact(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:

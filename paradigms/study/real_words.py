@@ -20,7 +20,7 @@ from rlcircuits.errors import InputError
 from rlcircuits.metrics import support
 
 Tables = Mapping[str, pd.DataFrame]
-NAMES = ("members", "problems", "shown", "effects", "values", "halves", "trust", "exact", "gsm8k")
+NAMES = ("members", "problems", "shown", "effects", "values", "halves", "all_answers", "trust", "exact")
 INTENSITY, PER_GRADIENT = "activation_intensity", "intensity_per_gradient"
 
 
@@ -154,6 +154,80 @@ def trusted(tables: Tables) -> str:
     rows = rows[rows["low"].notna()]  # of a random ranking it is 0
     parts = [f"{method} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in rows.iterrows()]
     return f"Against edges that were removed for real, sizes of scores rank with a correlation of {listed(parts)} (the base)."
+
+
+def everywhere(tables: Tables, metric: str = INTENSITY) -> pd.DataFrame:
+    """By member and null the factor with its interval in every cell (level, share α of an answer) that was measured, and
+    last the largest null of each cell.
+    """
+    found = {}
+    for level, alpha in cells(tables):
+        column = {name: factor(row) for name, row in effects(tables, metric, alpha, level).iterrows()}
+        null, which = largest_null(tables, metric, alpha, level)
+        column["largest null"] = f"{math.exp(null):.2f} ({which})" if which else "not measured"
+        found[level, f"α = {alpha:g}"] = column
+    return pd.DataFrame(found).rename_axis("tuned over base")
+
+
+def cells(tables: Tables) -> list[tuple[str, float]]:
+    """What was measured on own answers: level and share α of an answer."""
+    table = tables["effects"]
+    return sorted(set(map(tuple, table.loc[table["tokens"] == "own", ["level", "alpha"]].to_numpy().tolist())))
+
+
+def agreeing(tables: Tables, metric: str = INTENSITY) -> str:
+    """In how many of the cells each paradigm's change is beyond the largest null, and on which side, in a sentence."""
+    some, said = cells(tables), []
+    for name in paradigms_of(tables):
+        signs = [
+            float(effects(tables, metric, alpha, level).loc[name, "log_ratio"])
+            for level, alpha in some
+            if name in beyond(tables, metric, alpha, level)
+        ]
+        sides = [
+            word
+            for word, n in (("up", sum(s > 0 for s in signs)), ("down", sum(s < 0 for s in signs)))
+            for _ in range(n)
+        ]
+        counts = " and ".join(f"{word} in {sides.count(word)}" for word in dict.fromkeys(sides))
+        said.append(f"{name} {counts or 'in none'}")
+    return (
+        f"Beyond the largest null, of {len(some)} cells: {listed(said)}." if said else "No paradigm has been measured."
+    )
+
+
+def all_answers(tables: Tables) -> pd.DataFrame:
+    """By set of problems and member: accuracy by both rules with the interval of the lenient one, in points, and, on all
+    answers, right or wrong, the factors of what was measured of them.
+    """
+    table = tables["all_answers"]
+    told = table.groupby(["set", "member"], sort=False)[
+        ["problems", "accuracy", "low", "high", "strict", "compared"]
+    ].first()
+    points = {name: 100 * told[name] for name in ("accuracy", "low", "high", "strict")}
+    known = table[table["metric"].notna()]
+    wide = known.assign(factor=[factor(row) for _, row in known.iterrows()]).pivot_table(
+        index=["set", "member"], columns="metric", values="factor", aggfunc="first", sort=False
+    )
+    found = told.assign(**points).round(1).join(wide).astype(object)
+    return found.where(found.notna(), "–")
+
+
+def unseen(tables: Tables) -> str:
+    """What the members make of problems that none was trained for, in a sentence."""
+    table = tables["all_answers"].drop_duplicates(["set", "member"])
+    others = table[~table["set"].str.startswith("stories")].set_index("member")
+    if others.empty:
+        return "Problems that no member was trained for were not asked."
+    base = others.loc["sft"]
+    known = [name for name in paradigms_of(tables) if name in others.index]
+    apart = [name for name in known if others.loc[name, "low"] > base["high"] or others.loc[name, "high"] < base["low"]]
+    least, most = (100 * float(value) for value in (others["accuracy"].min(), others["accuracy"].max()))
+    told = f"of them {listed(apart)} outside the base's interval" if apart else "none outside the base's interval"
+    return (
+        f"Of {base['problems']:.0f} problems of {base['set']}, which no member was trained for, the base answers "
+        f"{base['accuracy']:.0%} [{base['low']:.0%}, {base['high']:.0%}] correctly, all members between {least:.0f} % and {most:.0f} %, {told}."
+    )
 
 
 def exact_factors(tables: Tables, metric: str = INTENSITY) -> pd.DataFrame:

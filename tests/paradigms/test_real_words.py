@@ -64,3 +64,33 @@ def test_thin_tables_are_said_to_be():
     assert "largest null is not measured" in said and told.beyond(alone, METRIC, 1.0) == []
     with pytest.raises(InputError, match=r"members\.parquet"):
         told.load("nowhere")
+
+
+def test_every_cell_that_was_measured_is_counted_with_its_side():
+    made = tables({"grpo": (2, 1.5, 2.5), "ppo": (1.1, 0.9, 1.3), "sft-more": (1.1, 1.0, 1.2)}, GAINS)
+    shorter = made["effects"].assign(alpha=0.3)
+    shorter.loc[shorter["paradigm"] == "grpo", ["log_ratio", "log_low", "log_high"]] *= -1
+    made["effects"] = pd.concat([made["effects"], shorter], ignore_index=True)
+    made["halves"] = pd.concat([made["halves"], made["halves"].assign(alpha=0.3)], ignore_index=True)
+    assert told.cells(made) == [("block", 0.3), ("block", 1.0)]
+    assert told.agreeing(made) == "Beyond the largest null, of 2 cells: grpo up in 1 and down in 1 and ppo in none."
+    table = told.everywhere(made)
+    assert table.loc["grpo", ("block", "α = 0.3")] == "× 0.50 [0.67, 0.40]"  # the ends as the table has them
+    assert table.loc["largest null", ("block", "α = 1")] == "1.20 (another half of the problems)"
+    assert told.agreeing(tables({}, {})) == "No paradigm has been measured."
+
+
+def test_all_answers_and_unseen_problems_are_told():
+    made = tables({"grpo": (2, 1.5, 2.5)}, GAINS)
+    columns = {"problems": 100, "strict": 0.2, "low": 0.1, "high": 0.3}
+    rows = [{"set": some, "member": "sft", "accuracy": 0.2, **columns} for some in ("stories/test", "gsm8k")]
+    effect = {"metric": METRIC, "compared": 40, "log_ratio": 0.0, "log_low": -1.0, "log_high": 1.0}
+    rows += [{"set": "gsm8k", "member": "grpo", "accuracy": 0.6, **columns, "low": 0.5, "high": 0.7, **effect}]
+    made["all_answers"] = pd.DataFrame(rows)
+    said = told.unseen(made)
+    assert "Of 100 problems of gsm8k" in said and "base answers 20% [10%, 30%]" in said
+    assert "of them grpo outside the base's interval" in said and "between 20 % and 60 %" in said
+    table = told.all_answers(made)
+    assert table.loc[("gsm8k", "grpo"), METRIC] == "× 1.00 [0.37, 2.72]" and table.loc[("gsm8k", "sft"), METRIC] == "–"
+    made["all_answers"] = made["all_answers"].iloc[:1]
+    assert "were not asked" in told.unseen(made)
