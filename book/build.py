@@ -214,7 +214,7 @@ def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
     for name, file in assets():
         put(source / "_extra" / "vendor" / name, file.read_bytes())
     for name, text in (
-        ("reference.md", reference.page()),
+        *((f"{name}.md", text) for name, text in reference.pages().items()),
         ("command_line.md", reference.command_page()),
         ("notebook_parameters.md", reference.parameters_page(paths)),
         ("_generated/recipe.md", reference.recipe_table()),

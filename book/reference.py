@@ -33,7 +33,7 @@ from rlcircuits.lab import parameters as notebook
 
 HEAD = """# Python reference
 
-What the package gives, from its docstrings, room by room as in its folders. `import rlcircuits as rc` gives the names
+What the package gives, from its docstrings, a page a room as in its folders. `import rlcircuits as rc` gives the names
 that have an entry in the index; all others are imported from their room (`from rlcircuits.storage import Step`). Each
 is loaded when it is first used. `paradigms` is the experiment that the book reports, made with the rest.
 """
@@ -54,15 +54,20 @@ _BESIDE = {
 }
 
 
-def page() -> str:
-    """The whole page as Markdown."""
+def pages() -> dict[str, str]:
+    """The reference as Markdown, by the page's name: ``reference``, which leads to all others, and a page a room."""
+    return {"reference": overview(), **{f"reference/{room.partition('.')[2]}": room_page(room) for room in ROOMS}}
+
+
+def overview() -> str:
+    """Every room with what it is for and what it gives, and what is in no room."""
+    rows = ["| room | is for | gives |", "|---|---|---|"]
+    for room in ROOMS:
+        about = (inspect.getdoc(importlib.import_module(room)) or "").partition("\n\n")[0].replace("\n", " ")
+        names = ", ".join(f"`{name}`" for found in homes(room).values() for name in found)
+        rows.append(f"| [{room}](reference/{room.partition('.')[2]}.md) | {_plain(about)} | {names} |")
     errors = importlib.import_module("rlcircuits.errors")
-    parts = [
-        HEAD,
-        *(room_section(room) for room in ROOMS),
-        module_section(errors, ("InputError",), "## rlcircuits\n\n### errors"),
-    ]
-    return "\n".join(parts)
+    return "\n".join([HEAD, *rows, "", module_section(errors, ("InputError",), "## rlcircuits.errors")])
 
 
 def anchor(name: str) -> str:
@@ -83,12 +88,13 @@ def homes(room: str) -> dict[str, tuple[str, ...]]:
     return {module: tuple(dict.fromkeys(names)) for module, names in found.items()}
 
 
-def room_section(room: str) -> str:
+def room_page(room: str) -> str:
     """A room: its docstring, then its modules with what they give to others."""
-    parts = [f"## {room}\n", prose(inspect.getdoc(importlib.import_module(room)) or ""), ""]
+    parts = [f"# {room}\n", prose(inspect.getdoc(importlib.import_module(room)) or ""), ""]
     for name, names in homes(room).items():
         module = importlib.import_module(f"{room}.{name}")
-        parts.append(module_section(module, names, f"### {room.partition('.')[2]}.{name}"))
+        parts.append(module_section(module, names, f"## {room.partition('.')[2]}.{name}"))
+    parts.append("All rooms: [Python reference](../reference.md).\n")
     return "\n".join(parts)
 
 
@@ -105,7 +111,7 @@ def entry(module: ModuleType, name: str) -> str:
     parts = []
     if getattr(rlcircuits, name, None) is value:
         parts += [f"```{{index}} single: {name} (rlcircuits)\n```\n", f"({anchor(name)})="]
-    parts.append(f"#### `{name}`\n")
+    parts.append(f"### `{name}`\n")
     if not callable(value):
         parts.append(prose(_comment_above(module, name)))
         parts.append(_values(value))
