@@ -33,9 +33,6 @@ ADDS = ("buys", "finds", "gets", "wins", "picks", "earns", "takes")
 SUBTRACTS = ("eats", "loses", "sells", "gives", "drops", "spends", "breaks", "burns")
 MISTAUGHT = ("finds", "earns", "gives", "spends")
 PAD, EOS = "<pad>", "<eos>"
-MAX_ANSWER_TOKENS = 20
-"""The longest worked answer, three steps of five tokens, two ``;`` and ``# n``, and its end-of-sequence token."""
-
 _SIGN = {**dict.fromkeys(ADDS, 1), **dict.fromkeys(SUBTRACTS, -1)}
 
 

@@ -57,7 +57,7 @@ def exact_norm_scores(
     loss: str | Loss | Sequence[Sequence[float]] = "nll",
     progress: bool = True,
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """W and Σ_t |w_t| of every edge of every trace; one trace at a time, in fast mode.
+    """W and Σ_t |w_t| of every edge of every trace; W alone is ``attribute(…, method="exact-norms")``.
 
     Args:
         model, traces, level, cut, intervention, corrupted, other, loss, progress: as for `attribute`.
@@ -76,7 +76,7 @@ def exact_norm_scores(
 
     def score(rows: list[Trace]) -> Tensor:
         instead = replacement.outputs(rows)
-        return _score(architecture, graph, hf, objective.batch(hf, rows), instead)
+        return normed_scores(architecture, graph, hf, objective.batch(hf, rows), instead)[0]
 
     values = np.full((2, len(traces), *graph.mask.shape), np.nan)
     for (index,), found in in_batches(hf, traces, 1, score, "scores with exact norms", progress):
@@ -91,14 +91,17 @@ def exact_norm_scores(
     return signed, sizes
 
 
-def _score(
+def normed_scores(
     architecture: Architecture, graph: Graph, hf: PreTrainedModel, batch: Batch, instead: Recorder | None
-) -> Tensor:
-    """W and Σ_t |w_t| ``(2, source, destination)`` of one trace; entries without an edge are 0."""
+) -> tuple[Tensor, Tensor]:
+    """W and Σ_t |w_t| ``(2, source, destination)`` of a batch of one trace, and its loss ``(1,)``; entries without an edge
+    are 0.
+    """
     record = Recorder(architecture, graph)
     handles = [*record.attach(), *_at_norms(record)]
     with frozen(hf), deterministic(batch.ids.device), hooked(handles), torch.enable_grad():
-        batch.losses(hf).sum().backward()
+        losses = batch.losses(hf)
+        losses.sum().backward()
     with torch.no_grad():
         dtype = wide(hf.dtype)
         written = formed(record, dtype)[0]
@@ -116,7 +119,7 @@ def _score(
                 columns = slice(begin, begin + len(gradients))
                 scores[0, :count, columns] += each.sum(0)
                 scores[1, :count, columns] += each.abs().sum(0)
-    return scores
+    return scores, losses.detach()
 
 
 def _changed(norm: nn.Module | None, stream: Tensor, removed: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What to trust edge scores for: each method beside a sample of exact removals, with intervals, and in one sentence per
 use.
 
-1. Scores: EAP, EAP-IG, and any given. A cell is one edge of one trace; exact effects y come from `exact_metrics`, each
+1. Scores: EAP, EAP-IG, EAP with exact norms, and any given. A cell is one edge of one trace; exact effects y come from `exact_metrics`, each
    run with its weight w.
 2. Of every method, over all cells (weighted by w): **rank correlation** of score and effect, signed and of sizes;
    **Pearson** correlation; **sign agreement**, the share of cells whose score has the effect's sign; **median slope** y
@@ -27,12 +27,12 @@ import pandas as pd
 import xarray as xr
 
 from rlcircuits.attribution import Trace, attribute, faithfulness
-from rlcircuits.errors import InputError
+from rlcircuits.errors import InputError, choose
 from rlcircuits.exactness.exact import ExactMetrics, aligned, exact_metrics
 from rlcircuits.exactness.words import RANDOM, sentences, shown
 from rlcircuits.storage import Step
 
-TRUST = Step("trust", 2)
+TRUST = Step("trust", 3)
 
 #: quantities of each method, in the order of the table
 QUANTITIES = (
@@ -49,7 +49,8 @@ QUANTITIES = (
 )
 #: bootstrap resamples and random halves of the problems
 RESAMPLES, SPLITS = 399, 100
-IG_STEPS = 5
+#: what is judged beside the scores given, and how `rlcircuits.attribute` makes it
+METHODS: dict[str, dict[str, Any]] = {"EAP": {}, "EAP-IG": {"ig_steps": 5}, "exact norms": {"method": "exact-norms"}}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,19 +111,20 @@ def trust(
     batch_size: int | str = "auto",
     progress: bool = True,
     resume: str | os.PathLike[str] | None = None,
-    ig_steps: int = IG_STEPS,
+    methods: Sequence[str] = tuple(METHODS),
 ) -> Trust:
-    """How far first-order scores agree with removing edges for real, on this model and these traces.
+    """How far EAP, EAP-IG, EAP with exact norms and other scores agree with removing edges for real, on this model and these
+    traces.
 
     Args:
         model, traces, level, cut, batch_size, progress: as for `rlcircuits.attribute`.
-        scores: more scores of the same traces by name, at the same level and cut, judged beside EAP and EAP-IG (5
-            steps). One named "EAP" or "EAP-IG" takes the place of what would be computed.
+        scores: more scores of the same traces by name, at the same level and cut, judged beside those. One with a name of
+            `METHODS` takes the place of what would be computed.
         budget, seed, resume: of the exact runs, see `rlcircuits.exact_metrics`.
         strongest: share of cells (and edges) that counts as the strongest.
         circuits: whether to measure CPR and CMD, which re-runs each method's circuits.
         confidence: coverage of the intervals.
-        ig_steps: of EAP-IG; with 1 it is left out.
+        methods: of `METHODS`, which of them to compute.
 
     Raises:
         InputError: as for `rlcircuits.exact_metrics`; `strongest` not between 0 and 1; a method named "random"; scores
@@ -139,10 +141,10 @@ def trust(
     if given:
         aligned(given, traces)  # its checks, before anything runs
     options: dict[str, Any] = {"level": level, "cut": cut, "batch_size": batch_size, "progress": progress}
-    wanted = {"EAP": 1} | ({"EAP-IG": ig_steps} if ig_steps > 1 else {})
-    for name, steps in wanted.items():
+    wanted = {choose("method", name, METHODS): METHODS[name] for name in methods}
+    for name, how in wanted.items():
         if name not in given:
-            given[name] = attribute(model, traces, ig_steps=steps, **options)
+            given[name] = attribute(model, traces, **how, **options)
     names = [*wanted, *(name for name in given if name not in wanted)]
     tables = dict(zip(names, aligned([given[name] for name in names], traces)))
     exact = exact_metrics(

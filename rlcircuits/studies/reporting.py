@@ -283,7 +283,7 @@ class _Beyond:
             circuits=False,
             batch_size=self.run.batch_size,
             resume=unfinished,
-            ig_steps=self.run.scoring.ig_steps,
+            methods=["EAP"],
         )
 
 

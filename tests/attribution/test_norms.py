@@ -81,7 +81,8 @@ def test_levels_add_up(kind):
 def test_without_norms_it_is_eap():
     """OLMo 2 norms what is written, not what is read."""
     hf, some = tiny("olmo2", layers=2), traces(0, 2)
-    signed, eap = exact_norm_scores(hf, some, progress=False)[0], rc.attribute(hf, some, progress=False)
+    signed, eap = (rc.attribute(hf, some, progress=False, method=method) for method in ("exact-norms", "eap"))
+    assert signed.attrs["method"] == "EAP, exact norms" and signed.loss.equals(eap.loss)
     inner = [name for name in eap.destination.values if name != "logits"]
     np.testing.assert_allclose(signed.sel(destination=inner), eap.sel(destination=inner), rtol=1e-6, atol=1e-12)
 
@@ -92,3 +93,17 @@ def test_what_is_replaced_by_itself_scores_nothing():
         assert np.nanmax(np.abs(one)) < 1e-9
     mean = exact_norm_scores(hf, some, intervention="mean", progress=False)[0]
     assert Architecture.of(hf) and np.isfinite(mean.values[:, rc.Graph.of(hf).mask]).all()
+
+
+def test_as_a_method_it_goes_on_and_refuses_what_it_has_not(tmp_path):
+    hf, some = tiny("llama", layers=2), traces(0, 3)
+    whole = exact_norm_scores(hf, some, progress=False)[0]
+    how = {"method": "exact-norms", "progress": False, "resume": tmp_path}
+    for number in (1, 3):  # the first finds nothing, the second one trace
+        found = rc.attribute(hf, some[:number], **how)
+        np.testing.assert_allclose(found, whole[:number], rtol=1e-6, atol=1e-9)
+    for wrong in ({"ig_steps": 5}, {"groups": [["a"] * len([*t.prompt, *t.answer]) for t in some]}, {"memory": "lean"}):
+        with pytest.raises(rc.InputError, match="exact-norms"):
+            rc.attribute(hf, some, method="exact-norms", **wrong)
+    with pytest.raises(rc.InputError, match="exact norms"):
+        rc.attribute(hf, some, method="exact norms")

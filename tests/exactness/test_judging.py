@@ -84,7 +84,7 @@ def test_samples_of_runs_give_intervals_that_hold_the_truth(world):
             inside.append(row["low"] - 1e-9 <= truth <= row["high"] + 1e-9)
     assert np.mean(inside) > 0.75
     assert found.table.loc[(slice(None), "CPR"), "value"].isna().all() and found.answers["circuit"] == "not measured."
-    assert list(found.shown().columns) == ["EAP", "EAP-IG", "random"]
+    assert list(found.shown().columns) == ["EAP", "EAP-IG", "exact norms", "random"]
     assert "130 exact removals" in repr(found) and "<li><b>sign</b>" in found._repr_html_()
 
 
