@@ -61,6 +61,7 @@ def measure(
     n: int = 100,
     mean: str = "paper",
     keep: str = "both-correct",
+    known: dict[Any, Any] | None = None,
 ) -> Measurement:
     """Measure a pair (steps 1 to 4).
 
@@ -71,6 +72,7 @@ def measure(
         tests: also keep the swaps of step 4.
         seed: of the family, for the swaps.
         n, mean, keep: as in `rlcircuits.select`.
+        known: scores of the base on its own answers from other pairs with the same base; what is new is added.
 
     Raises:
         InputError: as `rlcircuits.select`, or fewer than two problems left.
@@ -95,6 +97,9 @@ def measure(
                 scores = {}
                 for corner in corners:
                     model = models["bt".index(corner[0])]
+                    if corner == "bb" and known is not None:
+                        scores[corner] = _with_known(known, model, traces["b"], level, cut)
+                        continue
                     if (corner, cut) not in gradients:
                         gradients[corner, cut] = logit_gradient(model, traces[corner[1]], cut)
                     scores[corner] = attributed(model, traces[corner[1]], level, cut, gradients[corner, cut])
@@ -112,6 +117,17 @@ def attributed(
     scores = attribute(model, traces, level, cut=cut, progress=False)
     gradient = logit_gradient(model, traces, cut) if gradient is None else gradient
     return scores.assign_coords(logit_gradient=("sample", gradient))
+
+
+def _with_known(
+    known: dict[Any, Any], model: Any, traces: Sequence[Trace], level: str, cut: int | None
+) -> xr.DataArray:
+    """`attributed`, of which the samples that are in `known` are taken from there."""
+    keys = [(level, cut, trace.problem, *trace.answer) for trace in traces]
+    if new := [trace for key, trace in zip(keys, traces) if key not in known]:
+        found = attributed(model, new, level, cut)
+        known.update(zip([key for key in keys if key not in known], found))
+    return xr.concat([known[key] for key in keys], "sample")
 
 
 def logit_gradient(model: Any, traces: Sequence[Trace], cut: int | None) -> np.ndarray:

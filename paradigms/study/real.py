@@ -44,8 +44,8 @@ STEPS = (*ANSWERED, "scores", "losses", "effects", "trust")
 CELLS = (
     ("block", 1.0, False),
     ("block", 0.3, False),
-    ("block", 1.0, True),
     ("head", 1.0, False),
+    ("block", 1.0, True),
     ("block", 0.1, False),
     ("block", 0.5, False),
     ("head", 0.3, False),
@@ -118,6 +118,7 @@ class _Work:
     def __init__(self, store: Store, problems: ProblemSet, n: int) -> None:
         self.store, self.problems, self.n = store, problems, n
         self.loaded: dict[str, Model] = {}
+        self.known: dict[Any, Any] = {}  # scores of the base on its own answers, which every pair has
 
     def pair(self, label: str) -> ModelPair:
         """A member's pair; of the noise, that of the member whose norm it has."""
@@ -187,7 +188,8 @@ class _Work:
         def build(folder: Path) -> None:
             said = self.answers("sft"), self.answers(label)
             models = self.model("sft"), self.model(label)
-            save(measure(models, said, [alpha], [level], crossed, True, 0, self.n), folder / "measurement.npz")
+            found = measure(models, said, [alpha], [level], crossed, True, 0, self.n, known=self.known)
+            save(found, folder / "measurement.npz")
 
         return self.made("measurement", inputs, build, f"{label}, {level}, α {alpha:g}")
 
@@ -288,7 +290,7 @@ class _Work:
                 def build(folder: Path, label: str = label) -> None:
                     models, both = (self.model("sft"), self.model(label)), (said["sft"], said[label])
                     save(
-                        measure(models, both, [1.0], ["block"], False, True, 0, n, keep="all"),
+                        measure(models, both, [1.0], ["block"], False, True, 0, n, keep="all", known=self.known),
                         folder / "measurement.npz",
                     )
 

@@ -198,6 +198,19 @@ def test_gradient_at_the_logits_by_automatic_differentiation() -> None:
         assert value == pytest.approx(float(logits.grad.norm()), rel=1e-6)
 
 
+def test_scores_that_are_known_are_those_of_one_call():
+    hf, rows = tiny("qwen2"), traces(4)
+    whole, known = measurement.attributed(hf, rows, "block", 3), {}
+    first = measurement._with_known(known, hf, rows[:3], "block", 3)
+    more = measurement._with_known(known, hf, rows[1:], "block", 3)
+    again = measurement._with_known(known, None, rows, "block", 3)  # nothing is left to ask a model
+    for found, wanted in ((first, whole[:3]), (more, whole[1:]), (again, whole)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found["logit_gradient"], wanted["logit_gradient"], rtol=1e-5)
+        assert found["sample"].equals(wanted["sample"]) and found.attrs == wanted.attrs
+
+
+
 def test_a_cell_holds_the_metrics_resampled_as_they_are_defined(tmp_path) -> None:
     rows = traces(8)
     scores = {
