@@ -218,6 +218,8 @@ def assemble(paths: Sequence[Path], executed: Path, source: Path) -> None:
         ("command_line.md", reference.command_page()),
         ("notebook_parameters.md", reference.parameters_page(paths)),
         ("_generated/recipe.md", reference.recipe_table()),
+        ("_generated/finding.md", reference.finding()),
+        ("_generated/remove_an_edge.md", figure_of([executed / path.name for path in paths], "remove-an-edge")),
     ):
         put(source / name, text.encode())
     put(source / "offline.py", (BOOK / "offline.py").read_bytes())
@@ -262,6 +264,21 @@ def for_pages(path: Path) -> str:
             ]
     content.metadata.pop("widgets", None)
     return json.dumps(content, ensure_ascii=False)
+
+
+def figure_of(executed: Sequence[Path], name: str) -> str:
+    """The figure with this id out of the executed notebook that shows it, for another page.
+
+    Raises:
+        InputError: none shows it.
+    """
+    for path in executed:
+        for cell in notebook.read_notebook(path).cells:
+            for output in cell.get("outputs", []):
+                shown = output.get("data", {}).get("text/html", "")
+                if f'id="{name}"' in shown:
+                    return f"```{{raw}} html\n{shown}\n```\n"
+    raise InputError(f"no notebook shows a figure {name!r}, which the first page takes from it")
 
 
 def viewer_of(output: Mapping, state: Mapping, where: str) -> str:

@@ -214,6 +214,14 @@ def _allowed(source: str) -> dict[str, str]:
     return {}
 
 
+def finding() -> str:
+    """What was found, in one sentence, from the study's tables."""
+    from paradigms.study import controlled, finding
+
+    tables = Path(__file__).resolve().parent.parent / "results" / "study"
+    return f"**{finding.in_one_sentence(controlled.load(tables))}**\n".replace("× ", "×\u00a0")
+
+
 def recipe_table() -> str:
     """The family's settings by member, from its recipe, as a table."""
     from paradigms.family.recipe import DEFAULT, MEMBERS

@@ -134,15 +134,16 @@ def changes(tables: Tables, alpha: float, metric: str = INTENSITY) -> str:
     return f"On {alpha:.0%} of an answer: {single}. The largest null is {size}. {verdict}"
 
 
-def in_short(tables: Tables, alpha: float = 1.0) -> str:
-    """The page's answer: accuracy, intensity, intensity with the model's confidence taken out, and trust."""
-    said = [gains(tables), f"Activation intensity. {changes(tables, alpha)}"]
+def answer(tables: Tables, alpha: float = 1.0) -> str:
+    """The page's answer: which paradigms move intensity beyond its nulls, and whether scores rank what removal does."""
+    known = [name for name in paradigms_of(tables) if name in effects(tables, INTENSITY, alpha).index]
+    if not known:
+        return f"No paradigm has been measured. {trusted(tables)}"
+    far = beyond(tables, INTENSITY, alpha)
+    said = f"Activation intensity on {alpha:.0%} of an answer moves beyond every null after {listed(far)} of {len(known)} paradigms"
     if len(effects(tables, PER_GRADIENT, alpha)):
-        said.append(
-            "Intensity per gradient at the logits, which takes the model's confidence out. "
-            + changes(tables, alpha, PER_GRADIENT)
-        )
-    return "\n\n".join([*said, trusted(tables)])
+        said += f", and with the model's confidence taken out after {listed(beyond(tables, PER_GRADIENT, alpha))}"
+    return f"{said}. {trusted(tables)}"
 
 
 def trusted(tables: Tables) -> str:

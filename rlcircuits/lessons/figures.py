@@ -4,6 +4,7 @@
 2. `removal_curves`: the loss against the share of an edge that is removed, beside the tangent that the score is the
    slope of.
 3. `metric_responses`: one panel a metric, one line a deformation (see `rlcircuits.lessons.deformations`).
+4. `scored_tokens`: an answer's tokens, the loss of each, and how many of them each α scores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError
-from rlcircuits.figures import DASHES, NEUTRAL, PALETTE, SYMBOLS, THEME, as_text
+from rlcircuits.figures import DASHES, NEUTRAL, NO_EDGE, PALETTE, SEQUENTIAL, SYMBOLS, THEME, as_text
 from rlcircuits.metrics import METRICS
 
 
@@ -112,6 +113,45 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
     )
     most = "; ".join(f"{METRICS[m].label} by {moved[m].idxmax()}" for m in metrics if moved[m].max() > 0.01)
     return _dressed(figure, title or "What moves each metric?", f"Moved most: {most}.", 150 + 260 * rows)
+
+
+def scored_tokens(
+    tokens: Sequence[str], losses: Sequence[float], cuts: Mapping[str, int], title: str | None = None
+) -> go.Figure:
+    """An answer's tokens with the loss of each, and below, a row for each cut: which of them are scored.
+
+    Args:
+        tokens: as text, in order.
+        losses: of each token, in nats.
+        cuts: what a row is called, to how many of the first tokens it scores.
+        title: the finding, in place of the question.
+
+    Raises:
+        InputError: no token or no cut, or losses of another number.
+    """
+    if not len(tokens) or not cuts or len(losses) != len(tokens):
+        raise InputError("scored_tokens: expected tokens, a loss for each, and at least one cut")
+    place = np.arange(len(tokens))
+    names = [as_text(name) for name in cuts]
+    scored = np.array([place < cut for cut in cuts.values()], float)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.45, 0.55], vertical_spacing=0.06)
+    figure.add_scatter(
+        x=place, y=np.asarray(losses, float), mode="lines+markers", marker={"size": 9}, line={"color": PALETTE[1], "width": 1},
+        text=[as_text(token) for token in tokens], hovertemplate="%{text}: %{y:.2g} nats<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    figure.add_heatmap(
+        x=place, y=names, z=scored, zmin=0, zmax=1, colorscale=[[0, NO_EDGE], [1, SEQUENTIAL[-1][1]]], showscale=False,
+        text=[[as_text(token) for token in tokens]] * len(names), texttemplate="%{text}", xgap=2, ygap=2,
+        textfont={"color": "#111111"}, hovertemplate="%{y}: %{text}<extra></extra>", row=2, col=1,
+    )  # fmt: skip
+    figure.update_yaxes(type="log", exponentformat="power", nticks=5, title_text="loss (nats)", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=2, col=1)
+    figure.update_xaxes(showticklabels=False, showgrid=False)
+    figure.update_layout(showlegend=False)
+    said = "; ".join(f"{name}: {' '.join(tokens[:cut])}" for name, cut in cuts.items())
+    return _dressed(
+        figure, title or "Which tokens of an answer does each α score?", f"Scored at {said}.", 330 + 34 * len(names)
+    )
 
 
 def _dressed(figure: go.Figure, title: str, alt: str, height: int) -> go.Figure:

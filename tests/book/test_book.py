@@ -355,6 +355,44 @@ def test_the_viewer_lives_on_its_page(book: Path, browser: Any, axe: str) -> Non
     sized(browser, 1280, 900, mobile=False)
 
 
+SLIDER = """
+const f = document.querySelector('.rlc-removal'), data = JSON.parse(f.querySelector('script').textContent);
+const edge = Number(f.querySelector('select').value), share = Number(f.querySelector('input').value);
+return { edge: data.edges[edge], share: data.shares[share], losses: data.losses[edge][share], said: f.querySelector('output').textContent,
+  bars: [...f.querySelectorAll('.bar')].map(b => parseFloat(b.style.height)), token: [...f.querySelectorAll('.token')].map(t => t.textContent),
+  tokens: data.tokens, focused: f.contains(document.activeElement), table: f.querySelector('table').checkVisibility(),
+  right: Math.max(...[...f.querySelectorAll('*')].map(e => e.getBoundingClientRect().right)), dot: Number(f.querySelector('circle').getAttribute('cx')) };
+"""
+
+
+def test_the_slider_removes_an_edge(book: Path, browser: Any, axe: str) -> None:
+    """By keyboard alone, on a desk and on a phone, in the light and in the dark; its numbers are also a table."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    for width, theme in ((1280, "light"), (375, "dark")):
+        sized(browser, width, 900, mobile=width < 600)
+        _open(browser, book / "intro.html")
+        browser.execute_script(f"document.documentElement.dataset.theme = '{theme}'")
+        browser.execute_script("document.querySelector('.rlc-removal select').focus()")
+        before = browser.execute_script(SLIDER)
+        assert before["share"] == 0 and before["said"].startswith("0 %") and not before["table"]
+        assert before["token"] == before["tokens"] and before["right"] <= width
+        ActionChains(browser).send_keys(Keys.ARROW_DOWN, Keys.TAB, Keys.END).perform()
+        after = browser.execute_script(SLIDER)
+        assert after["edge"] != before["edge"] and after["share"] == 1 and after["dot"] > before["dot"]
+        mean = sum(after["losses"]) / len(after["losses"])
+        shown = float(re.search(r"removed: ([\d.e−]+) nats", after["said"])[1].replace("−", "-"))
+        assert after["said"].startswith("100 %") and shown == pytest.approx(mean, rel=0.1, abs=0.005)
+        order = sorted(range(len(after["losses"])), key=lambda i: after["losses"][i])
+        heights = [after["bars"][i] for i in order]
+        assert heights == sorted(heights) and heights[-1] > heights[0], "a bar is as high as its token's loss"
+        ActionChains(browser).send_keys(Keys.TAB, Keys.ENTER).perform()
+        assert browser.execute_script(SLIDER)["table"], "the table unfolds"
+        assert faults(browser, axe, impacts=("moderate", *SERIOUS)) == []
+    sized(browser, 1280, 900, mobile=False)
+
+
 def test_search_finds_on_disk(book: Path, browser: Any) -> None:
     found = _search(book, browser, "kurtosis")
     assert any("method.html" in target for target in found)

@@ -106,9 +106,9 @@ def test_the_published_grid_names_what_is_known():
 def test_the_notebook_shows_the_cells_of_a_summary(tmp_path):
     summary().to_parquet(tmp_path / "summary.parquet")
     done = notebook.run_notebook(
-        ROOT / "notebooks" / "15_the_papers_table.ipynb",
+        ROOT / "notebooks" / "14_all_tables_of_the_study.ipynb",
         tmp_path / "out.ipynb",
-        {"summary": str(tmp_path / "summary.parquet")},
+        {"summary": str(tmp_path / "summary.parquet"), "results": str(ROOT / "results" / "study")},
     )
     shown = " ".join(
         str(output.get("data", "")) for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
