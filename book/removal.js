@@ -21,8 +21,9 @@
     var data = JSON.parse(figure.querySelector("script").textContent);
     var place = figure.querySelector(".rlc-removal-live");
     var means = data.losses.map(function (edge) { return edge.map(mean); });
-    var top = Math.max.apply(null, data.losses.map(function (e) { return Math.max.apply(null, e.map(function (r) { return Math.max.apply(null, r); })); }));
-    var highest = Math.max.apply(null, means.map(function (row) { return Math.max.apply(null, row); }));
+    var most = function (values) { return Math.max.apply(null, values); };
+    var top = data.losses.map(function (edge) { return most(edge.map(most)); }); // every edge has scales of its own
+    var highest = means.map(most);
 
     var line = make("p", {}, place);
     var edge = make("select", {}, make("label", {}, line, "Edge "));
@@ -42,10 +43,10 @@
     var straight = make("path", { class: "score" }, curve);
     var path = make("path", { class: "removed" }, curve);
     var dot = make("circle", { r: 5 }, curve);
-    make("p", { class: "key" }, place, "Curve: loss per token against the share removed, run again; dashed: what the score foresees.");
+    make("p", { class: "key" }, place, "Curve: loss per token against the share removed, by running the model again; dashed: what the score foresees. Each edge has scales of its own.");
 
     function x(i) { return LEFT + data.shares[i] * (W - LEFT - RIGHT); }
-    function y(loss) { return H - BOTTOM - Math.max(-0.06, Math.min(1.06, loss / highest)) * (H - TOP - BOTTOM); }
+    function y(loss) { return H - BOTTOM - Math.max(-0.06, Math.min(1.06, loss / highest[Number(edge.value)])) * (H - TOP - BOTTOM); }
     function along(values) { return "M" + values.map(function (v, i) { return x(i).toFixed(1) + " " + y(v).toFixed(1); }).join("L"); }
 
     function draw() {
@@ -53,7 +54,7 @@
       var foreseen = data.shares.map(function (share) { return means[e][0] + share * data.scores[e]; });
       var percent = Math.round(100 * data.shares[s]) + " %";
       bars.forEach(function (one, i) {
-        one.bar.style.height = Math.max(1, 56 * losses[i] / top) + "px";
+        one.bar.style.height = Math.max(1, 56 * losses[i] / top[e]) + "px";
         one.loss.textContent = shown(losses[i]);
       });
       path.setAttribute("d", along(means[e]));
