@@ -39,7 +39,7 @@ RANKS = ("absolute", "signed")
 #: resamples and splits of graphs of up to so many edges, and of larger ones
 _LARGE, _FEW, _MANY = 2**15, (60, 16), (400, 100)
 #: numbers of resampled means held at a time, for each of two models
-_NUMBERS = 2**23
+_NUMBERS = 2**25
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,7 +90,7 @@ class Overlap:
         where = np.argwhere(np.isfinite(values[0]))
         a, b = (one[tuple(where.T)] for one in values)
         agreement = Agreement(len(a), [share], rank=self.rank)
-        in_a, in_b = (agreement.ranked(one).level > 0 for one in (a, b))
+        in_a, in_b = (agreement.ranked(one).place < agreement.kept[0] for one in (a, b))
         chosen = np.flatnonzero(in_a | in_b)
         chosen = chosen[np.argsort(-np.abs(b - a)[chosen], kind="stable")]
         sources, destinations = (self.means[dim].values.astype(str) for dim in ("source", "destination"))

@@ -96,32 +96,28 @@ class Agreement:
             every: rank all items for the rank correlation, not `_RANKED` of them.
         """
         sizes = np.abs(values)
-        order, level = self._sets(sizes if self.rank == "absolute" else values)
+        by = sizes if self.rank == "absolute" else values
+        lists = sorted({self.depth, *(k for k in self.kept if k > self.depth)}, reverse=True)
+        place = np.full(self.n, self.n, np.int32)
+        listed = items = _candidates(by, lists[0])
+        for k in lists:
+            items = items[_largest(by[items], k)]
+            place[items] = k - 1
+            listed = items if k == lists[0] else listed
+        place[_in_order(by, items)] = np.arange(self.depth, dtype=np.int32)
         chosen = slice(None) if every else self._sample
-        ranks = [_unit(_ranks(one[chosen])) for one in (values, sizes)]
-        return Ranked(level, order, (_unit(values), ranks[0], _unit(sizes), ranks[1]))
-
-    def _sets(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first K items in order, and of how many shares' sets each item is."""
-        largest = max(self.depth, *self.kept)
-        candidates = _candidates(values, largest)
-        there = values[candidates]
-        places = {k: len(there) - k for k in (self.depth, *self.kept)}
-        parted = np.partition(there, sorted(set(places.values())))
-        inside = {k: _largest(there, k, parted[place]) for k, place in places.items()}
-        level = np.zeros(self.n, np.uint8)
-        level[candidates] = sum(inside[k].view(np.uint8) for k in self.kept)
-        return _in_order(values, candidates[inside[self.depth]]), level
+        ranks = [_centred(_ranks(one[chosen])) for one in (values, sizes)]
+        return Ranked(listed, place, (_centred(values), ranks[0], _centred(sizes), ranks[1]))
 
     def of(self, x: Ranked, y: Ranked) -> np.ndarray:
         """Every quantity, in the order of `names`; NaN for a correlation with a vector of equal values."""
-        both = np.minimum(x.level, y.level)
-        common = [int(np.count_nonzero(both >= sum(k <= one for one in self.kept))) for k in self.kept]
-        place = np.full(self.n, self.depth, np.int32)
-        place[y.order] = np.arange(self.depth, dtype=np.int32)
-        larger = np.maximum(place[x.order], np.arange(self.depth, dtype=np.int32))
+        larger = np.maximum(x.place[x.listed], y.place[x.listed])
+        common = [int(np.count_nonzero(larger < k)) for k in self.kept]
         overlap = float(self.weights[larger[larger < self.depth]].sum())
-        correlations = [float(np.clip(one @ other, -1.0, 1.0)) for one, other in zip(x.units, y.units)]
+        correlations = [
+            float(np.clip((one @ other) / (length * size), -1.0, 1.0))
+            for (one, length), (other, size) in zip(x.centred, y.centred)
+        ]
         return np.array([*(c / (2 * k - c) for c, k in zip(common, self.kept)), overlap, *correlations])
 
     def random(self, confidence: float) -> np.ndarray:
@@ -150,14 +146,15 @@ class Ranked:
     """A vector made ready.
 
     Attributes:
-        level: ``(E,)`` of how many shares' sets each item is.
-        order: ``(K,)`` the first items.
-        units: values, their ranks, their sizes, the ranks of these; each less its mean and of length 1.
+        listed: the items that are among the first of the longest list, in their order.
+        place: ``(E,)``: of the first K items their places, 0 to K − 1; of the others the last place of the shortest list that they
+            are in, E where they are in none.
+        centred: values, their ranks, their sizes, the ranks of these; each less its mean, with its length.
     """
 
-    level: np.ndarray
-    order: np.ndarray
-    units: tuple[np.ndarray, ...]
+    listed: np.ndarray
+    place: np.ndarray
+    centred: tuple[tuple[np.ndarray, float], ...]
 
 
 def expect_shares(shares: Any) -> list[float]:
@@ -186,8 +183,9 @@ def _candidates(values: np.ndarray, k: int) -> np.ndarray:
     return np.arange(n)
 
 
-def _largest(values: np.ndarray, k: int, bound: Any) -> np.ndarray:
-    """Which are the k largest, given the k-th largest; of equal ones the first."""
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Which are the k largest; of equal ones the first."""
+    bound = np.partition(values, len(values) - k)[len(values) - k]
     inside = values >= bound
     if surplus := int(np.count_nonzero(inside)) - k:
         inside[np.flatnonzero(values == bound)[-surplus:]] = False
@@ -212,14 +210,20 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return rankdata(values)
 
 
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Less the mean, of length 1; NaN where all are equal."""
+def _centred(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Less the mean, and the length of that; NaN where all values are equal."""
+    mean = values.mean()
+    centred = values - mean
+    with np.errstate(over="ignore"):
+        length = math.sqrt(float(centred @ centred))
+    typical = length / math.sqrt(len(values))
+    if 1e-15 < typical < 1e15 and typical > 1e-3 * abs(mean):  # else rounding may be all there is, or squares 0 or ∞
+        return centred, length
     if values.min() == values.max():
-        return np.full_like(values, math.nan)
+        return centred, math.nan
     centred = values - values.mean(dtype=float).astype(values.dtype)
-    largest = np.abs(centred).max()  # first by the largest: the squares of subnormal numbers are 0
-    centred /= largest
-    return centred / math.sqrt(float(centred @ centred))
+    centred /= np.abs(centred).max()
+    return centred, math.sqrt(float(centred @ centred))
 
 
 def _random_jaccard(n: int, k: int, tail: float) -> tuple[float, float, float]:

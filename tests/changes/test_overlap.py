@@ -97,8 +97,25 @@ def test_candidates_hold_the_largest_whatever_the_ties(x, k):
     finally:
         rankings._LISTED = before
     assert np.sort(values[found])[::-1][:k].tolist() == np.sort(values)[::-1][:k].tolist()
-    bound = np.sort(values)[-k]
-    assert np.count_nonzero(rankings._largest(values, k, bound)) == k
+    assert np.array_equal(np.sort(found), found)  # so that equal ones come in their order
+    first = sorted(range(100), key=lambda i: (-x[i], i))[:k]
+    assert np.flatnonzero(rankings._largest(values, k)).tolist() == sorted(first)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-30, 0.0), (1e25, 0.0), (1.0, 1e4), (1e-42, 0.0)])
+def test_correlations_hold_at_any_scale(dtype, scale, offset):
+    """Squares that are 0 or infinite in float32, means beside which the differences are small, subnormal numbers."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(2000)
+    y = x + rng.standard_normal(2000)
+    x, y = ((one * scale + offset).astype(dtype) for one in (x, y))
+    agreement = Agreement(2000, (0.1,))
+    found = agreement.of(agreement.ranked(x, every=True), agreement.ranked(y, every=True))
+    expected = pearsonr(x.astype(float) / scale, y.astype(float) / scale)[0]
+    assert found[2] == pytest.approx(expected, abs=1e-3 if scale == 1e-42 else 1e-5)
+    same = np.full(2000, offset + scale, dtype)
+    assert np.isnan(agreement.of(agreement.ranked(same), agreement.ranked(y))[2])
 
 
 def test_chance_is_what_all_orders_give_on_average():
