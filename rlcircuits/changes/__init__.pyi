@@ -9,8 +9,6 @@ from .overlaps import overlap as overlap
 from .patching import PATCHING as PATCHING
 from .patching import Patching as Patching
 from .patching import cross_patch as cross_patch
-from .sides import SIDES as SIDES
-from .sides import both as both
 from .transfers import TRANSFER as TRANSFER
 from .transfers import Transfer as Transfer
 from .transfers import partners as partners

@@ -21,8 +21,8 @@ from __future__ import annotations
 import contextlib
 import html
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlcircuits.attribution import Loss, Trace, attribute, checked, in_batches, padded, plain
-from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
+from rlcircuits.changes.resampling import RESAMPLES, all_and_resampled, expect_intervals, percentiles, ratios
 from rlcircuits.changes.sides import Pair, both
 from rlcircuits.errors import InputError
 from rlcircuits.storage import Step
@@ -77,6 +77,17 @@ class Divergence:
     share: float
     confidence: float
     tokenizer: Any = None
+
+    def on(self, problems: Collection[str]) -> Divergence:
+        """The same of some of its problems alone."""
+        chosen = self.problems[[name in problems for name in self.problems.index]]
+        return replace(
+            self,
+            table=self.table[self.table.index.isin(chosen.index, level="problem")],
+            problems=chosen,
+            summary=_summary(chosen, self.confidence, RESAMPLES, 0),
+            traces=[trace for trace in self.traces if trace.problem in problems],
+        )
 
     @cached_property
     def _critical(self) -> dict[str, np.ndarray]:
@@ -336,12 +347,7 @@ def _summary(problems: pd.DataFrame, confidence: float, resamples: int, seed: in
     names = list(columns)
     js, held = names.index("js"), names.index("critical_js")
 
-    def means(weights: np.ndarray) -> np.ndarray:
-        found = weights @ values
-        found[:, held] = np.divide(found[:, held], found[:, js], np.full(len(found), math.nan), where=found[:, js] > 0)
-        return found
-
-    n = len(problems)
-    value = means(np.full((1, n), 1 / n))[0]
-    low, high = percentiles(means(resampled(n, resamples if n > 1 else 1, seed)), confidence)
-    return pd.DataFrame({"value": value, "low": low, "high": high}, index=pd.Index(names, name="quantity"))
+    means = all_and_resampled(len(problems), resamples, seed) @ values
+    means[:, held] = ratios(means[:, held], means[:, js])
+    low, high = percentiles(means[1:], confidence)
+    return pd.DataFrame({"value": means[0], "low": low, "high": high}, index=pd.Index(names, name="quantity"))

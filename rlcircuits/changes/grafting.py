@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from rlcircuits.answers import ProblemSet, generate, prompt_of
+from rlcircuits.answers import SIDES, ProblemSet, generate, prompt_of
 from rlcircuits.attribution import (
     Loss,
     Objective,
@@ -44,8 +44,8 @@ from rlcircuits.attribution import (
     traces_digest,
 )
 from rlcircuits.changes.chimaeras import EMBEDDINGS, Chimaera, Weights, chimaera, named, parts_of, weights_of
-from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
-from rlcircuits.changes.sides import SIDES, Pair, both, sided
+from rlcircuits.changes.resampling import RESAMPLES, all_and_resampled, expect_intervals, percentiles, ratios
+from rlcircuits.changes.sides import Pair, both, of_problems, sided
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import LONGEST_ANSWER, Model, ModelPair, Prompt, adapted_weights
 from rlcircuits.models import pair as registered_pair
@@ -106,18 +106,16 @@ class Graft:
             table = table.join(pd.concat([each] * data.sizes["answers"], ignore_index=True))
         return table
 
+    def on(self, problems: Collection[str]) -> Graft:
+        """The same of some of its problems alone."""
+        return replace(self, data=of_problems(self.data, problems))
+
     def _interval(self, frame: pd.DataFrame, name: str, values: np.ndarray, under: np.ndarray | None = None) -> None:
         """Means over problems of values ``(chimaera, problem)``, or their ratios to those of `under`, with intervals."""
-        n = values.shape[1]
-
-        def of(weights: np.ndarray) -> np.ndarray:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found = weights @ values.T if under is None else (weights @ values.T) / (weights @ under)[:, None]
-            return np.where(np.isfinite(found), found, np.nan)
-
-        frame[name] = of(np.full((1, n), 1 / n))[0]
-        drawn = resampled(n, self.resamples if n > 1 else 1, self.seed)
-        frame[f"{name}_low"], frame[f"{name}_high"] = percentiles(of(drawn), self.confidence)
+        weights = all_and_resampled(values.shape[1], self.resamples, self.seed)
+        found = weights @ values.T if under is None else ratios(weights @ values.T, (weights @ under)[:, None])
+        frame[name] = found[0]
+        frame[f"{name}_low"], frame[f"{name}_high"] = percentiles(found[1:], self.confidence)
 
     @property
     def title(self) -> str:
@@ -201,7 +199,10 @@ def graft(
             }
             book = stack.enter_context(journal(resume, "grafts", inputs, _ROW))
         work = _Losses(mixed, None if tuned is None else plain(tuned), chosen, book, batch_size, progress)
-        measured = {name: work.measure(i, rows[name], objectives[name]) for i, name in enumerate(rows)}
+        measured: dict[str, dict[int, np.ndarray]] = {}
+        for i, (name, some) in enumerate(rows.items()):
+            known = [(rows[other], losses) for other, losses in measured.items()]
+            measured[name] = work.measure(i, some, objectives[name], known)
         data = _dataset(measured, chosen, mixed.parts, [trace.problem for trace in next(iter(rows.values()))])
         if problems is not None:
             asked = _Asked(pair, base, tuned, problems, prompt, max_new_tokens, batch_size, resume)
@@ -286,11 +287,26 @@ class _Losses:
     batch_size: int | str
     progress: bool
 
-    def measure(self, answers: int, rows: list[Trace], objective: Objective) -> dict[int, np.ndarray]:
-        """By key of base, tuned model and each chimaera, the losses ``(sample,)`` of traces."""
+    def measure(
+        self,
+        answers: int,
+        rows: list[Trace],
+        objective: Objective,
+        known: Sequence[tuple[list[Trace], dict[int, np.ndarray]]] = (),
+    ) -> dict[int, np.ndarray]:
+        """By key of base, tuned model and each chimaera, the losses ``(sample,)`` of traces.
+
+        Args:
+            answers: whose they are, as a number.
+            known: traces of the same problems and their losses: an answer that both models give is run once.
+        """
         hf, whole = self.mixed.hf, frozenset(self.mixed.parts)
         wanted = {_key(taken): taken for taken in (frozenset(), whole, *(one.taken for one in self.chosen))}
         found = {key: np.full(len(rows), np.nan) for key in wanted}
+        for others, losses in known:
+            alike = [i for i, (one, other) in enumerate(zip(rows, others)) if one == other]
+            for key, values in found.items():
+                values[alike] = losses[key][alike]
         for row in [] if self.book is None else self.book.rows:
             if row["answers"] == answers and row["chimaera"] in found:
                 found[int(row["chimaera"])][row["sample"]] = row["loss"]

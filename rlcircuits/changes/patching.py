@@ -18,17 +18,18 @@ To first order and exactly single edges do not add up: two edges may bring the s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from rlcircuits.answers import SIDES
 from rlcircuits.attribution import Loss, Trace, ablate, attribute, patched_losses, token_losses
-from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
-from rlcircuits.changes.sides import SIDES, Pair, both, sided
+from rlcircuits.changes.resampling import RESAMPLES, all_and_resampled, expect_intervals, percentiles, ratios
+from rlcircuits.changes.sides import Pair, both, of_problems, sided
 from rlcircuits.errors import InputError, choose, expect_whole
 from rlcircuits.storage import Step
 
@@ -115,8 +116,7 @@ class Patching:
 
         frames = []
         for direction, data in self.data.items():
-            n = data.sizes["sample"]
-            weights = np.concatenate([np.full((1, n), 1 / n), resampled(n, self.resamples if n > 1 else 1, self.seed)])
+            weights = all_and_resampled(data.sizes["sample"], self.resamples, self.seed)
             ends = [data["here"].values, data["there"].values]
             base, tuned = ends if direction == "bring" else ends[::-1]
             for ranking in ("first", "integrated", "random"):
@@ -124,9 +124,7 @@ class Patching:
                 if not chosen:
                     continue
                 losses = data["together"].sel(ranking=chosen).mean("ranking").transpose("patched", "sample").values
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    values = (weights @ (base - losses).T) / (weights @ (base - tuned))[:, None]
-                values = np.where(np.isfinite(values), values, np.nan)
+                values = ratios(weights @ (base - losses).T, (weights @ (base - tuned))[:, None])
                 low, high = percentiles(values[1:], self.confidence)
                 patched = data["patched"].values
                 frame = pd.DataFrame(
@@ -136,9 +134,26 @@ class Patching:
         first = ["direction", "ranking"]
         return pd.concat(frames, ignore_index=True)[[*first, "patched", "share", "stands", "low", "high"]]
 
+    def on(self, problems: Collection[str]) -> Patching:
+        """The same of some of its problems alone."""
+        return replace(self, data={name: of_problems(one, problems) for name, one in self.data.items()})
+
+    def measures(self) -> dict[str, dict[str, xr.DataArray]]:
+        """The effects, as `rlcircuits.export` and `rlcircuits.explore` take further measures of edges: by kind, and by the
+        model that is run.
+        """
+        found = {
+            kind: {
+                DIRECTIONS[direction][0]: data[kind]
+                for direction, data in self.data.items()
+                if bool(data[kind].notnull().any())
+            }
+            for kind in EFFECTS
+        }
+        return {f"other model's, {kind}": sides for kind, sides in found.items() if sides}
+
     def _over_problems(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = len(values)
-        return percentiles(resampled(n, self.resamples if n > 1 else 1, self.seed) @ values, self.confidence)
+        return percentiles((all_and_resampled(len(values), self.resamples, self.seed) @ values)[1:], self.confidence)
 
     @property
     def title(self) -> str:

@@ -28,6 +28,20 @@ def resampled(n: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
+def all_and_resampled(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Weights ``(1 + resample, problem)`` of means over problems: first all alike, then each resample; of one problem there
+    is one.
+    """
+    return np.concatenate([np.full((1, n), 1 / n), resampled(n, resamples if n > 1 else 1, seed)])
+
+
+def ratios(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """over / under, NaN where that is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = over / under
+    return np.where(np.isfinite(found), found, math.nan)
+
+
 def percentiles(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Low and high of each column of ``(resample, …)``; NaN where every value is, or with one resample."""
     tail = (1 - confidence) / 2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from rlcircuits.answers import SIDES
 from rlcircuits.attribution import Trace, plain
 from rlcircuits.errors import InputError, choose
 from rlcircuits.models import Model, ModelPair, check_pair
 from rlcircuits.models import pair as registered_pair
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 Pair = ModelPair | str | Sequence[Any]
-SIDES = ("base", "tuned")
 
 
 def both(pair: Pair, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
@@ -67,6 +70,12 @@ def sided(traces: Sequence[Trace] | Mapping[str, Sequence[Trace]], paired: bool 
     if paired and problems[0] != problems[1]:
         raise InputError("the traces of base and tuned are of other problems: expected the same ones in the same order")
     return found
+
+
+def of_problems(data: xr.Dataset, problems: Collection[str]) -> xr.Dataset:
+    """What was measured on some problems alone, wherever a dimension is of problems."""
+    dims = [dim for dim in ("sample", "problem") if dim in data.dims]
+    return data.isel({dim: [str(name) in problems for name in data[dim].values] for dim in dims})
 
 
 def _sizes(model: Any) -> dict[str, Any]:

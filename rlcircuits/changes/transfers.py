@@ -12,17 +12,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from rlcircuits.answers import SIDES
 from rlcircuits.attribution import INTERVENTIONS, SHARES, Loss, Trace, areas, attribute, faithfulness
-from rlcircuits.changes.resampling import RESAMPLES, expect_intervals, percentiles, resampled
-from rlcircuits.changes.sides import SIDES, Pair, both, sided
+from rlcircuits.changes.resampling import RESAMPLES, all_and_resampled, expect_intervals, percentiles, ratios
+from rlcircuits.changes.sides import Pair, both, of_problems, sided
 from rlcircuits.errors import InputError, choose
 from rlcircuits.storage import Step
 
@@ -103,18 +104,20 @@ class Transfer:
         first = ["intervention", "model", "circuit"]
         return pd.concat(frames, ignore_index=True)[[*first, "share", "edges", "faithfulness", "low", "high"]]
 
+    def on(self, problems: Collection[str]) -> Transfer:
+        """The same of some of its problems alone."""
+        some = {name: of_problems(one, problems) for name, one in self.data.items()}
+        return replace(self, data={name: one for name, one in some.items() if one.sizes["sample"]})
+
     def _curves(self, one: xr.Dataset, ranking: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Faithfulness of own, other's and random circuits ``(1 + resample, share)``; first of all problems, then of each
         resample of them, the same for all three.
         """
-        n = one.sizes["sample"]
-        weights = np.concatenate([np.full((1, n), 1 / n), resampled(n, self.resamples if n > 1 else 1, self.seed)])
+        weights = all_and_resampled(one.sizes["sample"], self.resamples, self.seed)
         empty, full = one["empty_loss"].values, one["full_loss"].values
 
         def of(losses: np.ndarray) -> np.ndarray:
-            gap = weights @ (empty - full)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return np.where(gap[:, None] == 0, np.nan, (weights @ (empty - losses).T) / gap[:, None])
+            return ratios(weights @ (empty - losses).T, (weights @ (empty - full))[:, None])
 
         own, other = (of(one["loss"].sel(circuit=circuit, ranking=ranking).values) for circuit in CIRCUITS[:2])
         seeds = one["random_loss"].values

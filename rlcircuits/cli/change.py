@@ -27,9 +27,11 @@ what is written to --out:
   report.html          the page to read first: a question, its answer and its null for each angle; one
                        file, no network needed
   summary.parquet      those answers as a table, with intervals and nulls
+  strata.parquet       the same by who answers right: both models, only the tuned one, only the base, neither
   overlap, transfer, transfer-curves, patching, edges, accounts, graft, divergence-base,
   divergence-tuned, weights (.parquet)
                        the tables of each part that was measured
+  explorer.html        every edge on every problem: its score, and what it does with the other model's message
   settings.json        what was asked for
 
 Every finished step is kept in --store: the same command goes on where it was interrupted, and computes nothing twice.
@@ -92,6 +94,7 @@ def change(
     other's; what each edge carries of the change, and how few bring or undo it; which modules' weights carry it; at which
     tokens the two part; how far the weights moved.
     """
+    from rlcircuits.lab import export
     from rlcircuits.storage import Store, save_table, written
     from rlcircuits.studies import PARTS
     from rlcircuits.studies import change as measured
@@ -105,7 +108,8 @@ def change(
         options.refuse("--answers are there already", max_new_tokens=asking.max_new_tokens)
     two = asking.of(models.chosen(kept), asked, fields)
     wanted = [part for part in PARTS if part in (parts or PARTS)]
-    how: dict[str, Any] = dict(level=level, alpha=alpha, steps=steps, exact=exact, dtype=running.dtype, **vars(drawing))
+    common: dict[str, Any] = dict(level=level, alpha=alpha, dtype=running.dtype, **vars(drawing))
+    how = {"patching": {"steps": steps, "exact": exact}, "graft": {"modules": list(modules) or None}}
     settings = {
         "pair": two.name,
         "base": two.base,
@@ -116,9 +120,11 @@ def change(
         "number": len(asked),
         "problems_sha256": asked.fingerprint,
         "parts": wanted,
+        "steps": steps,
+        "exact": exact,
         "modules": list(modules),
         "accuracy": accuracy,
-        **how,
+        **common,
     }
     folder = Path(out or f"changes/{two.name.replace('/', '-')}-{level}").expanduser()
     results.check_folder(folder, settings)
@@ -126,15 +132,17 @@ def change(
         f"{two.name}: {', '.join(wanted)} on {counted(len(asked), 'problem')} of {asked.name}, level {level}",
         file=sys.stderr,
     )
-    where = vars(running) | dict(store=kept, answers=answers, modules=list(modules) or None)
+    where = vars(running) | dict(store=kept, answers=answers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", answering.Caution)
-        found = measured(two, asked, wanted, accuracy=asked if accuracy else None, **how | where)
+        found = measured(two, asked, wanted, how=how, accuracy=asked if accuracy else None, **common | where)
     files = [folder / "report.html"]
     report = found.report(files[0])
     for name, table in found.tables().items():
         files.append(folder / f"{name}.parquet")
         save_table(table, files[-1])
+    if found.patching is not None:
+        files.append(export(found.study, folder / "explorer.html", more={two.name: found.patching.measures()}))
     files.append(folder / "settings.json")
     with written(files[-1]) as temporary:
         told = {"asked": settings, "kept": list(found.study.selection.problems), "accuracy": found.study.accuracy}

@@ -1,6 +1,7 @@
 from .findings import SIDES as SIDES
 from .findings import Findings as Findings
 from .findings import Trusted as Trusted
+from .numbers import interval as interval
 from .numbers import number as number
 from .numbers import percent as percent
 from .pair import pair_report as pair_report

@@ -1,3 +1,4 @@
+from .changed import DEFAULTS as DEFAULTS
 from .changed import PARTS as PARTS
 from .changed import Change as Change
 from .changed import change as change

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rlcircuits.answers import STRATA, stratum_of
+from rlcircuits.changes import overlap
 from rlcircuits.metrics import Interval
 from rlcircuits.reports import Report, Section, Table, number, percent
 
@@ -15,6 +18,8 @@ from rlcircuits.reports import Report, Section, Table, number, percent
 Change = Any
 #: share of edges at which circuits are compared
 SHARE = 0.1
+#: problems of a stratum below which little can be read
+FEWEST = 10
 _NONE = (np.nan, np.nan, np.nan)
 COLUMNS = ("angle", "quantity", "value", "low", "high", "null", "null_low", "null_high", "against")
 
@@ -23,6 +28,42 @@ def summary_of(found: Change) -> pd.DataFrame:
     """See `rlcircuits.studies.Change.summary`."""
     rows = [row for make in (_overlap, _transfer, _patching, _graft, _divergence, _weights) for row in make(found)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).set_index(["angle", "quantity"])
+
+
+def by_stratum(found: Change) -> pd.DataFrame:
+    """See `rlcircuits.studies.Change.strata`."""
+    one = found.study
+    of = {problem: stratum_of(one.base_answers[problem], one.tuned_answers[problem]) for problem in one.problems}
+    frames = []
+    for stratum in STRATA:
+        some = {problem for problem in one.selection.problems if of[problem] == stratum}
+        lines = summary_of(_on(found, some)).reset_index() if some else pd.DataFrame(columns=list(COLUMNS))
+        if lines.empty:
+            lines = pd.DataFrame([{"angle": "", "quantity": "no problem is in this stratum"}], columns=list(COLUMNS))
+        asked = sum(name == stratum for name in of.values())
+        frames.append(lines.assign(stratum=stratum, problems=len(some), asked=asked))
+    numbers = dict.fromkeys(COLUMNS[2:-1], float)
+    table = pd.concat([frame.astype(numbers) for frame in frames], ignore_index=True)
+    return table.set_index(["stratum", "angle", "quantity"])
+
+
+def _on(found: Change, problems: set[str]) -> Change:
+    """What was measured on some of the problems alone; weights are no problem's."""
+    parts: dict[str, Any] = {
+        name: part.on(problems)
+        for name in ("transfer", "patching", "graft")
+        if (part := getattr(found, name)) is not None
+    }
+    parts["divergence"] = {side: one.on(problems) for side, one in found.divergence.items()}
+    if found.overlap is not None:
+        a, b = (
+            scores.sel(sample=[name in problems for name in scores["sample"].values])
+            for scores in (found.study.base_scores, found.study.tuned_scores)
+        )
+        parts["overlap"] = overlap(a, b, rank=found.overlap.rank)
+    if "transfer" in parts and not parts["transfer"].data:  # of problems that have partners, none
+        parts["transfer"] = None
+    return replace(found, weights=None, **parts)
 
 
 def _overlap(found: Change) -> Iterator[tuple]:
@@ -112,22 +153,21 @@ def _weights(found: Change) -> Iterator[tuple]:
     table = found.weights
     size = float(np.sqrt((table["change"] ** 2).sum() / (table["norm"] ** 2).sum()))
     same = float((table["unchanged"] * table["parameters"]).sum() / table["parameters"].sum())
-    yield (
-        "weights",
-        "size of the change of all weights, relative",
-        size,
-        *_NONE[:2],
-        0.0,
-        np.nan,
-        np.nan,
-        "the same model",
-    )
-    yield ("weights", "share of weights that are unchanged", same, *_NONE[:2], 1.0, np.nan, np.nan, "the same model")
+    against = (*_NONE[:2], 0.0, *_NONE[:2], "the same model")
+    yield ("weights", "size of the change of all weights, relative", size, *against)
+    yield ("weights", "share of weights that are unchanged", same, *_NONE[:2], 1.0, *_NONE[:2], "the same model")
+    if "left" in table and (matrices := table[table["left"].notna()])["change"].any():
+        energy = matrices["change"] ** 2 / (matrices["change"] ** 2).sum()
+        within, chance = (float((energy * matrices[name]).sum()) for name in ("left", "left_random"))
+        quantity = "share of the change within the directions that each matrix writes most in"
+        yield ("weights", quantity, within, *_NONE[:2], chance, *_NONE[:2], "a change that knows nothing of them")
 
 
 def change_report(found: Change) -> Report:
     """See `rlcircuits.studies.Change.report`."""
     sections = [make(found) for name, make in _SECTIONS.items() if _has(found, name)]
+    if any(section.name != "weights" for section in sections):
+        sections.append(_strata_section(found))
     facts = {"base": found.pair.base, "tuned": found.pair.tuned, "tuned by": found.pair.method}
     (before, after), n = found.study.accuracy, len(found.study.selection.problems)
     short = [
@@ -267,10 +307,31 @@ def _weights_section(found: Change) -> Section:
     _, size = _row(found, "weights")
     _, same = _row(found, "weights", 1)
     says = f"The weights moved by {percent(size['value'], 2)} of their size; {percent(same['value'], 1)} are exactly as before."
+    rows = found.summary.loc[["weights"]]
+    if len(rows) > 2:
+        says += f" {percent(rows['value'].iloc[2], 1)} of the change lies within the directions that each matrix writes most in; by chance {percent(rows['null'].iloc[2], 1)}."
     needs = "Exact; a share that is unchanged may be rounding of the stored precision."
     return Section(
         "weights", "The weights", "How far did the weights move?", percent(size["value"], 2),
         f"{percent(same['value'], 1)} unchanged", says, needs, None, None, [Table("By parameter", found.weights)],
+    )  # fmt: skip
+
+
+def _strata_section(found: Change) -> Section:
+    table = found.strata
+    counts = table.groupby("stratum", sort=False)[["problems", "asked"]].first()
+    told = "; ".join(f"{text}: {counts.loc[name, 'problems']}" for name, text in STRATA.items())
+    says = f"Of the problems looked at, {told}."
+    if empty := [str(name) for name in counts.index[counts["problems"] == 0]]:
+        says += f" Nothing can be said of {', '.join(empty)}: no problem is there."
+    needs = (
+        f"Needs {FEWEST} problems in each stratum that is read; a change may show on those alone whose answers changed."
+    )
+    lines = table[table["problems"] > 0].reset_index()
+    return Section(
+        "strata", "By who answers right", "On which problems does it show?", f"{counts.loc['only-tuned', 'problems']} only tuned",
+        f"{counts.loc['both-correct', 'problems']} both", says, needs, bool((counts["problems"][counts["problems"] > 0] >= FEWEST).all()),
+        None, [Table("Every line by stratum; asked: problems of it among all", lines)],
     )  # fmt: skip
 
 

@@ -41,11 +41,11 @@ from rlcircuits.changes import (
     partners,
     transfer,
 )
-from rlcircuits.errors import choose, expect_whole
+from rlcircuits.errors import InputError, choose, expect_whole
 from rlcircuits.models import WEIGHTS, ModelPair, weight_change
 from rlcircuits.reports import Report
 from rlcircuits.storage import Step, Store, load_table, save_table
-from rlcircuits.studies.accounts import change_report, summary_of
+from rlcircuits.studies.accounts import by_stratum, change_report, summary_of
 from rlcircuits.studies.pipeline import PairStudy, Study, study
 from rlcircuits.studies.steps import Run, Scoring, digest_of_traces
 
@@ -55,9 +55,25 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-PARTS = ("overlap", "transfer", "patching", "graft", "divergence", "weights")
+#: the parts, and what can be said of how each is measured
+HOW = {
+    "overlap": ("rank",),
+    "transfer": ("interventions", "shares", "seeds"),
+    "patching": ("directions", "steps", "exact", "counts", "seeds"),
+    "graft": ("modules", "into"),
+    "divergence": ("share",),
+    "weights": ("directions",),
+}
+PARTS = tuple(HOW)
+#: where it is not as the parts' own functions have it
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "patching": {"steps": 5, "exact": 20},
+    "graft": {"modules": None},
+    "weights": {"directions": 16},
+}
 #: fewer problems than this with a partner as long, and no circuit is run with corrupted replacement
 FEWEST_PARTNERS = 10
+REPLACEMENTS = ("zero", "mean", "corrupted")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +112,14 @@ class Change:
         """
         return summary_of(self)
 
+    @cached_property
+    def strata(self) -> pd.DataFrame:
+        """The same lines on the problems that both models answer right, only the tuned one, only the base, and neither:
+        indexed by ``stratum``, ``angle`` and ``quantity``, with ``problems``, how many of those looked at are in it, and
+        ``asked``, how many of all; a stratum without problems is one line that says so. Nothing is run for it.
+        """
+        return by_stratum(self)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table by name, as ``rlcircuits change`` writes them."""
         found: dict[str, pd.DataFrame] = {"summary": self.summary.reset_index()}
@@ -112,6 +136,8 @@ class Change:
             found[f"divergence-{side}"] = one.table.reset_index()
         if self.weights is not None:
             found["weights"] = self.weights
+        if len(found) > 1 + (self.weights is not None):  # weights are no problem's
+            found["strata"] = self.strata.reset_index()
         return found
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Report:
@@ -151,9 +177,7 @@ def change(
     n: int = 100,
     seed: int = 42,
     keep: str = "all",
-    steps: int = 5,
-    exact: int | None = 20,
-    modules: Sequence[str] | None = None,
+    how: Mapping[str, Mapping[str, Any]] | None = None,
     accuracy: ProblemSet | None = None,
     store: Store | str = "runs",
     device: str = "auto",
@@ -170,37 +194,59 @@ def change(
         problems: what the models answer.
         parts: which of `PARTS` to measure.
         level, alpha, n, seed, keep, answers: as for `rlcircuits.study`, but with whole answers to all problems.
-        steps, exact: as for `rlcircuits.cross_patch`.
-        modules: as for `rlcircuits.graft`.
+        how: by part, arguments of its function: ``{"patching": {"exact": None}, "graft": {"modules": ["l0-l3"]}}``. By default
+            the exact effects of 20 edges are measured, and 16 principal directions of each weight are looked along.
         accuracy: problems that every chimaera answers, too; that takes long.
         store: a `Store` or its folder.
         device, dtype, batch_size, engine: for loading and running the models.
         progress: show bars for parts that take longer than a few seconds.
 
     Raises:
-        InputError: a part that is none of these, or as for the functions named above.
+        InputError: a part that is none of these, an argument that it does not take, or as for the functions named above.
     """
     wanted = [choose("part", part, PARTS) for part in ([parts] if isinstance(parts, str) else parts)]
-    expect_whole("steps", steps, 2)
-    how: dict[str, Any] = {"level": level, "alpha": alpha, "n": n, "seed": seed, "keep": keep, "engine": engine}
-    how |= {"device": device, "dtype": dtype, "batch_size": batch_size, "answers": answers}
+    asked = _asked(how or {})
+    settings: dict[str, Any] = {"level": level, "alpha": alpha, "n": n, "seed": seed, "keep": keep, "engine": engine}
+    settings |= {"device": device, "dtype": dtype, "batch_size": batch_size, "answers": answers}
     if keep == "all":  # no rule on lengths either: they would drop the answers that changed most
-        how |= {"beta": 0.0, "gamma": 1e9, "delta": 2.0}
-    done = study(pair, problems, store=store, **how)
+        settings |= {"beta": 0.0, "gamma": 1e9, "delta": 2.0}
+    done = study(pair, problems, store=store, **settings)
     (one,) = done.pairs.values()
-    given = {"steps": steps, "exact": exact, "modules": modules, "accuracy": accuracy}
-    measured = _Parts(done, one, given, progress)
+    measured = _Parts(done, one, asked, accuracy, progress)
     found: dict[str, Any] = {part: getattr(measured, part)() for part in PARTS if part in wanted}
-    asked = {"level": level, "alpha": alpha, "n": n, "seed": seed, "keep": keep, "problems": problems.name}
-    asked |= {"parts": ", ".join(found), "steps": steps, "exact": "all" if exact is None else exact}
-    return Change(one, level, settings=asked, **found)
+    told = {"level": level, "alpha": alpha, "n": n, "seed": seed, "keep": keep, "problems": problems.name}
+    told |= {"parts": ", ".join(found)}
+    told |= {f"{part}, {name}": value for part in found for name, value in asked[part].items()}
+    return Change(one, level, settings=told, **found)
+
+
+def _asked(how: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By part, the arguments of its function.
+
+    Raises:
+        InputError: another part, or an argument that it does not take.
+    """
+    for part, given in how.items():
+        choose("part", part, PARTS)
+        for name in given:
+            choose(f"argument of {part}", name, HOW[part])
+    asked = {part: {**DEFAULTS.get(part, {}), **how.get(part, {})} for part in PARTS}
+    expect_whole("steps", asked["patching"]["steps"], 2)
+    return asked
 
 
 class _Parts:
     """The parts of a change, each found in the store or measured now."""
 
-    def __init__(self, done: Study, one: PairStudy, given: Mapping[str, Any], progress: bool) -> None:
-        self.one, self.given, self.level = one, given, done.level
+    def __init__(
+        self,
+        done: Study,
+        one: PairStudy,
+        asked: Mapping[str, Mapping[str, Any]],
+        accuracy: ProblemSet | None,
+        progress: bool,
+    ) -> None:
+        self.one, self.asked, self.accuracy, self.level = one, asked, accuracy, done.level
         self.settings: Mapping[str, Any] = done.settings
         self.store: Store = self.settings["store"]
         problems, batch_size, engine = (self.settings[name] for name in ("problems", "batch_size", "engine"))
@@ -240,51 +286,63 @@ class _Parts:
         return {file.stem: xr.load_dataset(file, engine="h5netcdf") for file in sorted(folder.glob("*.nc"))}
 
     def overlap(self) -> Overlap:
-        return overlap(self.one.base_scores, self.one.tuned_scores)
+        return overlap(self.one.base_scores, self.one.tuned_scores, **self.asked["overlap"])
 
     def transfer(self) -> Transfer:
-        paired = partners(self.traces)
+        given = dict(self.asked["transfer"])
+        inputs = self.inputs(TRANSFER, **given)
+        wanted = [choose("intervention", name, REPLACEMENTS) for name in given.pop("interventions", REPLACEMENTS)]
+        paired = partners(self.traces) if "corrupted" in wanted else None
 
         def make(unfinished: Path) -> dict[str, xr.Dataset]:
-            how = {**self.common, "level": self.level, "resume": unfinished}
-            found = dict(transfer(self.models, self.traces, **how).data)
+            common = {**self.common, **given, "level": self.level, "resume": unfinished}
+            found: dict[str, Any] = {}
+            if plain := [name for name in wanted if name != "corrupted"]:
+                found |= transfer(self.models, self.traces, interventions=plain, **common).data
             if paired is not None and len(paired[0]["base"]) >= FEWEST_PARTNERS:
-                theirs = transfer(self.models, paired[0], interventions="corrupted", corrupted=paired[1], **how)
+                theirs = transfer(self.models, paired[0], interventions="corrupted", corrupted=paired[1], **common)
                 found |= theirs.data
+            if not found:
+                raise InputError(
+                    f"corrupted replacement needs {FEWEST_PARTNERS} problems that share prompt and answer lengths with "
+                    "another: ask for 'zero' or 'mean', or for more problems"
+                )
             return found
 
-        found = self.kept("transfer", self.inputs(TRANSFER), make)
-        return Transfer({name: found[name] for name in ("zero", "mean", "corrupted") if name in found})
+        found = self.kept("transfer", inputs, make)
+        return Transfer({name: found[name] for name in REPLACEMENTS if name in found})
 
     def patching(self) -> Patching:
-        given = {"steps": self.given["steps"], "exact": self.given["exact"]}
+        given = self.asked["patching"]
 
         def make(unfinished: Path) -> dict[str, xr.Dataset]:
-            how = {**self.common, **given, "level": self.level, "resume": unfinished}
-            return dict(cross_patch(self.models, self.traces, **how).data)
+            common = {**self.common, **given, "level": self.level, "resume": unfinished}
+            return dict(cross_patch(self.models, self.traces, **common).data)
 
         return Patching(self.kept("patching", self.inputs(PATCHING, **given), make))
 
     def graft(self) -> Graft:
-        modules, asked, pair = self.given["modules"], self.given["accuracy"], self.one.pair
-        given = {"modules": modules if modules is None else list(modules)}
-        how: dict[str, Any] = {}
+        asked, pair = self.accuracy, self.one.pair
+        given = dict(self.asked["graft"])
+        inputs = self.inputs(GRAFTS, **given)
+        more: dict[str, Any] = {}
         if asked is not None:
-            how = {"problems": asked, "prompt": prompt_of(pair, asked), "max_new_tokens": pair.max_new_tokens}
-            given["accuracy"] = [asked.fingerprint, how["prompt"].key, pair.max_new_tokens]
+            more = {"problems": asked, "prompt": prompt_of(pair, asked), "max_new_tokens": pair.max_new_tokens}
+            inputs["accuracy"] = [asked.fingerprint, more["prompt"].key, pair.max_new_tokens]
 
         def make(unfinished: Path) -> dict[str, xr.Dataset]:
-            return {"graft": graft(self.models, self.traces, modules, resume=unfinished, **how, **self.common).data}
+            common = {**self.common, **given, **more, "resume": unfinished}
+            return {"graft": graft(self.models, self.traces, **common).data}
 
-        return Graft(self.kept("graft", self.inputs(GRAFTS, **given), make)["graft"])
+        return Graft(self.kept("graft", inputs, make)["graft"])
 
     def divergence(self) -> dict[str, Divergence]:
-        found = {}
+        given, found = self.asked["divergence"], {}
         for side, traces in self.traces.items():
-            inputs = {**self.inputs(DIVERGENCE), "of": side}
+            inputs = {**self.inputs(DIVERGENCE, **given), "of": side}
 
             def build(folder: Path, traces: Any = traces) -> None:
-                made = divergence(self.models, traces, **{**self.common, "cut": None})
+                made = divergence(self.models, traces, **{**self.common, **given, "cut": None})
                 for name, table in (("table", made.table), ("problems", made.problems), ("summary", made.summary)):
                     save_table(table.reset_index(), folder / f"{name}.parquet")
 
@@ -292,17 +350,22 @@ class _Parts:
                 "divergence-of-change", inputs, build, note=f"{self.one.pair.name}, {side}'s answers"
             )
             index = {"table": ["problem", "position"], "problems": ["problem"], "summary": ["quantity"]}
-            tables = {
+            tables: dict[str, Any] = {
                 name: load_table(folder / f"{name}.parquet").set_index(columns) for name, columns in index.items()
             }
-            found[side] = Divergence(**tables, traces=traces, share=0.1, confidence=0.95, tokenizer=self.one.tokenizer)
+            kept: dict[str, Any] = {
+                "share": given.get("share", 0.1),
+                "confidence": 0.95,
+                "tokenizer": self.one.tokenizer,
+            }
+            found[side] = Divergence(**tables, traces=traces, **kept)
         return found
 
     def weights(self) -> pd.DataFrame:
-        models = {name: side.key for name, side in self.sides.items()}
-        inputs = {**models, "code": str(WEIGHTS)}
+        given = self.asked["weights"]
+        inputs = {**{name: side.key for name, side in self.sides.items()}, **given, "code": str(WEIGHTS)}
 
         def build(folder: Path) -> None:
-            save_table(weight_change(self.one.pair), folder / "weights.parquet")
+            save_table(weight_change(self.one.pair, **given), folder / "weights.parquet")
 
         return load_table(self.store.make("weights", inputs, build, note=self.one.pair.name) / "weights.parquet")

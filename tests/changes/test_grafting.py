@@ -137,6 +137,25 @@ def test_whatever_happens_the_base_has_its_own_weights_again(monkeypatch):
     assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
 
 
+def test_an_answer_that_both_models_give_is_run_once(monkeypatch):
+    from rlcircuits.attribution import Passed
+
+    base, tuned = two()
+    mine, runs, real = traces(), [], Passed.losses_from
+    theirs = [mine[0], *traces(seed=1)[1:3], mine[3]]
+
+    def counted(self, layer, hf, batch):
+        runs.append(len(batch.ids))
+        return real(self, layer, hf, batch)
+
+    monkeypatch.setattr(Passed, "losses_from", counted)
+    both = graft((base, tuned), {"base": mine, "tuned": theirs}, ["a1"], into="base", progress=False)
+    assert sum(runs) == 6
+    alone = graft((base, tuned), theirs, ["a1"], into="base", progress=False).data
+    np.testing.assert_allclose(both.data["loss"].sel(answers="tuned"), alone["loss"][:, 0], rtol=1e-9)
+    np.testing.assert_allclose(both.data["tuned_loss"].sel(answers="tuned"), alone["tuned_loss"][0], rtol=1e-9)
+
+
 def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
     base, tuned = two()
     given = {"batch_size": 2, "resume": tmp_path, "progress": False}

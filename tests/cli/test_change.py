@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -32,7 +35,7 @@ def test_it_writes_a_page_and_the_tables_and_says_the_same(given, capsys):
     said = capsys.readouterr().out
     assert "Which weights carry it?" in said and f"written: {out}/report.html" in said
     assert {file.name for file in out.iterdir()} == {
-        "report.html", "settings.json", "summary.parquet", "graft.parquet", "divergence-base.parquet",
+        "report.html", "settings.json", "summary.parquet", "strata.parquet", "graft.parquet", "divergence-base.parquet",
         "divergence-tuned.parquet", "weights.parquet",
     }  # fmt: skip
     table = pd.read_parquet(out / "graft.parquet")
@@ -52,6 +55,26 @@ def test_the_same_command_again_loads_no_model_and_other_settings_are_refused(gi
     assert "holds results of other settings (modules is ['m1'] there, ['m0'] here)" in capsys.readouterr().err
 
 
+def test_the_explorer_gets_what_edges_do_with_the_other_models_message(given, capsys):
+    root, command = given
+    out = root / "patched"
+    assert main([*command, "--out", str(out), "--parts", "patching"]) == 0
+    assert f"{out}/explorer.html" in capsys.readouterr().out
+    page = (out / "explorer.html").read_text("utf-8")
+    (told,) = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])["scores"]
+    measures = {one["name"]: [panel["name"] for panel in one["panels"]] for one in told["measures"]}
+    assert measures == {"score": ["base", "tuned"]} | {
+        f"other model's, {kind}": ["base", "tuned"] for kind in ("first", "integrated", "exact")
+    }
+    edges = pd.read_parquet(out / "edges.parquet").query("direction == 'bring'").set_index("edge")["integrated"]
+    panel = next(one for one in told["measures"] if "integrated" in one["name"])["panels"][0]["mean"]
+    means = np.frombuffer(base64.b64decode(panel["data"]), "<f4")
+    names = [[told[dim][i][0] for i in np.frombuffer(base64.b64decode(told[key]["data"]), "<u2")]
+             for dim, key in (("sources", "rows"), ("destinations", "columns"))]  # fmt: skip
+    expected = [edges[f"{source}->{destination}"] for source, destination in zip(*names)]
+    np.testing.assert_allclose(means, expected, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -64,8 +87,6 @@ def test_the_same_command_again_loads_no_model_and_other_settings_are_refused(gi
     ],
 )
 def test_bad_input_is_one_message(given, capsys, options, says, tmp_path):
-    import re
-
     assert main([*given[1], "--out", str(tmp_path / "x"), *options]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("rlcircuits:")]
     assert re.search(says, line)

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 import rlcircuits as rc
+from rlcircuits import studies
 from rlcircuits.answers import problem_set
 from rlcircuits.cli.main import application
 from rlcircuits.lab import default_parameters
@@ -30,6 +31,8 @@ def of(function) -> dict[str, object]:
     return {p.name: p.default for p in found if p.default is not p.empty}
 
 
+#: said by part to `rlcircuits.change`, each an option of its own to the shell
+HOW = studies.DEFAULTS
 STUDY, PAIR, PROBLEMS = of(rc.study), of(rc.ModelPair), of(problem_set)
 KNOWN = {**STUDY, **PAIR, **PROBLEMS}
 
@@ -75,7 +78,8 @@ def test_functions_have_the_defaults_of_a_study():
         (
             "change",
             rc.change,
-            {"out", "pairs", "sets", "pair", "base", "tuned", "problems", "parts", "modules", "accuracy"},
+            {"out", "pairs", "sets", "pair", "base", "tuned", "problems", "parts", "modules", "accuracy"}
+            | set(HOW["patching"]),
         ),
         ("estimate", estimate, {"pairs", "pair", "base", "tuned"}),
     ],
@@ -89,6 +93,12 @@ def test_a_commands_options_are_the_arguments_of_its_function(command, function,
     ways = {"max_new_tokens", "prompt", "system", "instruction", "few_shot"} | set(PROBLEMS) - {"file"}
     assert command == "estimate" or ways <= set(options)
     assert {"pair", "pairs", "base", "tuned"} <= set(options)
+
+
+def test_the_shell_measures_each_part_of_a_change_as_python_does():
+    options = commands()["change"]
+    assert {name: options[name] for name in HOW["patching"]} == HOW["patching"]
+    assert not options["modules"] and HOW["graft"] == {"modules": None}
 
 
 def test_the_shell_leaves_nothing_out_of_a_study():

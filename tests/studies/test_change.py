@@ -14,7 +14,7 @@ from rlcircuits.studies import PARTS
 from tests.fixtures.checkpoints import WORDS, save
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-SETTINGS = {"n": 8, "exact": 2, "device": "cpu"}
+SETTINGS = {"n": 8, "how": {"patching": {"exact": 2}}, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_each_part_is_what_calling_it_by_hand_gives(found, pair):
     pd.testing.assert_frame_equal(ours, by_hand.table(), rtol=1e-3, atol=1e-4)
     by_hand = rc.divergence(models, traces["tuned"], progress=False)
     pd.testing.assert_frame_equal(found.divergence["tuned"].summary, by_hand.summary, rtol=1e-4, atol=1e-6)
-    pd.testing.assert_frame_equal(found.weights, rc.weight_change(pair))
+    pd.testing.assert_frame_equal(found.weights, rc.weight_change(pair, directions=16))
     by_hand = rc.overlap(found.study.base_scores, found.study.tuned_scores)
     pd.testing.assert_frame_equal(found.overlap.table, by_hand.table)
 
@@ -71,7 +71,10 @@ def test_it_is_there_without_loading_a_model_again(found, pair, problems, store,
     for name, table in found.tables().items():
         pd.testing.assert_frame_equal(again.tables()[name], table, check_dtype=False)
     some = rc.change(pair, problems, ["weights", "graft"], store=store, **SETTINGS)
-    assert some.overlap is None and not some.divergence and set(some.tables()) == {"summary", "weights", "graft"}
+    assert (
+        some.overlap is None and not some.divergence and set(some.tables()) == {"summary", "strata", "weights", "graft"}
+    )
+    assert set(rc.change(pair, problems, "weights", store=store, **SETTINGS).tables()) == {"summary", "weights"}
 
 
 def test_an_interrupted_part_goes_on(pair, problems, store, found, tmp_path, monkeypatch):
@@ -111,9 +114,59 @@ def test_the_summary_has_a_line_for_each_angle_with_its_null(found):
     assert row["null"] == table.loc[("zero", "tuned", "own", "CPR"), "value"]
 
 
+def test_each_stratum_is_its_problems_alone_and_an_empty_one_says_so(found, pair):
+    """Against the parts called by hand on a stratum's traces; who is right is set here, as random models never are."""
+    from dataclasses import replace
+
+    chosen = found.study.selection
+    right = {name: (i % 3 > 0, i % 3 == 1) for i, name in enumerate(chosen.problems)}  # of base, of tuned
+    answers = [
+        {name: replace(answer, correct=name in right and right[name][side]) for name, answer in some.items()}
+        for side, some in enumerate((found.study.base_answers, found.study.tuned_answers))
+    ]
+    one = replace(found, study=replace(found.study, base_answers=answers[0], tuned_answers=answers[1]))
+    table = one.strata
+    counts = table.groupby("stratum", sort=False)[["problems", "asked"]].first()
+    assert counts["problems"].to_dict() == {"both-correct": 3, "only-tuned": 0, "only-base": 2, "neither": 3}
+    assert counts["asked"].to_dict() == {"both-correct": 3, "only-tuned": 0, "only-base": 2, "neither": 7}
+    assert table.loc["only-tuned"].index.tolist() == [("", "no problem is in this stratum")]
+    assert "only-tuned" in one.report().sections[-1].says and "weights" not in table.index.get_level_values("angle")
+    some = [name for name, sides in right.items() if sides == (True, False)]
+    traces = {
+        side: [trace for trace in rows if trace.problem in some]
+        for side, rows in (("base", chosen.base_traces), ("tuned", chosen.tuned_traces))
+    }
+    models, given = (pair.load("base", "cpu"), pair.load("tuned", "cpu")), {"cut": chosen.t_cut, "progress": False}
+    rows = table.loc["only-base"]
+    by_hand = rc.divergence(models, traces["tuned"], progress=False).summary.loc["kl_tuned_base"]
+    line = rows.loc[("divergence", "KL(tuned ‖ base) per token on the tuned model's answers, nats")]
+    np.testing.assert_allclose(line[["value", "low", "high"]].astype(float), by_hand.astype(float), rtol=1e-3)
+    grafts = rc.graft(models, traces, **given).table().query("into == 'base' and answers == 'tuned'")
+    best = grafts[grafts["kind"] == "module"].sort_values("stands").iloc[-1]
+    line = rows.loc[("graft", f"share of the change that {best['modules']} alone brings")]
+    np.testing.assert_allclose(
+        line[["value", "low", "high"]].astype(float),
+        best[["stands", "stands_low", "stands_high"]].astype(float),
+        rtol=1e-2,
+    )
+    scores = [one.sel(sample=some) for one in (found.study.base_scores, found.study.tuned_scores)]
+    by_hand = rc.overlap(*scores).table.loc[("edges", "Jaccard 0.1"), "value"]
+    assert rows.loc["overlap"].iloc[0]["value"] == by_hand
+
+
+def test_a_part_is_measured_as_it_is_told_to(found, pair, problems, store):
+    how = {"transfer": {"interventions": ["mean"], "seeds": 1}, "graft": {"into": ["base"]}}
+    one = rc.change(pair, problems, ["transfer", "graft"], n=8, how=how, device="cpu", store=store)
+    assert list(one.transfer.data) == ["mean"] and one.transfer.data["mean"].sizes["seed"] == 1
+    assert set(one.graft.data["into"].values) == {"base"}
+    ours, theirs = (part.table().query("into == 'base'") for part in (one.graft, found.graft))
+    pd.testing.assert_frame_equal(ours.reset_index(drop=True), theirs.reset_index(drop=True), rtol=1e-4, atol=1e-5)
+    assert one.settings["transfer, seeds"] == 1 and "1" in one.report()._repr_html_()
+
+
 def test_the_report_answers_each_question_on_one_page(found, tmp_path):
     report = found.report(tmp_path / "change.html")
-    assert [section.name for section in report.sections] == list(PARTS)
+    assert [section.name for section in report.sections] == [*PARTS, "strata"]
     page = (tmp_path / "change.html").read_text("utf-8")
     for section in report.sections:
         assert section.says and f'id="rlr-{section.name}"' in page
@@ -153,7 +206,9 @@ def test_bad_input_is_told_before_any_work(pair, problems, tmp_path, monkeypatch
     monkeypatch.setattr(rc.ModelPair, "load", lambda *_a, **_k: pytest.fail("a model was loaded"))
     for options, says in (
         ({"parts": ["grafts"]}, "unknown part 'grafts'.*did you mean 'graft'"),
-        ({"steps": 1}, "steps is 1"),
+        ({"how": {"patching": {"steps": 1}}}, "steps is 1"),
+        ({"how": {"patch": {}}}, "unknown part 'patch'.*did you mean 'patching'"),
+        ({"how": {"graft": {"module": ["a0"]}}}, "unknown argument of graft 'module'.*did you mean 'modules'"),
         ({"level": "blok"}, "did you mean 'block'"),
     ):
         with pytest.raises(rc.InputError, match=says):
