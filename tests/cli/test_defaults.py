@@ -47,7 +47,8 @@ def commands() -> dict[str, dict[str, object]]:
 
 
 def test_functions_have_the_defaults_of_a_study():
-    shared = {name: default for name, default in {**STUDY, **PAIR}.items() if name not in ("answers", "config", "note")}
+    own = ("answers", "config", "method", "note")  # a pair's method is how it was tuned
+    shared = {name: default for name, default in {**STUDY, **PAIR}.items() if name not in own}
     seen = set()
     for name in rc.__all__:
         function = getattr(rc, name)
