@@ -513,7 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.suites or (
         ON_CARD if where.device == "cuda" else [s for s in SUITES if s == "lengths" or s not in ON_CARD]
     )
-    device = torch.cuda.get_device_name() if where.device == "cuda" else _processor()
+    device = torch.cuda.get_device_name() if where.device == "cuda" else processor()
     print(
         f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; {where.dtype}; medians of {where.rounds} rounds"
     )
@@ -525,11 +525,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(pandas.DataFrame(new).drop(columns="suite").round(3).to_string(index=False), flush=True)
             rows += new
             if options.out:  # after each: a run that is cut short has kept what it measured
-                _keep(pandas.DataFrame(rows), options.out / where.device, device, where)
+                keep(pandas.DataFrame(rows), options.out / where.device, device, where)
     return 0
 
 
-def _keep(table: Any, path: Path, device: str, where: Where) -> None:
+def keep(table: Any, path: Path, device: str, where: Where) -> None:
     """Write the table as parquet and, beside it, what it was measured on."""
     import torch
     import transformers
@@ -549,7 +549,8 @@ def _keep(table: Any, path: Path, device: str, where: Where) -> None:
     print(f"==> written: {path.with_suffix('.parquet')}, {path.with_suffix('.json')}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the machine calls its processor."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):

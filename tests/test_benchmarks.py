@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import rlcircuits as rc
 from benchmarks import attribution as bench
+from benchmarks import changes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +28,19 @@ def test_every_case_is_timed_and_weighed_against_the_floor(monkeypatch):
     assert all(row["seconds"] > 0 and row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in rows.values())
     assert rows["block"]["peak_ratio"] == 1.5
     assert rows["head"]["target"] == 1.65 and math.isnan(rows["head lean"]["target"])
+
+
+def test_another_models_messages_are_timed_beside_plain_scores():
+    shape = bench.Shape("tiny", "Qwen2", 2, 32, 4, 2, 48, 64)
+    rows = pd.DataFrame(changes.cross(shape, 16, rounds=1)).set_index("case")
+    assert len(rows) == 12 and (rows["seconds"] > 0).all()
+    assert (rows.loc[["block", "qkv", "head"], "ratio_plain"] == 1).all() and (rows.loc["floor", "ratio"] == 1).all()
+    assert list(rows.index[rows["target"] == changes.TARGET]) == [f"{one}, other model" for one in changes.LEVELS]
+
+
+def test_made_up_scores_are_a_head_graphs():
+    found = changes.scores(2, 3, 4, (0, 1))
+    assert np.isfinite(found.values[0]).sum() == rc.Graph.build("head", 2, 3).n_edges and found.sizes["sample"] == 4
 
 
 @pytest.mark.slow
