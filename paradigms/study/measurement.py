@@ -126,7 +126,7 @@ def _with_known(
     keys = [(level, cut, trace.problem, *trace.answer) for trace in traces]
     if new := [trace for key, trace in zip(keys, traces) if key not in known]:
         found = attributed(model, new, level, cut)
-        known.update(zip([key for key in keys if key not in known], found))
+        known.update(zip([key for key in keys if key not in known], (found[[i]] for i in range(len(new)))))
     return xr.concat([known[key] for key in keys], "sample")
 
 
