@@ -207,7 +207,7 @@ def test_scores_that_are_known_are_those_of_one_call():
     for found, wanted in ((first, whole[:3]), (more, whole[1:]), (again, whole)):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(found["logit_gradient"], wanted["logit_gradient"], rtol=1e-5)
-        assert found["sample"].equals(wanted["sample"]) and found.attrs == wanted.attrs
+        assert [*found["sample"].values] == [*wanted["sample"].values] and found["tokens"].dims == ("sample",)
 
 
 
