@@ -21,7 +21,6 @@ OTHERWISE = {
     "change.alpha": "whole answers, as its accounts are of what is said, not of the beginning",
     "change.keep": "all answers, right or wrong",
     "weight_change.device": "a few matrices at a time, which no GPU makes faster",
-    "trust.ig_steps": "the steps of one of the scores that are checked",
 }
 
 
