@@ -13,11 +13,12 @@
 
 Against exact removal, rank correlation of sizes with EAP's in brackets: of two members of the small family (12 problems,
 every edge) .77, .70 (.57, .52) at block level, .97, .96 (.87, .85) at head level, and .63 of the strongest 5 % of block
-edges are among those of the largest Σ_t |w_t| (.11, .07); of SmolLM2-135M at head level (1,200 weighted runs) .98 (.97),
+edges are among those of the largest Σ_t |w_t| (.11, .07). Of SmolLM2-135M at head level (1,200 weighted runs) .98 (.97)
 and Pearson's correlation .74 (.34): m11->a24.kv2<v> of one trace changes the loss by .28 nats where W says .17 and EAP
-.003. Time: about three times EAP's. To run the reading branch itself exactly, too (``local`` in
-``benchmarks/exactness.py``), gains no more over EAP (sizes .77 on the family, .79 against .77 at block level of
-SmolLM2) and costs 17 times EAP, so it is not offered.
+.003; at block level (1,000 runs) .76 (.72), and .62 (.54) of the strongest 5 %. Circuits of the strongest edges are no
+better than EAP's. Time: one to three times EAP's. To run the reading branch itself exactly, too (``local`` in
+``benchmarks/exactness.py``), gains no more over EAP (sizes .76 on the family, .80 at block level of SmolLM2) and costs 5
+to 40 times EAP, so it is not offered.
 """
 
 from __future__ import annotations
