@@ -144,7 +144,7 @@ def scored_tokens(
         text=[[as_text(token) for token in tokens]] * len(names), texttemplate="%{text}", xgap=2, ygap=2,
         textfont={"color": "#111111"}, hovertemplate="%{y}: %{text}<extra></extra>", row=2, col=1,
     )  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power", nticks=5, title_text="loss (nats)", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, title_text="loss (nats)", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(showticklabels=False, showgrid=False)
     figure.update_layout(showlegend=False)
