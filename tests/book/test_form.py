@@ -147,7 +147,7 @@ def test_the_finding_is_the_same_everywhere() -> None:
 
 def test_the_first_page_is_short_and_light() -> None:
     text = (ROOT / "book" / "intro.md").read_text()
-    opening = text.partition("## Remove an edge")[0]
+    opening = text.partition("## Take an edge away")[0]
     assert QUESTION.match(opening) and opening.count("```{figure}") == 1
     before = re.sub(r"\s+", " ", opening.partition("?**")[2].partition("```")[0])
     assert sentences(before.replace(":", ".")) == 2, "two sentences, and the finding"
