@@ -16,6 +16,11 @@
     fit(target, figure.layout || {});
     return loading.then(function () {
       return window.Plotly.newPlot(target, figure.data, figure.layout, config);
+    }).then(function (plot) {
+      var size = plot._fullLayout && plot._fullLayout._size; // how much is left for panels is known only now
+      if (!size || !heads(figure.layout, size.w)) { return plot; }
+      var found = { annotations: figure.layout.annotations, "margin.t": (figure.layout.margin || {}).t, height: figure.layout.height };
+      return window.Plotly.relayout(plot, JSON.parse(JSON.stringify(found))).then(function () { return plot; });
     }).then(function (plot) { // the text that stands for the figure describes it; its strokes say nothing to a screen reader
       target.querySelectorAll(".main-svg").forEach(function (svg) { svg.setAttribute("aria-hidden", "true"); });
       return plot;
@@ -24,21 +29,47 @@
 
   /* On a narrow page: panels keep a width at which they can be read (their place scrolls), and long titles break. */
   function fit(target, layout) {
-    var starts = {};
-    Object.keys(layout).forEach(function (key) {
-      if (/^xaxis[0-9]*$/.test(key) && layout[key].domain) { starts[layout[key].domain[0].toFixed(2)] = true; }
-    });
-    var columns = Object.keys(starts).length;
+    var columns = Object.keys(panels(layout)).length;
     var width = target.getBoundingClientRect().width;
     if (columns > 1 && width < 600) { target.style.minWidth = 230 * columns + "px"; }
     if (!width || !layout.title) { return; }
-    var more = broken(layout.title, width / 9) * 22;
-    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 6.6) * 24; }
-    if (more) {
-      layout.margin = Object.assign({}, layout.margin);
-      layout.margin.t = (layout.margin.t || template(layout) || 100) + more;
-      if (layout.height) { layout.height += more; }
-    }
+    var more = broken(layout.title, width / 10) * 24;
+    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 7.3) * 18; }
+    grow(layout, more);
+  }
+
+  /* The panels' places across, by where they start. */
+  function panels(layout) {
+    var found = {};
+    Object.keys(layout).forEach(function (key) {
+      if (/^xaxis[0-9]*$/.test(key) && layout[key].domain) { found[layout[key].domain[0].toFixed(2)] = layout[key].domain; }
+    });
+    return found;
+  }
+
+  function grow(layout, more) {
+    if (!more) { return; }
+    layout.margin = Object.assign({}, layout.margin);
+    layout.margin.t = (layout.margin.t || template(layout) || 100) + more;
+    if (layout.height) { layout.height += more; }
+  }
+
+  /* Titles of panels become no wider than their panel, of so many pixels that all panels have; returns whether one changed. */
+  function heads(layout, inner) {
+    var places = panels(layout), grown = 0, changed = false;
+    (layout.annotations || []).forEach(function (head) {
+      if (head.xref !== "paper" || head.yref !== "paper" || head.yanchor !== "bottom" || head.showarrow) { return; }
+      var over = Object.keys(places).map(function (key) { return places[key]; })
+        .filter(function (place) { return place[0] - 0.01 <= head.x && head.x <= place[1] + 0.01; })[0];
+      if (!over || /<(?!br>)/.test(head.text)) { return; }
+      var size = (head.font && head.font.size) || 14, before = head.text;
+      head.text = before.replace(/<br>/g, " ");
+      broken(head, (over[1] - over[0]) * inner / (0.6 * size));
+      changed = changed || head.text !== before;
+      if (head.y > 0.999) { grown = Math.max(grown, (head.text.split("<br>").length - before.split("<br>").length) * size * 1.35); }
+    });
+    grow(layout, Math.ceil(grown));
+    return changed;
   }
 
   function template(layout) {
@@ -46,18 +77,20 @@
     return given && given.t;
   }
 
-  /* Break a plain title at spaces to lines of so many characters; returns how many lines were added. */
+  /* Break a title at spaces and after slashes to lines of so many characters; returns how many lines were added. */
   function broken(title, characters) {
-    if (!title.text || title.text.length <= characters || title.text.indexOf("<") >= 0) { return 0; }
-    var lines = [""];
-    title.text.split(" ").forEach(function (word) {
-      var last = lines[lines.length - 1];
-      if (last && last.length + word.length + 1 > characters) { lines.push(word); } else {
-        lines[lines.length - 1] = last ? last + " " + word : word;
-      }
+    var before = (title.text || "").split("<br>"), lines = [];
+    before.forEach(function (line) {
+      if (line.length <= characters || line.indexOf("<") >= 0) { lines.push(line); return; }
+      var last = "";
+      line.split(/(?<=[ /])/).forEach(function (word) {
+        if (last && (last + word).trim().length > characters) { lines.push(last.trim()); last = ""; }
+        last += word;
+      });
+      lines.push(last.trim());
     });
     title.text = lines.join("<br>");
-    return lines.length - 1;
+    return lines.length - before.length;
   }
 
   /* Draw all figures within an element that are not drawn yet. */

@@ -21,7 +21,7 @@ from plotly.subplots import make_subplots
 from paradigms.study.nulls import spread
 from paradigms.study.tables import null_of
 from rlcircuits.errors import InputError
-from rlcircuits.figures import DASHES, NEUTRAL, PALETTE, SYMBOLS, THEME, as_text
+from rlcircuits.figures import DASHES, NEUTRAL, PALETTE, SYMBOLS, as_text, dress
 from rlcircuits.metrics import METRICS
 
 ORDER = ("sft", "sft-more", "rft", "grpo", "ppo", "dpo", "online-dpo")
@@ -356,10 +356,14 @@ def lags(
                 row=1, col=c,
             )  # fmt: skip
         figure.add_hline(y=0, line={"color": "#333333", "width": 1}, row=1, col=c)
-    figure.update_xaxes(title_text="lag in checkpoints (above 0: the metric comes first)")
+    figure.update_xaxes(title_text="lag in checkpoints")
     figure.update_yaxes(title_text="rank correlation of changes", range=[-1.05, 1.05], col=1)
     return _dress(
-        figure, title or f"Does {label_of(metric)} lead accuracy, or follow it?", "bars: 95 % over seeds", "", 480
+        figure,
+        title or f"Does {label_of(metric)} lead accuracy, or follow it?",
+        "above 0: the metric comes first; bars: 95 % over seeds",
+        "",
+        480,
     )
 
 
@@ -427,7 +431,8 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    subtitle = "share of paradigms and bases with the same sign and the same answer to “does the interval exclude 0?”"
+    figure.update_xaxes(tickangle=-90)
+    subtitle = "share of paradigms and bases of the same sign, the interval as before with or without 0"
     return _dress(figure, title or "Which conclusions survive other settings?", subtitle, "", 430)
 
 
@@ -458,7 +463,7 @@ def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:
             go.Scatter(
                 x=one["effect_x"], y=one["effect_y"], mode="markers+text",
                 text=[as_text(f"× {s}" if intervention == "logits scaled" else s) for s in one["setting"]],
-                textposition=("top center", "bottom center")[i % 2], name=as_text(f"{base}: {intervention}"),
+                textposition=("top center", "bottom center", "middle right", "middle left")[i % 4], name=as_text(f"{base}: {intervention}"),
                 marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 10}, **arms,
             )
         )  # fmt: skip
@@ -485,11 +490,4 @@ def _panels(rows: pd.DataFrame) -> tuple[go.Figure, list[str]]:
 
 
 def _dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int) -> go.Figure:
-    figure.update_layout(
-        template=THEME,
-        title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 13, "color": "#555555"}}},
-        height=height,
-        meta={"alt": f"{title} {subtitle}. {alt}".strip()},
-    )
-    figure.update_annotations(font_size=14)
-    return figure
+    return dress(figure, title, subtitle, f"{subtitle}. {alt}".strip(), height)

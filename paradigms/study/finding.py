@@ -28,7 +28,7 @@ WHOLE = 1.0
 INTENSITY, PER_GRADIENT = "activation_intensity", "intensity_per_gradient"
 NAMES = {
     "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO", "online-dpo": "online DPO", "rft": "RFT", CONTROL: "more SFT",
-    "qwen2": "Qwen2", "llama": "Llama",
+    "qwen2": "Qwen2", "llama": "Llama", "smollm2": "SmolLM2",
 }  # fmt: skip
 METHODS = ("EAP", "EAP-IG", "exact")
 MARKS = {"supported": "✓", "contradicted": "✗", "open": "○"}
@@ -355,7 +355,7 @@ def sure_table(results: Results) -> pd.DataFrame:
             {
                 (named(base), "tuned / base"): factor(*row[["middle", "left", "right"]].astype(float)),
                 (named(base), "a rise is"): row["word"],
-                (named(base), "seeds"): f"{up} of {len(seeds)} up",
+                (named(base), "seeds up"): f"{up}/{len(seeds)}",
             }
         )
     found = pd.DataFrame.from_dict(cells, orient="index").rename_axis("after")

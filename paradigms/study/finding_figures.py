@@ -1,13 +1,14 @@
-"""The two figures of the finding: factors to the base on one logarithmic axis, a panel per base.
+"""The figures of the finding: factors to the base on one logarithmic axis, a panel per base.
 
 1. `intensity_figure`: first-order, integrated and exact intensity of every descendant, side by side.
 2. `confidence_figure`: intensity, per gradient at the logits and at equal loss, with the nulls as rows of their own.
+3. `factors_figure` draws them, and the figure of `paradigms.study.side_by_side`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from paradigms.study.finding import (
 )
 from paradigms.study.nulls import ANOTHER_BASE, NOISE
 from rlcircuits.errors import InputError
-from rlcircuits.figures import NEUTRAL, PALETTE, THEME, as_text
+from rlcircuits.figures import NEUTRAL, PALETTE, as_text, dress
 
 _TICKS = (0.1, 0.3, 1, 3, 10, 30)
 _BAND = "rgba(127,127,127,0.18)"
@@ -49,11 +50,12 @@ def intensity_figure(
     table, methods = standing(results), removals(results)
     if table.empty:
         raise InputError("the study holds no whole answers: measure it at alpha = 1")
-    series: list[Series] = [("first-order (EAP), all problems", PALETTE[1], "circle", table)]
+    series: list[Series] = [("first-order (EAP)", PALETTE[1], "circle", table)]
+    few = f"{results.exactness['n_problems'].max():.0f}" if len(results.exactness) else "fewer"
     names = (
-        "first-order (EAP), the removals' problems",
-        "integrated (EAP-IG), the same",
-        "edges removed (exact), the same",
+        f"first-order, {few} problems",
+        f"integrated (EAP-IG), these {few}",
+        f"edges removed (exact), these {few}",
     )
     for method, name, colour, symbol in zip(
         METHODS, names, (PALETTE[1], PALETTE[0], PALETTE[2]), ("circle-open", "square", "diamond")
@@ -63,7 +65,7 @@ def intensity_figure(
     bands = {base: float(one["null"].iloc[0]) for base, one in table.groupby(level="base", sort=False)}
     rows = [named(p) for p in arranged(table.index.get_level_values("paradigm"))]
     subtitle = "whole answers; bars: 95 % over seeds; grey: the largest null's spread (EAP)"
-    return _factors(series, rows, bands, title, subtitle, "activation intensity, tuned / base")
+    return factors_figure(series, rows, bands, title, subtitle, "activation intensity, tuned / base")
 
 
 def confidence_figure(
@@ -92,7 +94,7 @@ def confidence_figure(
         name for name in ("weight noise, largest", "another base") if name in series[0][3].index.get_level_values(1)
     ]
     subtitle = "whole answers, EAP; bars: 95 % over seeds; the last rows are nulls"
-    return _factors(series, rows, {}, title, subtitle, "tuned / base")
+    return factors_figure(series, rows, {}, title, subtitle, "tuned / base")
 
 
 def _nulls(results: Results, metric: str) -> pd.DataFrame:
@@ -112,14 +114,29 @@ def _nulls(results: Results, metric: str) -> pd.DataFrame:
     return pd.DataFrame(found).T if found else pd.DataFrame(columns=["middle", "left", "right"])
 
 
-def _factors(
-    series: Sequence[Series], rows: Sequence[str], bands: dict[str, float], title: str, subtitle: str, axis: str
+def factors_figure(
+    series: Sequence[Series],
+    rows: Sequence[str],
+    bands: Mapping[str, float],
+    title: str,
+    subtitle: str,
+    axis: str,
+    heads: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """Factors with intervals: a row per name, a panel per base, the series of a row one under the other."""
+    """Factors with intervals: a row per name, a panel per base, the series of a row one under the other.
+
+    Args:
+        series: what is drawn.
+        rows: names from top to bottom.
+        bands: by base, how far its nulls go, in log ratios; drawn behind it.
+        title, subtitle, axis: the figure's, and the horizontal axis'.
+        heads: by base, the panel's title where it is not "… base".
+    """
+    heads = heads or {}
     bases = list(dict.fromkeys(base for *_, table in series for base in table.index.get_level_values(0)))
     figure = make_subplots(
         rows=1, cols=len(bases), shared_yaxes=True, horizontal_spacing=0.04,
-        subplot_titles=[f"{as_text(named(base))} base" for base in bases],
+        subplot_titles=[as_text(heads.get(base, f"{named(base)} base")) for base in bases],
     )  # fmt: skip
     place = {name: len(rows) - i for i, name in enumerate(rows)}
     said = []
@@ -160,10 +177,5 @@ def _factors(
     figure.update_yaxes(
         tickvals=list(place.values()), ticktext=[as_text(n) for n in place], range=[0.4, len(rows) + 0.6]
     )
-    figure.update_layout(
-        template=THEME, height=170 + 45 * len(rows), showlegend=True, margin={"t": 118, "b": 110},
-        title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 13, "color": "#555555"}}},
-        meta={"alt": f"{title}. {'. '.join(said)}."},
-    )  # fmt: skip
-    figure.update_annotations(font_size=14)
-    return figure
+    figure.update_layout(showlegend=True)
+    return dress(figure, title, subtitle, f"{'. '.join(said)}.", 180 + 40 * len(rows))

@@ -41,6 +41,8 @@ from .theme import THEME as THEME
 from .theme import Scores as Scores
 from .theme import SignedLog as SignedLog
 from .theme import as_text as as_text
+from .theme import dress as dress
+from .theme import grid as grid
 from .training import CURVE_UNITS as CURVE_UNITS
 from .training import training_curves as training_curves
 from .training import weight_change as weight_change

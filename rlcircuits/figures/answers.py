@@ -77,23 +77,26 @@ def answer_tokens(
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     top = max((float(np.nanmax(v)) for v in losses.values() if len(v)), default=0.0) or 1.0
+    inside = 55 * (len(answers) - 1) + 34 * sum(lines.values())
     figure.update_layout(
         coloraxis={
             "colorscale": [list(stop) for stop in SEQUENTIAL],
             "cmin": 0,
             "cmax": top,
-            "showscale": bool(losses),
-            "colorbar": {"title": {"text": "loss (nats)"}, "thickness": 10},
+            "showscale": bool(losses) and inside >= 100,
+            "colorbar": {
+                "title": {"text": "loss (nats)"}, "thickness": 10, "nticks": 3, "lenmode": "pixels", "len": min(140, inside),
+            },
         }
-    )
+    )  # fmt: skip
     said = " ".join(f"{name}: {' '.join(tokens)}." for name, tokens in answers.items())
-    shading = "Shaded by the loss of each token" if losses else "In reading order"
+    shading = f"Shaded by the loss of each token, up to {top:.2g} nats" if losses else "In reading order"
     return dress(
         figure,
         title or "What did the models answer?",
         shading,
         f"Answers token by token. {said}",
-        150 + 55 * len(answers) + 34 * sum(lines.values()),
+        205 + inside,
     )
 
 

@@ -76,10 +76,9 @@ def change_forest(
     dress(
         figure, title or "What did fine-tuning change, from every side?",
         "Dots: value with 95 % interval over problems; grey: what chance, or no change, would give",
-        f"Panels: {'; '.join(heads)}. {said}.", height=height,
+        f"Panels: {'; '.join(heads)}. {said}.", height=height, heads=12,
     )  # fmt: skip
-    figure.update_annotations(font_size=12)
-    return figure.update_layout(margin_t=145, height=height + 30)
+    return figure
 
 
 def _line(summary: pd.DataFrame, angle: str, at: int) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def graft_depth(tables: Mapping[str, pd.DataFrame], answers: str = "tuned", titl
         )
     )
     figure.update_xaxes(title_text="share of the first layers that are the tuned model's", range=[0, 1.03])
-    figure.update_yaxes(title_text="stands between base (0) and tuned (1)")
+    figure.update_yaxes(title_text="from base (0) to tuned (1)")
     return dress(
         figure, title or "From which depth on is it the tuned model?",
         "Embeddings and first layers grafted into the base; bands: 95 % over problems",
@@ -238,7 +237,7 @@ def patching_curves(curves: Mapping[str, pd.DataFrame], title: str | None = None
         half = first["patched"][(first["stands"] >= 0.5) if directions[0] == "bring" else (first["stands"] <= 0.5)]
         said.append(f"{name} " + (f"{half.iloc[0]:.0f} edges" if len(half) else "none tried"))
     figure.update_xaxes(type="log", title_text="edges patched, %")
-    figure.update_yaxes(title_text="stands between base (0) and tuned (1)", col=1)
+    figure.update_yaxes(title_text="from base (0) to tuned (1)", col=1)
     return dress(
         figure, title or "Do few edges carry the change?",
         "Edges in order of their integrated effects, patched together and run; dotted: random edges",
@@ -261,8 +260,8 @@ def transfer_curves(
         InputError: nothing given, or no such intervention or model.
     """
     curves = some(curves)
-    columns = min(3, len(curves))
-    rows = math.ceil(len(curves) / columns)
+    rows = math.ceil(len(curves) / 3)
+    columns = math.ceil(len(curves) / rows)
     height, gap = grid(rows, 220)
     figure = make_subplots(rows=rows, cols=columns, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
                            vertical_spacing=gap, subplot_titles=[as_text(name) for name in curves])  # fmt: skip
@@ -293,7 +292,11 @@ def transfer_curves(
             ends = [*ends, f"{names[circuit]} {middle['faithfulness']:.2f}"]
         said.append(f"{name}: {', '.join(ends)}")
     figure.update_xaxes(type="log")
-    figure.update_xaxes(title_text="edges kept, %", row=rows)
+    for i in range(
+        max(0, len(curves) - columns), len(curves)
+    ):  # the lowest of each column, also where the last row ends
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        figure.update_xaxes(title_text="edges kept, %", showticklabels=True, **at)
     figure.update_yaxes(title_text="faithfulness", col=1)
     return dress(
         figure, title or f"Does the {model} model still run on the {other} model's circuit?",

@@ -56,7 +56,7 @@ def cost_curves(table: pd.DataFrame, title: str | None = None) -> go.Figure:
             title_text=f"{size} ({usual} {other})",
             col=column,
         )
-        figure.update_yaxes(type="log", title_text="seconds" if column == 1 else None, col=column)
+        figure.update_yaxes(type="log", dtick="D2", title_text="seconds" if column == 1 else None, col=column)
     largest = table.loc[table["tokens"] == table["tokens"].max()].groupby("case")["seconds"].median()
     ends = "; ".join(f"{case} {seconds:.3g} s" for case, seconds in largest.items())
     return dress(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,12 @@ from rlcircuits.metrics import paired
 
 MOST_CELLS = 60_000
 """Cells of a heatmap; a larger graph is drawn with the heads of each layer summed."""
+BESIDE = 4.0
+"""By how much the scores of one model may be larger before the other's heatmap has colours of its own."""
+BARS = 30
+"""Pixels for the colour bars below heatmaps."""
+STRONG, NAMED = 1 / 3, 3
+"""An edge is drawn strongly from this share of the strongest on, and so many are named above their panel."""
 
 
 def adjacency(
@@ -42,7 +49,7 @@ def adjacency(
     if pooled:
         panels, sources, destinations = _without_heads(panels, sources, destinations)
     figure = make_subplots(
-        rows=1, cols=len(panels), subplot_titles=[as_text(name) for name in panels], horizontal_spacing=0.1
+        rows=1, cols=len(panels), subplot_titles=[as_text(name) for name in panels], horizontal_spacing=0.04
     )
     both = np.stack(list(panels.values()), axis=-1) if len(sources) * len(destinations) <= 5_000 else None
     rows = "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}}" for i, n in enumerate(panels))
@@ -54,35 +61,42 @@ def adjacency(
             y=[as_text(s) for s in sources],
             customdata=both,
             name=as_text(name),
-            coloraxis="coloraxis2" if column == 3 else "coloraxis",
             hovertemplate="%{y} → %{x}" + rows + "<extra></extra>",
         )
         figure.add_trace(trace, row=1, col=column)
-    figure.update_xaxes(type="category", title_text="destination", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_xaxes(type="category", title_text="destination", showgrid=False, tickangle=-90, tickfont_size=11)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, tickfont_size=11)
     figure.update_yaxes(showticklabels=False)
     figure.update_yaxes(title_text="source", showticklabels=True, row=1, col=1)
-    _signed_colours(figure, "coloraxis", list(panels.values())[:2], "nats", x=1.0 if len(panels) < 3 else None)
-    if len(panels) == 3:
-        _signed_colours(figure, "coloraxis2", list(panels.values())[2:], "Δ nats", x=1.0)
-        # The difference has colours of its own, so the bar of the first two stands before it and needs room.
-        starts = (0.0, 0.28, 0.74)
-        for axis, above, start in zip(("", "2", "3"), figure.layout.annotations, starts, strict=True):
-            figure.layout[f"xaxis{axis}"].domain = (start, start + 0.24)
-            above.x = start + 0.12
-        figure.layout.coloraxis.colorbar.update(x=0.53)
-        figure.update_xaxes(tickfont_size=12)
+    height = max(380, min(900, 190 + 16 * len(sources)))
+    shared = _shared_scales(list(panels.values()))
+    for number, columns in enumerate(shared):
+        axis = f"coloraxis{number + 1 if number else ''}"
+        domains = [figure.layout[f"xaxis{column + 1 if column else ''}"].domain for column in columns]
+        _signed_colours(figure, axis, [list(panels.values())[c] for c in columns], (domains[0][0], domains[-1][1]))
+        for column in columns:
+            figure.data[column].coloraxis = axis
     question = "Which edges carry the loss?" if tuned is None else "Which edges carry the loss, and which changed?"
     what = what_is_shown(base, sample)
     dress(
         figure,
         title or question,
-        f"Edge scores, {as_text(what)}; grey: no edge" + ("; summed over the heads of each layer" if pooled else ""),
+        f"Edge scores (nats), {as_text(what)}; grey: no edge"
+        + ("; summed over the heads of each layer" if pooled else "")
+        + ("; each panel to its own scale" if len(shared) == len(panels) > 2 else ""),
         f"Heatmaps of edge scores, sources by destinations, {what}: " + _strongest(panels, sources, destinations),
-        height=max(380, min(900, 190 + 16 * len(sources))),
+        height + BARS,
     )
-    figure.update_layout(plot_bgcolor=NO_EDGE)
-    return figure
+    return figure.update_layout(plot_bgcolor=NO_EDGE, margin_b=figure.layout.margin.b + BARS)
+
+
+def _shared_scales(matrices: Sequence[np.ndarray]) -> list[list[int]]:
+    """Which panels share their colours: base and tuned, unless one would be blank beside the other; the difference has its own."""
+    if len(matrices) < 2:
+        return [[0]]
+    reaches = [robust_range([matrix]) for matrix in matrices[:2]]
+    both = [[0, 1]] if max(reaches) <= BESIDE * min(reaches) else [[0], [1]]
+    return [*both, *([column] for column in range(2, len(matrices)))]
 
 
 def _without_heads(
@@ -117,8 +131,9 @@ def residual_graph(
 ) -> go.Figure:
     """The residual graph from the input (below) to the logits (above) with each panel's `k` strongest edges.
 
-    One line trace per sign and panel, so that thousands of edges stay fluid; the dot on an edge grows with
-    |score| and shows, on hovering, the edge and its score in both models.
+    Two line traces per sign and panel, of strong and of weak edges, so that thousands of edges stay fluid; the dot on an
+    edge grows with |score| and shows, on hovering, the edge and its score in both models. The strongest edges of a panel are
+    named above it.
 
     Args:
         base, tuned: scores of one or two models; NaN edges are not drawn, so a filter is `scores.where(…)`.
@@ -138,7 +153,10 @@ def residual_graph(
         rows=1,
         cols=len(panels),
         shared_yaxes=True,
-        subplot_titles=[as_text(name) for name in panels],
+        subplot_titles=[
+            "<br>".join(textwrap.wrap(as_text(name), 24)) + _named(matrix, sources, destinations)
+            for name, matrix in panels.items()
+        ],
         horizontal_spacing=0.02,
     )
     for column, matrix in enumerate(panels.values(), start=1):
@@ -213,20 +231,16 @@ def robust_range(matrices: Sequence[np.ndarray], quantile: float = 0.98) -> floa
     return float(np.quantile(sizes, quantile)) or float(sizes.max())
 
 
-def _signed_colours(figure: go.Figure, axis: str, matrices: Sequence[np.ndarray], unit: str, x: float | None) -> None:
-    reach = robust_range(matrices)
-    bar = {"title": {"text": unit, "side": "top"}, "thickness": 10, "len": 0.9, "exponentformat": "power", "nticks": 5}
-    figure.update_layout(
-        {
-            axis: {
-                "colorscale": [list(stop) for stop in DIVERGING],
-                "cmin": -reach,
-                "cmid": 0.0,
-                "cmax": reach,
-                "colorbar": bar | ({"x": x} if x is not None else {}),
-            }
-        }
-    )
+def _signed_colours(figure: go.Figure, axis: str, matrices: Sequence[np.ndarray], place: tuple[float, float]) -> None:
+    """Colours of panels that stand from `place` to `place`, with their bar below."""
+    reach, (left, right) = robust_range(matrices), place
+    bar = {
+        "thickness": 10, "exponentformat": "power", "tickvals": [-reach, 0, reach],
+        "ticktext": [f"{-reach:.1g}".replace("-", "−"), "0", f"{reach:.1g}"], "orientation": "h", "xanchor": "center",
+        "x": (left + right) / 2, "len": min(0.3, 0.85 * (right - left)), "yref": "container", "yanchor": "bottom", "y": 0.02,
+    }  # fmt: skip
+    colours = [list(stop) for stop in DIVERGING]
+    figure.update_layout({axis: {"colorscale": colours, "cmin": -reach, "cmid": 0.0, "cmax": reach, "colorbar": bar}})
 
 
 NODE = re.compile(r"(?P<kind>[am])(?P<layer>\d+)(?:\.(?P<part>h|kv)(?P<index>\d+))?|input|logits")
@@ -258,7 +272,7 @@ def node_places(names: Sequence[str]) -> tuple[dict[str, tuple[float, float]], l
             places[node] = (0.0, 0.0 if node == "input" else float(top))
         elif m["part"] is None:
             y = 2 * int(m["layer"]) + (1 if m["kind"] == "a" else 2)
-            places[node] = (-0.55 if m["kind"] == "a" else 0.55, float(y))
+            places[node] = (-0.7 if m["kind"] == "a" else 0.7, float(y))
         else:
             x = -1 + 2 * (int(m["index"]) + 0.5) / width[m["part"]]
             places[node] = (x, 2 * int(m["layer"]) + (1 if m["part"] == "h" else 0.45))
@@ -294,26 +308,43 @@ def _edge_traces(
     edge = [f"{as_text(source)} → {as_text(destination)}" for source, destination in ends]
     scores = [[m[i, j] for m in panels.values()] for i, j in zip(rows, columns, strict=True)]
     hover = "%{text}" + "".join(f"<br>{as_text(n)}: %{{customdata[{i}]:.3g}} nats" for i, n in enumerate(panels))
+    strong = np.abs(values) >= STRONG * np.abs(values).max(initial=0)
+    nothing = np.full((1, 1, 2), np.nan)
     traces = []
     for sign, colour, label in ((1, POSITIVE, "above zero"), (-1, NEGATIVE, "below zero")):
+        for of, width, opacity in ((strong, 2.5, 0.75), (~strong, 1.0, 0.4)):
+            chosen = np.flatnonzero((np.sign(values) == sign) & of)
+            gaps = np.full((len(chosen), 1, 2), np.nan)
+            lines = np.concatenate([curves[chosen], gaps], axis=1) if len(chosen) else nothing
+            traces.append(
+                go.Scatter(
+                    x=lines[..., 0].ravel(), y=lines[..., 1].ravel(), mode="lines",
+                    line={"color": colour, "width": width}, opacity=opacity,
+                    name=label, legendgroup=label, showlegend=first and of is strong, hoverinfo="skip", connectgaps=False,
+                )
+            )  # fmt: skip
         chosen = np.flatnonzero(np.sign(values) == sign)
-        lines = np.concatenate([curves[chosen], np.full((len(chosen), 1, 2), np.nan)], axis=1).reshape(-1, 2)
         middle = curves[chosen, curves.shape[1] // 2]
-        traces += [
-            go.Scatter(
-                x=lines[:, 0], y=lines[:, 1], mode="lines",
-                line={"color": colour, "width": 1.5}, opacity=0.55,
-                name=label, legendgroup=label, showlegend=first, hoverinfo="skip", connectgaps=False,
-            ),
+        traces.append(
             go.Scatter(
                 x=middle[:, 0], y=middle[:, 1], mode="markers",
                 showlegend=False, legendgroup=label, name=label,
                 marker={"color": colour, "size": size[chosen], "line": {"width": 0}},
                 text=[edge[i] for i in chosen], customdata=[scores[i] for i in chosen],
                 hovertemplate=hover + "<extra></extra>",
-            ),
-        ]  # fmt: skip
+            )
+        )  # fmt: skip
     return traces
+
+
+def _named(matrix: np.ndarray, sources: Sequence[str], destinations: Sequence[str]) -> str:
+    """A second line for a panel's title: its strongest edges by name, as many as have room."""
+    rows, columns = np.nonzero(np.isfinite(matrix) & (matrix != 0))
+    order = np.argsort(-np.abs(matrix[rows, columns]), kind="stable")[:NAMED]
+    names = [f"{sources[int(rows[i])]}→{destinations[int(columns[i])]}" for i in order]
+    while len(", ".join(names)) > 28 and len(names) > 1:
+        names.pop()
+    return f'<br><span style="font-size: 11px">{as_text(", ".join(names))}</span>' if names else ""
 
 
 def edge_curves(start: np.ndarray, end: np.ndarray, n_points: int = 13) -> np.ndarray:
@@ -335,7 +366,7 @@ def _node_trace(places: dict[str, tuple[float, float]]) -> go.Scatter:
         text=[as_text(node.rpartition(".")[2] if heads else node) for node in places],
         customdata=[as_text(node) for node in places],
         textposition="middle center",
-        textfont={"size": 8 if heads else 10},
+        textfont={"size": 8 if heads else 9},
         marker={
             "size": 7 if crowded else 19 if heads else 24,
             "color": "#FFFFFF",

@@ -9,10 +9,12 @@ import xarray as xr
 
 from rlcircuits.errors import InputError
 from rlcircuits.figures.graph import residual_graph
-from rlcircuits.figures.theme import as_text, some
+from rlcircuits.figures.theme import TOP, as_text, some
 
 MOST_POINTS = 400_000
 """Points of all choices together, so that the page stays fluid."""
+MENU = 45
+"""Pixels that a drop-down takes between the titles of a figure and its panels."""
 
 
 def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str | None = None) -> go.Figure:
@@ -56,7 +58,7 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
         }
         for name, one in figures.items()
     ]
-    room = first.layout.height or 450
+    room, top = first.layout.height or 450, first.layout.margin.t or TOP
     if slider:
         whole.update_layout(
             sliders=[
@@ -73,10 +75,8 @@ def choices(figures: Mapping[str, go.Figure], slider: bool = False, title: str |
         )
         whole.update_layout(height=room + 80, margin_b=150)
     else:
-        whole.update_layout(
-            updatemenus=[{"buttons": steps, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}]
-        )
-        whole.update_layout(height=room + 85, margin_t=200)
+        menu = {"buttons": steps, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 34}}
+        whole.update_layout(updatemenus=[menu], height=room + MENU, margin_t=top + MENU)
     if title is not None:
         whole.layout.title.text = title
     alts = [str((one.layout.meta or {}).get("alt", "")) for one in figures.values()]

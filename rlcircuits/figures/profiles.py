@@ -224,6 +224,8 @@ def sample_scatter(
     unit = f" ({known.unit})" if known.unit else ""
     for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
         update(title_text=f"{as_text(name)}{unit}", type="log" if log else "linear", exponentformat="power")
+        if log and finite.max() > 100 * finite.min():
+            update(dtick=1)
     up = int((y > x).sum())
     moved = (
         f"mean change {change:+.3g} [{low:.3g}, {high:.3g}]"

@@ -28,16 +28,28 @@ _AXIS = {
     "automargin": True,
     "title": {"standoff": 8, "font": {"size": 14}},
 }
+PAD, TOP, BOTTOM = 30, 115, 90
+"""Pixels above a title, where a figure's buttons are; what a height counts for above and below the panels."""
+_LINE = 1.35
 THEME = go.layout.Template(
     layout={
         "font": {"family": "Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"},
-        "title": {"x": 0.0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 18}},
+        "title": {
+            "x": 0.0,
+            "xref": "container",
+            "xanchor": "left",
+            "y": 1.0,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"l": 12, "t": PAD},
+            "font": {"size": 18},
+        },
         "colorway": PALETTE,
         "paper_bgcolor": "#FFFFFF",
         "plot_bgcolor": "#FFFFFF",
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "margin": {"l": 70, "r": 30, "t": 115, "b": 90},
+        "margin": {"l": 70, "r": 30, "t": TOP, "b": BOTTOM},
         "hoverlabel": {"align": "left", "namelength": -1},
         "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0.0},
     }
@@ -80,16 +92,47 @@ def line_of(i: int) -> dict[str, str]:
     return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)]}
 
 
-def dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int = 460) -> go.Figure:
-    """Give a figure the theme, its title and its description, and return it."""
-    figure.update_layout(
+def dress(figure: go.Figure, title: str, subtitle: str, alt: str, height: int = 460, heads: int = 14) -> go.Figure:
+    """Give a figure the theme, its title and its description, and return it.
+
+    Args:
+        figure: what is dressed; its panels have their titles.
+        title, subtitle: what stands above it, plain or with ``<br>``.
+        alt: what it shows, in words; the title is put before it.
+        height: in pixels, `TOP` and `BOTTOM` of which stand for what is above and below the panels; in their place comes as
+            much as that needs.
+        heads: size of the panels' titles.
+    """
+    figure.update_annotations(font_size=heads)
+    top = PAD + _tall(title, 18) + _tall(subtitle, 13) + 18 + max(map(_head, figure.layout.annotations), default=0)
+    below = BOTTOM if _has_legend(figure) else 60 if any(axis.title.text for axis in figure.select_xaxes()) else 30
+    told: dict[str, Any] = {"text": title}
+    if subtitle:
+        told["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": "#555555"}}
+    return figure.update_layout(
         template=THEME,
-        title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 13, "color": "#555555"}}},
-        height=height,
+        title=told,
+        height=height - TOP - BOTTOM + top + below,
+        margin={"t": top, "b": below},
         meta={"alt": f"{title} {alt}"},
     )
-    figure.update_annotations(font_size=14)
-    return figure
+
+
+def _has_legend(figure: go.Figure) -> bool:
+    """Whether plotly draws a legend: asked for, or by itself for two traces or more."""
+    drawn = [t for t in figure.data if t.showlegend is not False and t.type not in ("heatmap", "table")]
+    return bool(drawn) and (len(drawn) > 1 or any(t.showlegend for t in drawn) or bool(figure.layout.showlegend))
+
+
+def _tall(text: str, size: int) -> int:
+    """Pixels that lines of text are high."""
+    return math.ceil(_LINE * size * (text.count("<br>") + 1)) if text else 0
+
+
+def _head(annotation: Any) -> int:
+    """Pixels above the panels that an annotation takes: those of the first row's titles."""
+    above = annotation.yref == "paper" and annotation.yanchor == "bottom" and annotation.y > 0.999
+    return _tall(annotation.text, annotation.font.size) + 4 if above else 0
 
 
 class SignedLog:

@@ -54,7 +54,7 @@ def training_curves(
         raise InputError(f"curves hold nothing to draw: expected at least one of {', '.join(CURVE_UNITS)}")
     wide = min(3, len(columns))
     rows = math.ceil(len(columns) / wide)
-    height, gap = grid(rows, 170)
+    height, gap = grid(rows, 170, 115)
     figure = make_subplots(
         rows=rows,
         cols=wide,
@@ -84,7 +84,7 @@ def training_curves(
             )
             figure.add_trace(trace, row=row + 1, col=col + 1)
             first = False
-    figure.update_xaxes(title_text=as_text(x.replace("_", " ")))
+    figure.update_xaxes(title_text=as_text(x.replace("_", " ")), nticks=4)
     ends = "; ".join(
         f"{n} ends at {CURVE_UNITS.get(columns[0], columns[0])} {t[columns[0]].dropna().iloc[-1]:.3g}"
         for n, t in curves.items()

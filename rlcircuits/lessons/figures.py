@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rlcircuits.errors import InputError
-from rlcircuits.figures import DASHES, NEUTRAL, NO_EDGE, PALETTE, SEQUENTIAL, SYMBOLS, THEME, as_text
+from rlcircuits.figures import DASHES, NEUTRAL, NO_EDGE, PALETTE, SEQUENTIAL, SYMBOLS, as_text, dress
 from rlcircuits.metrics import METRICS
 
 
@@ -61,7 +61,7 @@ def removal_curves(
     ends = "; ".join(
         f"{edge}: first order {scores[edge]:+.2f}, exact {effect[-1]:+.2f} nats" for edge, effect in effects.items()
     )
-    return _dressed(figure, title or "How long does the slope tell the truth?", f"At share 1, {ends}.", 440)
+    return dress(figure, title or "How long does the slope tell the truth?", "", f"At share 1, {ends}.", 440)
 
 
 def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int = 2) -> go.Figure:
@@ -103,6 +103,7 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
             type="log" if wide else "linear", range=[np.log10(max(low, 0.05)), np.log10(high)] if wide else [low, high],
             tickvals=[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50] if wide else None, **at,
         )  # fmt: skip
+    figure.update_yaxes(title_text="share of its value", title_font_size=12, col=1)
     figure.update_xaxes(
         type="log", tickvals=sorted(set(table["factor"])), ticktext=[f"{f:g}" for f in sorted(set(table["factor"]))]
     )
@@ -112,7 +113,7 @@ def metric_responses(table: pd.DataFrame, title: str | None = None, columns: int
         table.assign(by=np.abs(np.log(table["share"].clip(lower=1e-9)))).groupby(["metric", "deformation"])["by"].max()
     )
     most = "; ".join(f"{METRICS[m].label} by {moved[m].idxmax()}" for m in metrics if moved[m].max() > 0.01)
-    return _dressed(figure, title or "What moves each metric?", f"Moved most: {most}.", 150 + 260 * rows)
+    return dress(figure, title or "What moves each metric?", "", f"Moved most: {most}.", 150 + 260 * rows)
 
 
 def scored_tokens(
@@ -149,13 +150,6 @@ def scored_tokens(
     figure.update_xaxes(showticklabels=False, showgrid=False)
     figure.update_layout(showlegend=False)
     said = "; ".join(f"{name}: {' '.join(tokens[:cut])}" for name, cut in cuts.items())
-    return _dressed(
-        figure, title or "Which tokens of an answer does each α score?", f"Scored at {said}.", 330 + 34 * len(names)
+    return dress(
+        figure, title or "Which tokens of an answer does each α score?", "", f"Scored at {said}.", 330 + 34 * len(names)
     )
-
-
-def _dressed(figure: go.Figure, title: str, alt: str, height: int) -> go.Figure:
-    """The figure in the theme, with its title and a description in words."""
-    figure.update_layout(template=THEME, title={"text": title}, height=height, meta={"alt": f"{title} {alt}"})
-    figure.update_annotations(font_size=14)
-    return figure

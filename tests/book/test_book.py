@@ -23,7 +23,7 @@ import yaml
 import rlcircuits
 from rlcircuits.errors import InputError
 from rlcircuits.lab import parameters as notebook
-from tests.fixtures.browser import chromium, faults, sized
+from tests.fixtures.browser import chromium, collisions, faults, sized
 from tests.fixtures.viewer import EVIL
 from tests.fixtures.waiting import until
 
@@ -191,7 +191,8 @@ class Visit:
     asked: list[str]
     failed: list[Any]
     errors: list[str]
-    faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths
+    faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths and in the dark
+    collisions: list[list[str]]  # of texts of figures, at both widths
     phone: dict[str, Any]
 
 
@@ -234,11 +235,14 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
         drawn = _open(browser, path)
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-        found = faults(browser, axe, impacts=SERIOUS)
+        found, covered = faults(browser, axe, impacts=SERIOUS), collisions(browser)
+        browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+        found += faults(browser, axe, ("color-contrast",), SERIOUS)
         sized(browser, 375, 800, mobile=True)
         _open(browser, path)
         phone = browser.execute_script(WIDTHS)
         found += faults(browser, axe, NARROW, SERIOUS)
+        covered += collisions(browser)
         sized(browser, 1280, 900, mobile=False)
         browser.get("about:blank")
         browser.get_log("performance"), browser.get_log("browser")
@@ -248,6 +252,7 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
             failed=[event["params"] for event in events if event["method"] == "Network.loadingFailed"],
             errors=errors,
             faults=found,
+            collisions=covered,
             phone=phone,
         )
         return seen[name]
@@ -274,6 +279,11 @@ def test_no_serious_accessibility_fault(name: str, visit: Callable[[str], Visit]
 def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visit]) -> None:
     phone = visit(name).phone
     assert phone["window"] == 375 and phone["width"] <= 375 and not phone["wide"], phone
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_texts_of_figures_stand_clear_of_each_other(name: str, visit: Callable[[str], Visit]) -> None:
+    assert visit(name).collisions == []
 
 
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:

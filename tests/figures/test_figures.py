@@ -154,21 +154,42 @@ def test_colours_are_centred_on_zero_and_not_ruled_by_one_edge():
     assert middle.upper() == "#FFFFFF"
 
 
+def test_a_weak_model_beside_a_strong_one_is_not_blank():
+    """Base and tuned share their colours while they can be compared; a difference never does."""
+    base, tuned = graph_scores(0), graph_scores(1)
+    alike = figures.adjacency(base, tuned)
+    assert [t.coloraxis for t in alike.data] == ["coloraxis", "coloraxis", "coloraxis2"]
+    apart = figures.adjacency(base, 20 * tuned)
+    assert [t.coloraxis for t in apart.data] == ["coloraxis", "coloraxis2", "coloraxis3"]
+    said = [one.layout.title.subtitle.text for one in (alike, apart)]
+    assert ["each panel to its own scale" in text for text in said] == [False, True]
+    sizes = np.abs(base.mean("sample").values)
+    assert apart.layout.coloraxis.cmax == pytest.approx(np.nanquantile(sizes, 0.98))
+
+
 def test_adjacency_of_zero_scores_has_a_range():
     axis = figures.adjacency(graph_scores(0) * 0).layout.coloraxis
     assert axis.cmax == 1
 
 
 @pytest.mark.parametrize("level", ["block", "qkv", "head"])
-def test_residual_graph_draws_the_k_strongest_edges_in_one_line_trace_per_sign(level):
+def test_residual_graph_draws_the_k_strongest_edges_in_two_line_traces_per_sign(level):
     w = graph_scores(3, level)
     figure = figures.residual_graph(w, k=12, sample="p/1")
-    assert [t.mode for t in figure.data].count("lines") == 2 and not figure.layout.shapes
+    lines = [t for t in figure.data if t.mode == "lines"]
+    assert len(lines) == 4 and not figure.layout.shapes
+    assert sum(int(np.isnan(np.array(t.x, float)).sum()) for t in lines if len(t.x) > 1) == 12
     dots = [t for t in figure.data if t.mode == "markers" and t.text]
     drawn = {text: c[0] for t in dots for text, c in zip(t.text, t.customdata, strict=True)}
     matrix = w.sel(sample="p/1").values
     strongest = np.sort(np.abs(matrix[np.isfinite(matrix)]))[::-1][:12]
     np.testing.assert_allclose(np.sort(np.abs(list(drawn.values())))[::-1], strongest)
+    largest = max(map(abs, drawn.values()))
+    for k, (strong, _) in enumerate((lines[:2], lines[2:])):
+        n = sum(abs(v) >= largest / 3 and np.sign(v) == (1, -1)[k] for v in drawn.values())
+        assert np.isnan(np.array(strong.x, float)).sum() == max(n, 1)
+    named = figure.layout.annotations[0].text.partition('px">')[2].partition("</span>")[0].split(", ")
+    assert [drawn[name.replace("→", " → ")] for name in named] == sorted(drawn.values(), key=abs)[::-1][: len(named)]
     for trace, sign in zip(dots, (1, -1), strict=True):
         assert all(np.sign(c[0]) == sign for c in trace.customdata)
     for text, value in drawn.items():  # each label is the edge that has this score
@@ -190,7 +211,7 @@ def test_residual_graph_lines_start_and_end_at_their_nodes():
 
 def test_thousands_of_edges_stay_few_traces():
     figure = figures.residual_graph(graph_scores(0, "head", n_layers=8), graph_scores(1, "head", n_layers=8), k=3000)
-    assert len(figure.data) == 15 and not figure.layout.shapes
+    assert len(figure.data) == 21 and not figure.layout.shapes
 
 
 def test_a_filter_may_leave_no_edge():
@@ -485,7 +506,7 @@ def test_a_large_graph_stays_light():
     coords = {"sample": ["p/0"], "source": list(graph.sources), "destination": list(graph.destinations)}
     large = xr.DataArray(w, dims=metrics.DIMS, coords=coords, attrs=scores.attrs)
     figure = figures.graph_by_size(large, -large)
-    assert graph.n_edges > 8e5 and len(figure.data) == 4 * 3 * 5 and len(figure.layout.sliders[0].steps) == 4
+    assert graph.n_edges > 8e5 and len(figure.data) == 4 * 3 * 7 and len(figure.layout.sliders[0].steps) == 4
     assert sum(len(t.x) for t in figure.data) < 60_000 and not figure.layout.shapes
     assert len(figure.to_json()) < 4e6
     heat = figures.adjacency(large, -large)

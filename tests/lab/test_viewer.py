@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import rlcircuits as rc
 from rlcircuits.errors import InputError
@@ -376,6 +379,23 @@ def test_the_saved_picture_holds_what_is_drawn(seen: Seen) -> None:
         for i in range(3)
     )
     assert dashed == below and {"tuned − base"} <= {t.text.split(":")[0] for t in root.iterfind("{*}text")}
+
+
+def test_the_picture_as_png_is_the_svg_twice_as_large(seen: Seen) -> None:
+    """White paper, ink and both signs' colours are in it."""
+    file, (width, height) = seen.browser.execute_async_script(
+        "const done = arguments[0], { graph } = document.querySelector('.rlc-viewer-host').viewer;"
+        "const box = new DOMParser().parseFromString(graph.svg(), 'image/svg+xml').documentElement;"
+        "graph.png().then((blob) => { const reader = new FileReader();"
+        " reader.onload = () => done([reader.result, ['width', 'height'].map((name) => Number(box.getAttribute(name)))]);"
+        " reader.readAsDataURL(blob); });"
+    )
+    image = Image.open(io.BytesIO(base64.b64decode(file.partition("base64,")[2]))).convert("RGB")
+    assert image.size == (2 * width, 2 * height)
+    pixels = np.asarray(image).reshape(-1, 3).astype(int)
+    assert np.mean((pixels == 255).all(axis=1)) > 0.5
+    assert (pixels.sum(axis=1) < 150).any()
+    assert (pixels[:, 0] - pixels[:, 2] > 80).any() and (pixels[:, 2] - pixels[:, 0] > 80).any()
 
 
 def test_a_view_is_opened_and_given_back(browser: Any, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_every_member_beyond_the_nulls() -> None:
     study = made({"ppo": (9, 8, 10), "dpo": (4, 3, 5)})
     said = finding.in_one_sentence(study)
     assert "rises × 4.0 to × 9.0 on the one base after PPO and DPO" in said and "not shown" not in said
-    assert list(finding.sure_table(study).loc["PPO"]) == ["× 9.00 [8.00, 10.00]", "supported", "2 of 2 up"]
+    assert list(finding.sure_table(study).loc["PPO"]) == ["× 9.00 [8.00, 10.00]", "supported", "2/2"]
     figure = finding_figures.intensity_figure(study)
     assert list(figure.data[0].x) == pytest.approx([9, 4]) and "× 9.00 [8.00, 10.00]" in figure.layout.meta["alt"]
 

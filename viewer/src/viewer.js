@@ -14,6 +14,7 @@ import { STYLE } from "./style.js";
 
 export const MEAN = "mean of all problems";
 export const MOST = 300;
+const BESIDE = 4;
 const ROWS = 10;
 const KEYS = "Arrow keys go from edge to edge, Enter chooses, plus, minus and 0 zoom, Shift and arrows move.";
 const key = (...parts) => JSON.stringify(parts);
@@ -90,7 +91,8 @@ export class Viewer {
       h("section", { class: "head" }, h("div", { class: "buttons" },
         this.ask && file,
         h("button", { type: "button", onclick: () => this.saveView(file.value) }, "save view"),
-        h("button", { type: "button", onclick: () => download("graph.svg", "image/svg+xml", this.graph.svg()) }, "save picture")), this.saved));
+        h("button", { type: "button", onclick: () => download("graph.svg", "image/svg+xml", this.graph.svg()) }, "save as SVG"),
+        h("button", { type: "button", onclick: async () => download("graph.png", "image/png", await this.graph.png()) }, "save as PNG")), this.saved));
     root.append(h("style", {}, STYLE), this.root);
   }
 
@@ -205,7 +207,8 @@ export class Viewer {
     const about = this.problem === null ? `mean of ${scores.samples.length} problems` : this.problem;
     const reaches = new Map(this.panels.map((panel) => {
       const alike = this.panels.filter((other) => !other.difference === !panel.difference);
-      return [panel, reach(alike.map((one) => one.values))];
+      const own = reach([panel.values]), all = reach(alike.map((one) => one.values));
+      return [panel, all > BESIDE * own ? own : all]; // beside a far stronger model, a panel in its colours would be blank
     }));
     const part = scores.n < scores.total ? `; the ${scores.n.toLocaleString("en")} strongest of ${scores.total.toLocaleString("en")} edges are here` : "";
     this.graphTitle.textContent = `The ${Math.min(view.k, this.order.length)} strongest edges (${view.measure}, ${about})`;
@@ -310,8 +313,8 @@ export class Viewer {
   }
 }
 
-function download(name, type, text) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
+function download(name, type, content) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
   h("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
