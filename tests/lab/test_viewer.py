@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -16,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import rlcircuits as rc
 from rlcircuits.errors import InputError
@@ -315,6 +312,19 @@ def test_a_dot_of_the_scatter_is_a_problem(seen: Seen) -> None:
     assert seen.js("v.view.problem") == "p/1"
 
 
+def test_a_field_is_replaced_as_fields_are(seen: Seen) -> None:
+    """Ctrl+A selects what is in it. The keys go to what has the focus: sent to an element within a shadow root, the driver puts
+    the caret at its end before each.
+    """
+    from selenium.webdriver import ActionChains, Keys
+
+    field = seen.js("r.querySelector('input[type=search]')")
+    ActionChains(seen.browser).click(field).send_keys("m1->log").key_down(Keys.CONTROL).send_keys("a").key_up(
+        Keys.CONTROL
+    ).send_keys("a0->m2").perform()
+    assert field.get_property("value") == "a0 → m2" and seen.js("v.view.edge") == "a0->m2"
+
+
 def test_edges_are_searched_by_name(seen: Seen) -> None:
     from selenium.webdriver import Keys
 
@@ -368,6 +378,20 @@ def test_measures_can_be_chosen(seen: Seen) -> None:
     assert seen.js("v.panels.length") == 1
 
 
+def test_a_weak_model_beside_a_strong_one_has_colours_of_its_own(browser: Any, tmp_path: Path) -> None:
+    """The heatmaps share their colours until one of them would be blank; each says how far its own go."""
+    base, tuned = graph_scores(1), graph_scores(2)
+    for factor, shared in ((1, True), (40, False)):
+        pair = pair_study(base_scores=base, tuned_scores=factor * tuned)
+        seen = Seen(browser, rc.export(study(ppo=pair), tmp_path / "study.html"))
+        said = seen.js(
+            "[...v.heat.element.querySelectorAll('figcaption')].slice(0, 2).map(f => f.textContent.split('±')[1])"
+        )
+        assert (said[0] == said[1]) == shared, said
+        most = np.nanmax(np.abs(base.mean("sample").values))
+        assert 0.3 * most < seen.js("v.heat.shown[0].picture.range") <= (2 if shared else 1) * most
+
+
 def test_the_saved_picture_holds_what_is_drawn(seen: Seen) -> None:
     seen.js("v.set({k: 7})")
     root = ElementTree.fromstring(seen.js("v.graph.svg()"))
@@ -382,20 +406,21 @@ def test_the_saved_picture_holds_what_is_drawn(seen: Seen) -> None:
 
 
 def test_the_picture_as_png_is_the_svg_twice_as_large(seen: Seen) -> None:
-    """White paper, ink and both signs' colours are in it."""
-    file, (width, height) = seen.browser.execute_async_script(
+    """A PNG by its first bytes; as the browser reads it again: white paper, ink, and both signs' colours."""
+    head, size, pixels, whole = seen.browser.execute_async_script(
         "const done = arguments[0], { graph } = document.querySelector('.rlc-viewer-host').viewer;"
         "const box = new DOMParser().parseFromString(graph.svg(), 'image/svg+xml').documentElement;"
-        "graph.png().then((blob) => { const reader = new FileReader();"
-        " reader.onload = () => done([reader.result, ['width', 'height'].map((name) => Number(box.getAttribute(name)))]);"
-        " reader.readAsDataURL(blob); });"
+        "graph.png().then(async (blob) => {"
+        "  const image = await createImageBitmap(blob), pen = new OffscreenCanvas(image.width, image.height).getContext('2d');"
+        "  pen.drawImage(image, 0, 0);"
+        "  done([[...new Uint8Array(await blob.slice(0, 8).arrayBuffer())], [image.width, image.height],"
+        "    [...pen.getImageData(0, 0, image.width, image.height).data], ['width', 'height'].map((name) => +box.getAttribute(name))]);"
+        "});"
     )
-    image = Image.open(io.BytesIO(base64.b64decode(file.partition("base64,")[2]))).convert("RGB")
-    assert image.size == (2 * width, 2 * height)
-    pixels = np.asarray(image).reshape(-1, 3).astype(int)
-    assert np.mean((pixels == 255).all(axis=1)) > 0.5
-    assert (pixels.sum(axis=1) < 150).any()
-    assert (pixels[:, 0] - pixels[:, 2] > 80).any() and (pixels[:, 2] - pixels[:, 0] > 80).any()
+    assert bytes(head) == b"\x89PNG\r\n\x1a\n" and size == [2 * side for side in whole]
+    red, green, blue = np.array(pixels).reshape(-1, 4)[:, :3].T
+    assert np.mean((red == 255) & (green == 255) & (blue == 255)) > 0.5
+    assert (red + green + blue < 150).any() and (red - blue > 80).any() and (blue - red > 80).any()
 
 
 def test_a_view_is_opened_and_given_back(browser: Any, tmp_path: Path) -> None:
