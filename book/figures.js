@@ -77,13 +77,13 @@
     return given && given.t;
   }
 
-  /* Break a title at spaces and after slashes to lines of so many characters; returns how many lines were added. */
+  /* Break a title at spaces and after slashes and hyphens to lines of so many characters; returns how many lines were added. */
   function broken(title, characters) {
     var before = (title.text || "").split("<br>"), lines = [];
     before.forEach(function (line) {
       if (line.length <= characters || line.indexOf("<") >= 0) { lines.push(line); return; }
       var last = "";
-      line.split(/(?<=[ /])/).forEach(function (word) {
+      line.split(/(?<=[ /-])/).forEach(function (word) {
         if (last && (last + word).trim().length > characters) { lines.push(last.trim()); last = ""; }
         last += word;
       });

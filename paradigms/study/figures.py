@@ -433,7 +433,7 @@ def sensitivity(table: pd.DataFrame, title: str | None = None) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-90)
     subtitle = "share of paradigms and bases of the same sign, the interval as before with or without 0"
-    return _dress(figure, title or "Which conclusions survive other settings?", subtitle, "", 430)
+    return _dress(figure, title or "Which conclusions survive other settings?", subtitle, "", 560)
 
 
 def interventions(table: pd.DataFrame, title: str | None = None) -> go.Figure:

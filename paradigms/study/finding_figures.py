@@ -178,4 +178,4 @@ def factors_figure(
         tickvals=list(place.values()), ticktext=[as_text(n) for n in place], range=[0.4, len(rows) + 0.6]
     )
     figure.update_layout(showlegend=True)
-    return dress(figure, title, subtitle, f"{'. '.join(said)}.", 180 + 40 * len(rows))
+    return dress(figure, title, subtitle, f"{'. '.join(said)}.", 180 + 36 * len(rows))

@@ -120,7 +120,7 @@ def figure(
         )
         series.append((name, colour, symbol, pd.concat([one[["middle", "left", "right"]], reach])))
     rows = [named(name) for name in arranged(table.index.get_level_values("paradigm"))]
-    subtitle = "whole answers; bars: 95 % over seeds, of SmolLM2 (one seed) over problems; last row: nulls, either way"
+    subtitle = "whole answers; bars: 95 % over seeds (SmolLM2: one, over problems); last row: nulls"
     heads = {REAL: named(REAL)}
     return factors_figure(series, [*rows, NULL], {}, title, subtitle, "intensity, tuned / base", heads)
 

@@ -342,7 +342,7 @@ def _named(matrix: np.ndarray, sources: Sequence[str], destinations: Sequence[st
     rows, columns = np.nonzero(np.isfinite(matrix) & (matrix != 0))
     order = np.argsort(-np.abs(matrix[rows, columns]), kind="stable")[:NAMED]
     names = [f"{sources[int(rows[i])]}→{destinations[int(columns[i])]}" for i in order]
-    while len(", ".join(names)) > 28 and len(names) > 1:
+    while len(", ".join(names)) > 24 and len(names) > 1:
         names.pop()
     return f'<br><span style="font-size: 11px">{as_text(", ".join(names))}</span>' if names else ""
 

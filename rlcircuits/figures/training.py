@@ -139,4 +139,6 @@ def weight_change(changes: pd.DataFrame, title: str | None = None) -> go.Figure:
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": 0.0, "colorbar": bar})
     means = inside.groupby("model", sort=False)["relative"].mean()
     alt = "Mean over modules: " + "; ".join(f"{m} {v:.3g}" for m, v in means.items()) + "."
-    return dress(figure, title or "How far did each weight move?", "Relative change of each module's weights", alt)
+    return dress(
+        figure, title or "How far did each weight move?", "Relative change of each module's weights", alt, heads=12
+    )
