@@ -141,6 +141,8 @@ def test_the_finding_is_the_same_everywhere() -> None:
     assert said in re.sub(r"\s+", " ", readme)
     assert reference.finding() == f"**{said}**\n".replace("× ", "×\u00a0")
     assert "](book/_static/finding.svg)" in readme
+    seeds = controlled.load(finding.TABLES).manifest["seeds"].values()
+    assert sorted(map(len, seeds)) == [4, 8] and "eight seeds of one base and four of another" in readme
     assert finding.described() == finding.numbers(), "draw it anew: python book/finding.py"
     assert finding.FILE.stat().st_size < 120_000
 
