@@ -210,7 +210,6 @@ def test_scores_that_are_known_are_those_of_one_call():
         assert [*found["sample"].values] == [*wanted["sample"].values] and found["tokens"].dims == ("sample",)
 
 
-
 def test_a_cell_holds_the_metrics_resampled_as_they_are_defined(tmp_path) -> None:
     rows = traces(8)
     scores = {
