@@ -139,10 +139,15 @@ def answer(tables: Tables, alpha: float = 1.0) -> str:
     known = [name for name in paradigms_of(tables) if name in effects(tables, INTENSITY, alpha).index]
     if not known:
         return f"No paradigm has been measured. {trusted(tables)}"
-    far = beyond(tables, INTENSITY, alpha)
-    said = f"Activation intensity on {alpha:.0%} of an answer moves beyond every null after {listed(far)} of {len(known)} paradigms"
+
+    def moved(metric: str) -> str:
+        rows = effects(tables, metric, alpha)
+        far = beyond(tables, metric, alpha)
+        return listed([f"{name} ({'up' if rows.loc[name, 'log_ratio'] > 0 else 'down'})" for name in far])
+
+    said = f"Activation intensity on {alpha:.0%} of an answer moves beyond every null after {moved(INTENSITY)} of {len(known)} paradigms"
     if len(effects(tables, PER_GRADIENT, alpha)):
-        said += f", and with the model's confidence taken out after {listed(beyond(tables, PER_GRADIENT, alpha))}"
+        said += f", and with the model's confidence taken out after {moved(PER_GRADIENT)}"
     return f"{said}. {trusted(tables)}"
 
 

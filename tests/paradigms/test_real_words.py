@@ -58,11 +58,13 @@ def test_members_that_answer_better_or_worse_are_named():
 def test_the_answer_names_what_moves_beyond_every_null():
     made = tables({"grpo": (2, 1.5, 2.5), "ppo": (1.1, 1.05, 1.15), "sft-more": (1.5, 1.4, 1.6)}, GAINS)
     assert told.answer(made).startswith(
-        "Activation intensity on 100% of an answer moves beyond every null after grpo of 2 paradigms. How far scores agree"
+        "Activation intensity on 100% of an answer moves beyond every null after grpo (up) of 2 paradigms. How far scores agree"
     )
     rows = made["effects"].assign(metric=told.PER_GRADIENT, log_ratio=0.0, log_low=-0.1, log_high=0.1)
     made["effects"] = pd.concat([made["effects"], rows], ignore_index=True)
-    assert "after grpo of 2 paradigms, and with the model's confidence taken out after none. How" in told.answer(made)
+    assert "after grpo (up) of 2 paradigms, and with the model's confidence taken out after none. How" in told.answer(
+        made
+    )
     assert told.answer(tables({}, {})).startswith("No paradigm has been measured. How far")
 
 
