@@ -10,6 +10,7 @@ import pytest
 
 from rlcircuits.errors import InputError
 from rlcircuits.lessons import by_hand, removal_html, removal_losses
+from rlcircuits.lessons import figures as lesson_figures
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,14 @@ def test_what_does_not_fit_is_refused(losses):
             removal_losses(model, by_hand.TRACE, edges, shares)
     with pytest.raises(InputError, match="2 tokens and losses of 1"):
         removal_html(losses, ["a", "b"], "it", "")
+
+
+def test_scored_tokens_are_coloured_and_markup_is_text():
+    figure = lesson_figures.scored_tokens(["20", "<b>", "4"], [0.1, 0.2, 0.3], {"α = 0.1": 1, "α = 1": 3})
+    losses, cells = figure.data
+    assert list(losses.y) == [0.1, 0.2, 0.3] and losses.text[1] == "&lt;b&gt;"
+    assert cells.z.tolist() == [[1, 0, 0], [1, 1, 1]] and list(cells.y) == ["α = 0.1", "α = 1"]
+    assert "α = 0.1: 20; α = 1: 20 <b> 4" in figure.layout.meta["alt"]
+    for tokens, given, cuts in (([], [], {"α": 1}), (["a"], [0.1, 0.2], {"α": 1}), (["a"], [0.1], {})):
+        with pytest.raises(InputError, match="a loss for each, and at least one cut"):
+            lesson_figures.scored_tokens(tokens, given, cuts)
