@@ -181,18 +181,18 @@ def overlap(
     expect_intervals(confidence, resamples, seed)
     expect_whole("resamples", resamples, 2)
     expect_whole("splits", splits, 1)
-    means = np.full((2, *mask.shape), np.nan)
-    edges, nodes = [], []
     with ThreadPoolExecutor(2) as pool:
-        for i, (by_edge, by_node) in enumerate(pool.map(lambda scores: _laid_out(scores, mask), (a, b))):
-            means[i][mask] = by_edge.mean(0, dtype=float)
-            edges.append(by_edge)
-            nodes.append(by_node)
+        laid_out = list(pool.map(lambda scores: _laid_out(scores, mask), (a, b)))
+    means = np.full((2, *mask.shape), np.nan)
     tables, persistences = {}, []
-    for name, two in (("edges", edges), ("nodes", nodes)):
+    for name, two in zip(("edges", "nodes"), zip(*laid_out)):
+        with ThreadPoolExecutor(2) as pool:
+            whole = list(pool.map(lambda scores: scores.mean(0, dtype=float), two))
+        if name == "edges":
+            means[:, mask] = whole
         agreement = Agreement(two[0].shape[1], shares, p, rank)
         persistences.append(agreement.persistence)
-        tables[name] = _table(agreement, two[0], two[1], confidence, resamples, splits, seed)
+        tables[name] = _table(agreement, two, whole, confidence, resamples, splits, seed)
     dims = ("source", "destination")
     return Overlap(
         table=pd.concat(tables, names=["of", "quantity"]),
@@ -230,15 +230,21 @@ def _laid_out(scores: xr.DataArray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _table(
-    agreement: Agreement, a: np.ndarray, b: np.ndarray, confidence: float, resamples: int, splits: int, seed: int
+    agreement: Agreement,
+    two: Sequence[np.ndarray],
+    means: Sequence[np.ndarray],
+    confidence: float,
+    resamples: int,
+    splits: int,
+    seed: int,
 ) -> pd.DataFrame:
-    """Every quantity with its interval and its nulls, of scores ``(sample, item)``."""
+    """Every quantity with its interval and its nulls, of two models' scores ``(sample, item)`` and their means ``(item,)``."""
     from scipy.stats import norm
 
-    n, names = len(a), agreement.names
+    (a, b), names = two, agreement.names
+    n = len(a)
     with ThreadPoolExecutor(2) as pool:
-        whole = pool.map(lambda one: agreement.ranked(one.mean(0, dtype=float), every=True), (a, b))
-        value = agreement.of(*whole)
+        value = agreement.of(*pool.map(lambda mean: agreement.ranked(mean, every=True), means))
     columns = {"value": value, "low": np.full(len(names), np.nan), "high": np.full(len(names), np.nan)}
     random = agreement.random(confidence)
     columns |= {"random": random[:, 0], "random_low": random[:, 1], "random_high": random[:, 2]}

@@ -121,12 +121,15 @@ def _graft(found: Change) -> Iterator[tuple]:
         return
     table = found.graft.table()
     into = table[(table["into"] == "base") & (table["answers"] == "tuned")]
-    single = into[into["kind"] == "module"].sort_values("stands", kind="stable")
+    single, alike = into[into["kind"] == "module"], "all modules alike"
+    if single.empty:  # whole layers, where only these were grafted
+        single, alike = into[into["modules"].str.fullmatch(r"l\d+")], "all layers alike"
+    single = single.sort_values("stands", kind="stable")
     if len(single) and single["stands"].notna().any():
         best = single.iloc[-1] if single["stands"].notna().all() else single.dropna(subset="stands").iloc[-1]
         quantity = f"share of the change that {best['modules']} alone brings"
         value = (best["stands"], best["stands_low"], best["stands_high"])
-        yield ("graft", quantity, *value, 1 / len(single), np.nan, np.nan, "all modules alike")
+        yield ("graft", quantity, *value, 1 / len(single), np.nan, np.nan, alike)
     prefixes = into[into["kind"] == "prefix"].sort_values("depth")
     if len(prefixes):
         middle = prefixes.iloc[(len(prefixes) - 1) // 2]

@@ -213,7 +213,8 @@ def test_intervals_cover_what_samples_of_this_size_give_on_average():
     expected = np.mean([agreement.of(*(agreement.ranked(x.mean(0)) for x in sample())) for _ in range(200)], axis=0)
     inside = []
     for seed in range(40):
-        table = overlaps._table(agreement, *sample(), 0.95, 50, 1, seed)
+        two = sample()
+        table = overlaps._table(agreement, two, [one.mean(0) for one in two], 0.95, 50, 1, seed)
         inside.append((table["low"] <= expected) & (expected <= table["high"]))
     assert (np.mean(inside, axis=0) >= 0.85).all()
 

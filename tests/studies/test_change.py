@@ -161,6 +161,11 @@ def test_a_part_is_measured_as_it_is_told_to(found, pair, problems, store):
     assert set(one.graft.data["into"].values) == {"base"}
     ours, theirs = (part.table().query("into == 'base'") for part in (one.graft, found.graft))
     pd.testing.assert_frame_equal(ours.reset_index(drop=True), theirs.reset_index(drop=True), rtol=1e-4, atol=1e-5)
+    layers = {"graft": {"modules": ["l0", "l1", "a0+m1"], "into": ["base"]}}
+    one_of_two = rc.change(pair, problems, "graft", n=8, how=layers, device="cpu", store=store)
+    table = one_of_two.graft.table().query("answers == 'tuned' and modules != 'a0+m1'")
+    (line,) = one_of_two.summary.loc["graft"].itertuples()
+    assert (line.value, line.null, line.against) == (table["stands"].max(), 0.5, "all layers alike")
     assert one.settings["transfer, seeds"] == 1 and "1" in one.report()._repr_html_()
 
 
