@@ -12,30 +12,38 @@
       script.onerror = reject;
       document.head.appendChild(script);
     });
-    var config = Object.assign({ responsive: true, displaylogo: false }, figure.config);
-    fit(target, figure.layout || {});
+    var narrow = target.parentNode.clientWidth < NARROW, layout = figure.layout || {};
+    // On a phone a figure's buttons would lie on its title; fingers move and zoom it without them.
+    var config = Object.assign({ responsive: true, displaylogo: false }, narrow ? { displayModeBar: false } : {}, figure.config);
+    fit(target, figure, narrow);
     return loading.then(function () {
       return window.Plotly.newPlot(target, figure.data, figure.layout, config);
     }).then(function (plot) {
       var size = plot._fullLayout && plot._fullLayout._size; // how much is left for panels is known only now
-      if (!size || !heads(figure.layout, size.w)) { return plot; }
-      var found = { annotations: figure.layout.annotations, "margin.t": (figure.layout.margin || {}).t, height: figure.layout.height };
-      return window.Plotly.relayout(plot, JSON.parse(JSON.stringify(found))).then(function () { return plot; });
+      if (!size) { return plot; }
+      var change = labels(figure.layout, size), legend = plot._fullLayout.legend;
+      if (narrow && legend && legend._height > 50) { grow(layout, "b", legend._height - 45); change.height = layout.height; }
+      if (heads(figure.layout, size.w)) { change.annotations = JSON.parse(JSON.stringify(figure.layout.annotations)); }
+      if (!Object.keys(change).length) { return plot; }
+      Object.assign(change, { margin: Object.assign({}, figure.layout.margin), height: figure.layout.height });
+      return window.Plotly.relayout(plot, change).then(function () { return plot; });
     }).then(function (plot) { // the text that stands for the figure describes it; its strokes say nothing to a screen reader
       target.querySelectorAll(".main-svg").forEach(function (svg) { svg.setAttribute("aria-hidden", "true"); });
       return plot;
     });
   };
 
-  /* On a narrow page: panels keep a width at which they can be read (their place scrolls), and long titles break. */
-  function fit(target, layout) {
-    var columns = Object.keys(panels(layout)).length;
+  /* On a narrow page: panels and cells keep a width at which they can be read (their place scrolls); long titles break. */
+  var NARROW = 600;
+  function fit(target, figure, narrow) {
+    var layout = figure.layout || {}, columns = Object.keys(panels(layout)).length;
     var width = target.getBoundingClientRect().width;
-    if (columns > 1 && width < 600) { target.style.minWidth = 230 * columns + "px"; }
+    var cells = figure.data.some(function (trace) { return trace.type === "heatmap"; });
+    if (narrow && (columns > 1 || cells)) { target.style.minWidth = Math.max(230 * columns, cells ? 520 : 0) + "px"; }
     if (!width || !layout.title) { return; }
     var more = broken(layout.title, width / 10) * 24;
-    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 7.3) * 18; }
-    grow(layout, more);
+    if (layout.title.subtitle) { more += broken(layout.title.subtitle, width / 7.8) * 18; }
+    grow(layout, "t", more);
   }
 
   /* The panels' places across, by where they start. */
@@ -47,11 +55,27 @@
     return found;
   }
 
-  function grow(layout, more) {
+  function grow(layout, side, more) {
     if (!more) { return; }
-    layout.margin = Object.assign({}, layout.margin);
-    layout.margin.t = (layout.margin.t || template(layout) || 100) + more;
+    var given = layout.template && layout.template.layout && layout.template.layout.margin;
+    layout.margin = Object.assign({}, given, layout.margin);
+    layout.margin[side] = (layout.margin[side] || 100) + more;
     if (layout.height) { layout.height += more; }
+  }
+
+  /* Titles of axes become no longer than their axis; returns which, as attributes by their names. */
+  function labels(layout, size) {
+    var change = {}, grown = 0;
+    Object.keys(layout).forEach(function (key) {
+      var axis = layout[key], across = /^xaxis[0-9]*$/.test(key);
+      if (!across && !/^yaxis[0-9]*$/.test(key) || !axis.title || !axis.title.text) { return; }
+      var domain = axis.domain || [0, 1], length = (domain[1] - domain[0]) * (across ? size.w : size.h);
+      var lines = broken(axis.title, length / (0.6 * ((axis.title.font && axis.title.font.size) || 14)));
+      if (lines) { change[key + ".title.text"] = axis.title.text; }
+      if (across) { grown = Math.max(grown, lines * 18); }
+    });
+    grow(layout, "b", grown);
+    return change;
   }
 
   /* Titles of panels become no wider than their panel, of so many pixels that all panels have; returns whether one changed. */
@@ -68,13 +92,8 @@
       changed = changed || head.text !== before;
       if (head.y > 0.999) { grown = Math.max(grown, (head.text.split("<br>").length - before.split("<br>").length) * size * 1.35); }
     });
-    grow(layout, Math.ceil(grown));
+    grow(layout, "t", Math.ceil(grown));
     return changed;
-  }
-
-  function template(layout) {
-    var given = layout.template && layout.template.layout && layout.template.layout.margin;
-    return given && given.t;
   }
 
   /* Break a title at spaces and after slashes and hyphens to lines of so many characters; returns how many lines were added. */

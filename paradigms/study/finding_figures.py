@@ -65,7 +65,7 @@ def intensity_figure(
     bands = {base: float(one["null"].iloc[0]) for base, one in table.groupby(level="base", sort=False)}
     rows = [named(p) for p in arranged(table.index.get_level_values("paradigm"))]
     subtitle = "whole answers; bars: 95 % over seeds; grey: the largest null's spread (EAP)"
-    return factors_figure(series, rows, bands, title, subtitle, "activation intensity, tuned / base")
+    return factors_figure(series, rows, bands, title, subtitle, "intensity, tuned / base")
 
 
 def confidence_figure(
@@ -172,7 +172,7 @@ def factors_figure(
             )
         figure.add_vline(x=1, line={"color": NEUTRAL, "width": 1}, row=1, col=c)
     figure.update_xaxes(
-        type="log", tickvals=_TICKS, ticktext=[f"× {t:g}" for t in _TICKS], tickangle=0, title_text=axis, matches="x"
+        type="log", tickvals=_TICKS, ticktext=[f"{t:g}" for t in _TICKS], tickangle=0, title_text=axis, matches="x"
     )
     figure.update_yaxes(
         tickvals=list(place.values()), ticktext=[as_text(n) for n in place], range=[0.4, len(rows) + 0.6]

@@ -122,7 +122,7 @@ def figure(
     rows = [named(name) for name in arranged(table.index.get_level_values("paradigm"))]
     subtitle = "whole answers; bars: 95 % over seeds (SmolLM2: one, over problems); last row: nulls"
     heads = {REAL: named(REAL)}
-    return factors_figure(series, [*rows, NULL], {}, title, subtitle, "intensity, tuned / base", heads)
+    return factors_figure(series, [*rows, NULL], {}, title, subtitle, "tuned / base", heads)
 
 
 def sentences(table: pd.DataFrame) -> str:

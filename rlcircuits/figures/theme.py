@@ -157,8 +157,9 @@ class SignedLog:
         return self.unit * np.sinh(np.linspace(-end, end, 201))
 
     def powers(self) -> np.ndarray:
-        """Exponents of at most four ticks to either side of 0, rising."""
+        """Exponents of at most four ticks to either side of 0, rising; not the unit's, so near 0, where there are others."""
         first, last = round(math.log10(self.unit)), math.floor(math.log10(self.reach))
+        first += last - first > 1
         return np.arange(last, first - 1, -max(1, math.ceil((last - first + 1) / 4)))[::-1]
 
     def ticks(self) -> list[float]:
