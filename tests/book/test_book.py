@@ -194,6 +194,7 @@ class Visit:
     faults: list[dict[str, Any]]  # of accessibility, serious or critical, at both widths and in the dark
     collisions: list[list[str]]  # of texts of figures, at both widths
     phone: dict[str, Any]
+    height: int  # on a desk, in pixels
 
 
 # How wide the page is on a phone, and what is too wide without a place of its own in which it scrolls.
@@ -236,6 +237,7 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         found, covered = faults(browser, axe, impacts=SERIOUS), collisions(browser)
+        height = browser.execute_script("return document.documentElement.scrollHeight")
         browser.execute_script("document.documentElement.dataset.theme = 'dark'")
         found += faults(browser, axe, ("color-contrast",), SERIOUS)
         sized(browser, 375, 800, mobile=True)
@@ -254,6 +256,7 @@ def visit(book: Path, browser: Any, axe: str) -> Callable[[str], Visit]:
             faults=found,
             collisions=covered,
             phone=phone,
+            height=height,
         )
         return seen[name]
 
@@ -284,6 +287,10 @@ def test_a_phone_needs_no_sideways_scroll(name: str, visit: Callable[[str], Visi
 @pytest.mark.parametrize("name", PAGES)
 def test_texts_of_figures_stand_clear_of_each_other(name: str, visit: Callable[[str], Visit]) -> None:
     assert visit(name).collisions == []
+
+
+def test_the_finding_is_no_longer_than_a_few_screens(visit: Callable[[str], Visit]) -> None:
+    assert visit("notebooks/08_what_we_found").height <= 5000
 
 
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:

@@ -197,6 +197,25 @@ def test_residual_graph_draws_the_k_strongest_edges_in_two_line_traces_per_sign(
         assert w.sel(sample="p/1", source=source, destination=destination).item() == value
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
+def test_the_lowest_panel_of_each_column_has_numbers_and_a_title(n):
+    shares = [0.01, 0.1, 0.5, 1.0]
+    table = pd.concat(
+        pd.DataFrame({"share": shares, "faithfulness": shares, "low": shares, "high": shares, "edges": [1, 2, 3, 4],
+                      "intervention": "zero", "model": "tuned", "circuit": circuit})
+        for circuit in ("own", "other", "random")
+    )  # fmt: skip
+    figure = figures.transfer_curves({f"pair {i}": table for i in range(n)})
+    lowest = {}
+    for i in range(n):
+        axes = [figure.layout[f"{kind}axis{i + 1 if i else ''}"] for kind in "xy"]
+        column = round(axes[0].domain[0], 3)
+        if axes[1].domain[0] <= lowest.get(column, axes)[1].domain[0]:
+            lowest[column] = axes
+    for x, _ in lowest.values():
+        assert x.title.text == "edges kept, %" and x.showticklabels is not False
+
+
 def test_residual_graph_lines_start_and_end_at_their_nodes():
     w = graph_scores(0) * np.nan
     w.loc[{"source": "a0", "destination": "logits"}] = 2.0
