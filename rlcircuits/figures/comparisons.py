@@ -42,7 +42,7 @@ def forest(
         raise InputError("the tables share no metric: expected tables of `compare` with at least one in common")
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    height, gap = grid(rows, 40 + 26 * len(tables), 110)
+    height, gap = grid(rows, 40 + 26 * len(tables), 130)
     figure = make_subplots(
         rows=rows,
         cols=columns,
