@@ -17,6 +17,7 @@ from paradigms.study.figures import in_order
 from paradigms.study.nulls import CONTROL, NOISE
 from paradigms.study.words import amount, counted, listed
 from rlcircuits.errors import InputError
+from rlcircuits.exactness import with_interval
 from rlcircuits.metrics import support
 
 Tables = Mapping[str, pd.DataFrame]
@@ -190,12 +191,8 @@ def agreeing(tables: Tables, metric: str = INTENSITY) -> str:
             for level, alpha in some
             if name in beyond(tables, metric, alpha, level)
         ]
-        sides = [
-            word
-            for word, n in (("up", sum(s > 0 for s in signs)), ("down", sum(s < 0 for s in signs)))
-            for _ in range(n)
-        ]
-        counts = " and ".join(f"{word} in {sides.count(word)}" for word in dict.fromkeys(sides))
+        sides = {"up": sum(sign > 0 for sign in signs), "down": sum(sign < 0 for sign in signs)}
+        counts = " and ".join(f"{word} in {n}" for word, n in sides.items() if n)
         said.append(f"{name} {counts or 'in none'}")
     return (
         f"Beyond the largest null, of {len(some)} cells: {listed(said)}." if said else "No paradigm has been measured."
@@ -234,6 +231,16 @@ def unseen(tables: Tables) -> str:
         f"Of {base['problems']:.0f} problems of {base['set']}, which no member was trained for, the base answers "
         f"{base['accuracy']:.0%} [{base['low']:.0%}, {base['high']:.0%}] correctly, all members between {least:.0f} % and {most:.0f} %, {told}."
     )
+
+
+def trust_table(tables: Tables) -> pd.DataFrame:
+    """How far each method's scores agree with removals, by member, with intervals over the edges that were drawn."""
+    table = tables["trust"].dropna(subset="value")
+    told = [with_interval(*row) for row in table[["value", "low", "high"]].to_numpy()]
+    wide = table.assign(told=told).pivot_table(
+        index="quantity", columns=["member", "method"], values="told", aggfunc="first", sort=False
+    )
+    return wide.fillna("–")
 
 
 def exact_factors(tables: Tables, metric: str = INTENSITY) -> pd.DataFrame:

@@ -6,3 +6,4 @@ from .judging import Trust as Trust
 from .judging import stability as stability
 from .judging import trust as trust
 from .words import sentences as sentences
+from .words import with_interval as with_interval

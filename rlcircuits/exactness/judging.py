@@ -29,7 +29,7 @@ import xarray as xr
 from rlcircuits.attribution import Trace, attribute, faithfulness
 from rlcircuits.errors import InputError, choose
 from rlcircuits.exactness.exact import ExactMetrics, aligned, exact_metrics
-from rlcircuits.exactness.words import RANDOM, sentences, shown
+from rlcircuits.exactness.words import RANDOM, sentences, with_interval
 from rlcircuits.storage import Step
 
 TRUST = Step("trust", 3)
@@ -79,7 +79,7 @@ class Trust:
     def shown(self) -> pd.DataFrame:
         """Methods by quantities, each as "value [low, high]"."""
         cells = [
-            "–" if math.isnan(row[0]) else shown(*row)
+            "–" if math.isnan(row[0]) else with_interval(*row)
             for row in self.table[["value", "low", "high"]].itertuples(index=False)
         ]
         wide = pd.Series(cells, index=self.table.index).unstack("method")

@@ -48,14 +48,14 @@ def sentences(table: pd.DataFrame, strongest: float) -> dict[str, str]:
     }
 
 
-def shown(value: float, low: float, high: float) -> str:
+def with_interval(value: float, low: float, high: float) -> str:
     """A value with its interval, if it has one: where every edge was run there is nothing left to be unsure of."""
     certain = math.isnan(low) or math.isnan(high) or low == high
     return f"{value:.2f}" + ("" if certain else f" [{low:.2f}, {high:.2f}]")
 
 
 def _value(row: pd.Series) -> str:
-    return shown(row["value"], row["low"], row["high"])
+    return with_interval(row["value"], row["low"], row["high"])
 
 
 def _rows(table: pd.DataFrame, quantity: str) -> tuple[Any, float]:

@@ -107,3 +107,13 @@ def test_all_answers_and_unseen_problems_are_told():
     assert table.loc[("gsm8k", "grpo"), METRIC] == "× 1.00 [0.37, 2.72]" and table.loc[("gsm8k", "sft"), METRIC] == "–"
     made["all_answers"] = made["all_answers"].iloc[:1]
     assert "were not asked" in told.unseen(made)
+
+
+def test_trust_is_told_by_member_and_method_without_intervals_that_are_none():
+    rows = [
+        {"member": "sft", "method": "EAP", "quantity": "rank correlation", "value": 0.5, "low": 0.4, "high": 0.6},
+        {"member": "sft", "method": "random", "quantity": "rank correlation", "value": 0.0, "low": math.nan, "high": math.nan},
+        {"member": "sft", "method": "EAP", "quantity": "CPR", "value": math.nan, "low": math.nan, "high": math.nan},
+    ]  # fmt: skip
+    table = told.trust_table({"trust": pd.DataFrame(rows)})
+    assert table.to_numpy().tolist() == [["0.50 [0.40, 0.60]", "0.00"]] and list(table.index) == ["rank correlation"]
