@@ -43,7 +43,7 @@ OVERLAP_SECONDS, FAMILY_SECONDS, REAL_SECONDS = 10.0, 30.0, 600.0
 NODES = 5
 
 
-def cross(shape: Shape = SMALL, tokens: int = 256, rounds: int = 7) -> list[Row]:
+def cross(shape: Shape = SMALL, tokens: int = 64, rounds: int = 3) -> list[Row]:
     """Scores with another model's messages against plain ones, level by level, in turns."""
     torch.set_num_threads(1)
     where = Where(rounds=rounds)
@@ -58,7 +58,7 @@ def cross(shape: Shape = SMALL, tokens: int = 256, rounds: int = 7) -> list[Row]
             f"{level}, other model": patched,
             f"{level}, other model, {NODES} nodes": functools.partial(patched, ig_steps=NODES, path="edges"),
         }
-        times = interleaved(works, where)
+        times = interleaved(works, where, warm=1)
         beside = against(times, level)
         for case, row in against(times, "floor").items():
             target = TARGET if case == f"{level}, other model" else float("nan")
@@ -70,12 +70,14 @@ def cross(shape: Shape = SMALL, tokens: int = 256, rounds: int = 7) -> list[Row]
 
 
 def graft(problems: int = 300, real: int = 4, store: str = "runs") -> list[Row]:
-    """Every chimaera of ``family/grpo`` and, where it is here, of ``smollm2/grpo``; time is linear in the problems."""
+    """Every chimaera of ``family/grpo`` and of ``smollm2/grpo``, on so many problems (0: not at all); time is linear in them."""
     found = []
     for name, set_name, n, target, full in (
         ("family/grpo", "family", problems, FAMILY_SECONDS, 300),
         ("smollm2/grpo", "stories", real, REAL_SECONDS, 20),
     ):
+        if not n:
+            continue
         pair = rc.pair(name, store=store)
         given = rc.problem_set(set_name, limit=n)
         one = rc.study(pair, given, alpha=1.0, n=n, keep="all", beta=0.0, gamma=1e9, delta=2.0, store=store)[name]
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             kept = options.out / "changes.parquet"
             before = [pd.read_parquet(kept).query("suite != @name")] if kept.exists() else []
-            keep(pd.concat([*before, rows], ignore_index=True), options.out / "changes", processor(), Where(rounds=7))
+            keep(pd.concat([*before, rows], ignore_index=True), options.out / "changes", processor(), Where(rounds=3))
     return 0
 
 
