@@ -106,7 +106,11 @@ def run(chosen: Sequence[str] = (), out: Path = OUT, store: str = "runs") -> dic
     for job in jobs(chosen):
         began, worked = time.perf_counter(), time.process_time()
         one = job.measured(store)
-        about = {"pair": job.pair, "method": one.pair.method, "problems": len(one.study.selection.problems)}
+        about: dict[str, Any] = {
+            "pair": job.pair,
+            "method": one.pair.method,
+            "problems": len(one.study.selection.problems),
+        }
         strata = one.strata.reset_index()
         tables = {
             **_by_angle(one),
