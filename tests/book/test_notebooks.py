@@ -30,6 +30,8 @@ OTHERS: dict[str, Any] = {
     "bins": 50,
     "points": 21,
     "claimants": ["dpo"],
+    "compared": ["family/ppo"],
+    "live": False,
 }
 #: the one notebook without any of these: benchmarks of a single kind of machine are kept
 NO_OTHERS = ["13_cost"]
