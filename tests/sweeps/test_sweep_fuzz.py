@@ -18,7 +18,7 @@ import yaml
 from rlcircuits.cli.main import main
 from tests.fixtures.sweeps import write_notebook
 
-FILES, OPTIONS = 300, 100
+FILES, OPTIONS = 150, 60
 NOTEBOOK = [
     'pair = ""\nalpha = 0.3\nlevel = "block"\nn = 100\nkeep = True\nmembers = ["grpo"]\nmodel = None',
     "from rlcircuits.attribution.graph import LEVELS\nfrom rlcircuits.lab.parameters import number, validate\n"
