@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM = false
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
-	@echo "make test    all tests, on the same artefacts, with the coverage of branches (about 12 min; 15 at first)"
+	@echo "make test    all tests, on the same artefacts, with the coverage of branches (about 18 min; 22 at first)"
 	@echo "make check   the tests for daily work: no kernel, no training, no browser (about 2 min)"
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
@@ -46,7 +46,7 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 12 min on 2 cores, 15 at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 18 min on 2 cores, 22 at first; the family they need is trained meanwhile)"
 	@mkdir -p _build
 	@$(BIN)/python -m pytest $(SPREAD) $(ORDER) --cov --cov-report= $(PYTEST_ARGS)
 
