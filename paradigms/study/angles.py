@@ -45,6 +45,12 @@ REAL: dict[str, dict[str, Any]] = {
 #: as the chapter asks, so that it finds these in the store
 LIVE: dict[str, dict[str, Any]] = {"patching": {"exact": 10}}
 
+#: what is kept of `Change.tables`, under which name
+KEPT = {
+    "overlap": "overlap", "transfer": "transfer-curves", "patching": "patching", "graft": "graft", "weights": "weights",
+    "summary": "summary", "strata": "strata",
+}  # fmt: skip
+
 #: what `side_by_side` shows: a heading, and which line of the summary that is, by angle, words and null
 LINES = {
     "overlap of halves, across · own": ("overlap", ("across halves",), "one model on two halves"),
@@ -111,13 +117,7 @@ def run(chosen: Sequence[str] = (), out: Path = OUT, store: str = "runs") -> dic
             "method": one.pair.method,
             "problems": len(one.study.selection.problems),
         }
-        strata = one.strata.reset_index()
-        tables = {
-            **_by_angle(one),
-            "summary": one.summary.reset_index(),
-            "strata": strata[strata["angle"] != "weights"],
-        }
-        for table, each in tables.items():  # a stratum has problems of its own
+        for table, each in _by_angle(one).items():  # a stratum has problems of its own
             rows.setdefault(table, []).append(each.assign(**{k: v for k, v in about.items() if k not in each}))
         seconds, cpu = time.perf_counter() - began, time.process_time() - worked
         print(f"{job.pair}, {', '.join(job.parts)}: {seconds:.0f} s, of the processor {cpu:.0f} s", flush=True)
@@ -152,21 +152,14 @@ def side_by_side(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_angle(one: Change) -> dict[str, pd.DataFrame]:
-    """A table for each angle that was measured."""
-    found: dict[str, pd.DataFrame] = {}
-    if one.overlap is not None:
-        found["overlap"] = one.overlap.table.reset_index()
-    if one.transfer is not None:
-        found["transfer"] = one.transfer.curves()
-    if one.patching is not None:
-        found["patching"] = one.patching.curves()
-    if one.graft is not None:
-        found["graft"] = one.graft.table()
+    """The tables of the change that are kept: the summary, the strata, and one for each angle that was measured."""
+    every = one.tables()
+    found = {name: every[kept] for name, kept in KEPT.items() if kept in every}
+    if "strata" in found:
+        found["strata"] = found["strata"][found["strata"]["angle"] != "weights"]  # these are no problem's
     if one.divergence:
         each = {side: part.summary.reset_index() for side, part in one.divergence.items()}
         found["divergence"] = pd.concat(each, names=["answers"]).reset_index("answers")
-    if one.weights is not None:
-        found["weights"] = one.weights
     return found
 
 

@@ -159,7 +159,7 @@ def trusted(tables: Tables) -> str:
         return "How far scores agree with removing edges was not measured."
     rows = table[(table["member"] == "sft") & (table["quantity"] == "rank correlation of sizes")].set_index("method")
     rows = rows[rows["low"].notna()]  # of a random ranking it is 0
-    parts = [f"{method} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for method, row in rows.iterrows()]
+    parts = [f"{method} {with_interval(*row[['value', 'low', 'high']])}" for method, row in rows.iterrows()]
     return f"Against edges that were removed for real, sizes of scores rank with a correlation of {listed(parts)} (the base)."
 
 
