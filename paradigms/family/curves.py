@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from paradigms.family.policy import Start, opened, plain
+from paradigms.family.policy import Start, opened, plain, random_state, set_random_state
 from paradigms.family.tasks import TaskProblem
 from rlcircuits.errors import InputError
+from rlcircuits.storage import written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 COLUMNS = ("update", "step", "prompts_seen", "loss", "reward", "accuracy", "kl", "entropy", "length")
 """``update``: updates done, optimiser steps or, for `ppo` and `online-dpo`, rounds; ``step`` is the same number."""
 CHECKPOINTS = "checkpoints"
+SAMPLED = "sampled"
+"""Folder of the answers that a training samples before it begins."""
 
 
 _SAMPLED_AT_ONCE = 512
@@ -116,18 +119,28 @@ def answer(
 
 
 def sampled_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[TaskProblem],
-    answers_per_prompt: int,
-    max_new_tokens: int,
+    start: Start, problems: Sequence[TaskProblem], answers_per_prompt: int, max_new_tokens: int, seed: int
 ) -> Iterator[tuple[TaskProblem, tuple[str, ...], list[float], tuple[bool, ...]]]:
-    """(problem, texts, rewards, finished) of several sampled answers to each problem, drawn in large batches."""
+    """(problem, texts, rewards, finished) of several sampled answers of the start to each problem, drawn in large batches.
+
+    Where the recipe keeps a training's state, each batch is kept with it and found again.
+    """
+    model, tokenizer = start.model(), start.tokenizer()
+    torch.manual_seed(seed)
     at_once = max(1, _SAMPLED_AT_ONCE // answers_per_prompt)
     for first in range(0, len(problems), at_once):
         part = problems[first : first + at_once]
         asked = [p for p in part for _ in range(answers_per_prompt)]
-        answers = answer(model, tokenizer, asked, max_new_tokens, sample=True)
+        file = start.scratch / SAMPLED / f"{first:06d}.pt"
+        if start.save_every and file.is_file():
+            kept = torch.load(file, weights_only=True)
+            answers = Answers(**kept["answers"])
+            set_random_state(kept["random"])
+        else:
+            answers = answer(model, tokenizer, asked, max_new_tokens, sample=True)
+            if start.save_every:
+                with written(file) as temporary:
+                    torch.save({"answers": vars(answers), "random": random_state()}, temporary)
         rewards = answers.rewards(asked).tolist()
         for i, problem in enumerate(part):
             group = slice(i * answers_per_prompt, (i + 1) * answers_per_prompt)

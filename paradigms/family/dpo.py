@@ -21,7 +21,7 @@ from rlcircuits.errors import InputError
 from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from paradigms.family.curves import Recorder
 
@@ -29,25 +29,15 @@ DPO_TRAINING = Step("family-dpo", 1)
 
 
 def preference_pairs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[TaskProblem],
-    answers_per_prompt: int,
-    max_new_tokens: int,
-    seed: int,
+    start: Start, problems: Sequence[TaskProblem], answers_per_prompt: int, max_new_tokens: int, seed: int
 ) -> list[dict[str, str]]:
-    """At most one ``{"prompt", "chosen", "rejected"}`` per problem, from answers sampled from `model`.
+    """At most one ``{"prompt", "chosen", "rejected"}`` per problem, from answers sampled from `start`.
 
     Answers that did not end by themselves are left out: a text could not tell them from ones that did.
     """
-    import torch
-
-    torch.manual_seed(seed)
     rng = random.Random(f"pairs/{seed}")
     pairs = []
-    for problem, texts, rewards, finished in sampled_answers(
-        model, tokenizer, problems, answers_per_prompt, max_new_tokens
-    ):
+    for problem, texts, rewards, finished in sampled_answers(start, problems, answers_per_prompt, max_new_tokens, seed):
         right = [text for text, reward in zip(texts, rewards, strict=True) if reward]
         wrong = [t for t, reward, done in zip(texts, rewards, finished, strict=True) if not reward and done]
         if right and wrong:
@@ -69,7 +59,7 @@ def train_dpo(
     from trl import DPOConfig, DPOTrainer
 
     tokenizer = start.tokenizer()
-    pairs = preference_pairs(start.model(), tokenizer, problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    pairs = preference_pairs(start, problems, recipe.answers_per_prompt, max_new_tokens, seed)
     if not pairs:
         raise InputError(
             f"dpo with seed {seed}: the base gave no prompt of {len(problems)} both a right and a wrong answer; "

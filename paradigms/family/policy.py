@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paradigms.family.recipe import LoRA, Recipe
-from rlcircuits.models import is_adapter
+from rlcircuits.models import in_one_piece, is_adapter
 from rlcircuits.storage import written
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Start:
         from transformers import AutoModelForCausalLM
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.dtype)).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.dtype)).to(device).eval()
+        in_one_piece(model)
+        return model
 
     def policy(self) -> PreTrainedModel:
         """The model that learns: the checkpoint, or it with a new adapter, which changes nothing yet."""
@@ -155,8 +157,7 @@ class Training:
             "step": step,
             "parts": {name: _state(part) for name, part in self.parts.items()},
             "generators": {name: one.get_state() for name, one in self.generators.items()},
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
+            "random": random_state(),
             "extra": extra,
         }
         with written(self.file) as temporary:
@@ -174,9 +175,19 @@ class Training:
                 part.load_state_dict(state["parts"][name])
         for name, one in self.generators.items():
             one.set_state(state["generators"][name])
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["cuda"])
+        set_random_state(state["random"])
         return state["step"], state["extra"]
+
+
+def random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Where torch's own random numbers are, on the host and on each CUDA device."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all()
+
+
+def set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Go on from there."""
+    torch.set_rng_state(state[0])
+    torch.cuda.set_rng_state_all(state[1])
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -176,12 +176,13 @@ def train_ppo(
     )
     training = Training(start, {"policy": policy, "value": value, "optimizer": optimizer}, {"minibatches": generator})
     done, extra = training.load()
-    if done:
+    if extra:
         recorder.go_on(extra)
     else:
         recorder.measure(0, policy)
         with start.computing():
             fit_value(value, policy, tokenizer, problems, recipe, max_new_tokens, optimizer, generator)
+        training.save(0, recorder.state())
     for step, first in enumerate(range(0, len(problems), recipe.prompts_per_round), start=1):
         if step <= done:
             continue

@@ -273,7 +273,7 @@ SMOLLM2 = Recipe(
     rft=RFT(answers_per_prompt=4, steps=60, batch=32, learning_rate=2e-4, warmup=5),
     grpo=GRPO(prompts_per_update=32, learning_rate=3e-4),
     ppo=PPO(prompts_per_round=64, learning_rate=2e-4, value_learning_rate=5e-4),
-    dpo=DPO(answers_per_prompt=4, steps=60, batch=32, learning_rate=5e-5, warmup=5, beta=0.1),
+    dpo=DPO(answers_per_prompt=4, steps=60, batch=32, learning_rate=2e-4, warmup=5, beta=0.1),
     online_dpo=OnlineDPO(prompts_per_round=32, learning_rate=2e-4),
     prompts=1920,
     points=4,

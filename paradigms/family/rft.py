@@ -19,7 +19,7 @@ from rlcircuits.errors import InputError
 from rlcircuits.storage import Step
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from paradigms.family.curves import Recorder
 
@@ -27,19 +27,11 @@ RFT_TRAINING = Step("family-rft", 1)
 
 
 def right_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[TaskProblem],
-    answers_per_prompt: int,
-    max_new_tokens: int,
-    seed: int,
+    start: Start, problems: Sequence[TaskProblem], answers_per_prompt: int, max_new_tokens: int, seed: int
 ) -> list[tuple[str, str]]:
-    """(prompt, right answer) of every different right answer among those sampled from `model`, in order."""
-    import torch
-
-    torch.manual_seed(seed)
+    """(prompt, right answer) of every different right answer among those sampled from `start`, in order."""
     kept: dict[tuple[str, str], None] = {}
-    for problem, texts, rewards, _ in sampled_answers(model, tokenizer, problems, answers_per_prompt, max_new_tokens):
+    for problem, texts, rewards, _ in sampled_answers(start, problems, answers_per_prompt, max_new_tokens, seed):
         for text, reward in zip(texts, rewards, strict=True):
             if reward:
                 kept.setdefault((problem.prompt, text.strip()))
@@ -55,7 +47,7 @@ def train_rft(
         InputError: the base never gave a right answer.
         TrainingDiverged: a loss was not finite.
     """
-    kept = right_answers(start.model(), start.tokenizer(), problems, recipe.answers_per_prompt, max_new_tokens, seed)
+    kept = right_answers(start, problems, recipe.answers_per_prompt, max_new_tokens, seed)
     if not kept:
         raise InputError(
             f"rft with seed {seed}: the base gave no right answer to {len(problems)} prompts; "

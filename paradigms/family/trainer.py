@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paradigms.family.policy import Start
+from paradigms.family.policy import Start, plain
+from rlcircuits.models import in_one_piece
 from rlcircuits.storage import written
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def record(trainer: Trainer, recorder: Recorder, reward: str | None = None) -> N
                 recorder.saw(state.global_step, logs["loss"], logs.get(reward, float("nan")))
                 recorder.measure(state.global_step, model)
 
+    in_one_piece(plain(trainer.model))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Record())
     found = get_last_checkpoint(trainer.args.output_dir) if Path(trainer.args.output_dir).is_dir() else None

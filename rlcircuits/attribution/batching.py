@@ -2,7 +2,8 @@
 
 1. Rows are taken longest first, so that a batch that does not fit fails at once, and rows of like length run together.
 2. A batch holds as many padded tokens as half of the free memory is expected to hold (`bytes_per_token`); on a CPU at
-   most what takes about 10 seconds (`WORK`), so that a bar moves and what is kept batch by batch is kept often.
+   most what takes about 5 seconds (`WORK`), so that a bar moves, what is kept batch by batch is kept often, and memory
+   stays small; twice as much was no faster.
 3. Running out of memory halves the batch; a single row that does not fit goes to the next plan (a lean pass), if there is one.
 """
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 FULL = 1024
 #: parameters times tokens of a batch on a CPU: SmolLM2-135M is attributed at 60 (head) to 110 (block) tokens a second, and
 #: at 80 a trace at a time
-WORK = 1e11
+WORK = 5e10
 
 
 @dataclass(frozen=True)

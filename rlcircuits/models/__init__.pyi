@@ -22,6 +22,7 @@ from .known import provider_of as provider_of
 from .loading import LOADING as LOADING
 from .loading import Model as Model
 from .loading import adapted_weights as adapted_weights
+from .loading import in_one_piece as in_one_piece
 from .loading import load_model as load_model
 from .outline import Outline as Outline
 from .outline import end_tokens_of as end_tokens_of

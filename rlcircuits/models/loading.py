@@ -150,7 +150,22 @@ def load_model(
         raise InputError(
             f"{name!r} does not fit on {where}: {str(error).splitlines()[0]}; choose another {argument('device')} or a smaller {argument('dtype')}"
         ) from error
+    in_one_piece(hf)
     return Model(hf, tokenizer, name, local, getattr(hf.config, "_commit_hash", None) if local is None else None)
+
+
+def in_one_piece(hf: PreTrainedModel) -> None:
+    """Have the output layer given its inputs in one piece.
+
+    Of a slice of the positions PyTorch makes a batched product where the weight needs no gradient, which on a processor
+    in bfloat16 means a copy of the vocabulary's weights for each sequence: 0.9 GB and 200 times the time for 16
+    sequences of SmolLM2.
+    """
+    hf.get_output_embeddings().register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def expect_room(name: str, tokens: int, rows: int) -> None:

@@ -33,6 +33,24 @@ def test_dtype_and_sharded_checkpoints(tmp_path):
     assert rc.load_model(tmp_path, device="cpu").hf.dtype == torch.float32
 
 
+def test_of_a_slice_of_the_positions_the_vocabulary_is_one_product(tmp_path):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        inputs = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in str(function):  # mm, addmm, bmm
+                self.inputs = max(self.inputs, *(one.numel() for one in args if isinstance(one, torch.Tensor)))
+            return function(*args, **(kwargs or {}))
+
+    hf = rc.load_model(save(tmp_path), device="cpu", dtype="bfloat16").hf
+    whole = hf.get_output_embeddings().weight.numel()
+    with Largest() as seen, torch.no_grad():
+        hf(torch.ones(4, 5, dtype=torch.long), logits_to_keep=1)
+    assert seen.inputs == whole  # a batched product has a copy for each of the 4
+
+
 def save_tokenizer(folder):
     from tests.fixtures.checkpoints import tokenizer
 

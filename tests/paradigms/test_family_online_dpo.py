@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import random
 from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,8 +144,27 @@ def test_rft_keeps_right_finished_answers_once_each(monkeypatch):
     wrong = f" # {int(two.reference) + 1}"
     script = {one.question: [right, other, right, unfinished], two.question: [wrong] * 4}
     monkeypatch.setattr(curves, "answer", Scripted(script, {right, other, wrong}))
-    kept = rft.right_answers(None, None, [one, two], answers_per_prompt=4, max_new_tokens=24, seed=0)
+    start = SimpleNamespace(model=lambda: None, tokenizer=lambda: None, scratch=Path(), save_every=0)
+    kept = rft.right_answers(start, [one, two], answers_per_prompt=4, max_new_tokens=24, seed=0)
     assert kept == [(one.question, right.strip()), (one.question, other.strip())]
+
+
+def test_answers_sampled_before_a_training_are_kept_batch_by_batch(monkeypatch, tmp_path):
+    problems = word_problems("train", 3, 0)
+    monkeypatch.setattr(curves, "_SAMPLED_AT_ONCE", 2)
+    monkeypatch.setattr(
+        curves, "answer", Scripted({p.question: [f"a{i}", f"b{i}"] for i, p in enumerate(problems)}, {})
+    )
+    start = SimpleNamespace(model=lambda: None, tokenizer=lambda: None, scratch=tmp_path, save_every=5)
+    stopped = curves.sampled_answers(start, problems, 2, 24, 0)
+    first = next(stopped)
+    stopped.close()
+    torch.manual_seed(1)
+    told = list(curves.sampled_answers(start, problems, 2, 24, 0))  # the script has each answer once
+    assert told[0] == first and [texts for _, texts, _, _ in told] == [(f"a{i}", f"b{i}") for i in range(3)]
+    after = torch.rand(2)
+    list(curves.sampled_answers(start, problems, 2, 24, 0))
+    assert torch.equal(torch.rand(2), after)  # training goes on from the same random numbers
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
