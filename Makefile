@@ -1,10 +1,11 @@
-# make book | test | check | lint | lab | bench | bench-gpu | lock | clean; each builds the virtual environment first if it is not there.
+# make book | test | coverage | check | lint | lab | bench | bench-gpu | lock | clean; each builds the virtual environment first if it is not there.
 
 SHELL       := /bin/bash
 VENV        := .venv
 BIN         := $(VENV)/bin
 READY       := $(VENV)/.ready
 PYTEST_ARGS ?=
+COVERAGE    :=
 # Two files of tests at a time. In a random order, which a seed in the first lines makes again: make test ORDER=
 SPREAD      := -n 2 --dist loadfile --no-loadscope-reorder
 ORDER       ?= -p no:randomly
@@ -15,11 +16,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv family smollm2 study study-smollm2 book test check lab bench bench-gpu lint lock clean distclean
+.PHONY: help venv family smollm2 study study-smollm2 book test coverage check lab bench bench-gpu lint lock clean distclean
 
 help:
 	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
-	@echo "make test    all tests, on the same artefacts, with the coverage of branches (about 18 min; 22 at first)"
+	@echo "make test    all tests, on the same artefacts (about 15 min; 18 at first); make coverage: with that of branches (25 min)"
 	@echo "make check   the tests for daily work: no kernel, no training, no browser (about 2 min)"
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
@@ -46,9 +47,12 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 18 min on 2 cores, 22 at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 15 min on 2 cores, 18 at first; the family they need is trained meanwhile)"
 	@mkdir -p _build
-	@$(BIN)/python -m pytest $(SPREAD) $(ORDER) --cov --cov-report= $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(ORDER) $(COVERAGE) $(PYTEST_ARGS)
+
+coverage: COVERAGE := --cov --cov-report=
+coverage: test
 
 check: $(READY)
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ORDER) -m "not (slow or kernel or training or book or browser)" $(PYTEST_ARGS)
