@@ -118,6 +118,18 @@ def gains(tables: Tables) -> str:
     return f"{said}; of its descendants {' and '.join(parts)} beyond chance."
 
 
+def drifts(tables: Tables) -> str:
+    """How far from the base each training ended, in a sentence."""
+    table = tables["members"].set_index("member").loc[paradigms_of(tables), "kl"].dropna().sort_values()
+    if table.empty:
+        return "No training's divergence is on record."
+    least, most = table.index[0], table.index[-1]
+    return (
+        f"The trainings end at a divergence from the base of {table[least]:.3f} ({least}) to {table[most]:.3f} ({most}) nats a "
+        f"token, half of them below {table.median():.3f}."
+    )
+
+
 def changes(tables: Tables, alpha: float, metric: str = INTENSITY) -> str:
     """What the paradigms did to a metric, beside the largest null, in a few sentences."""
     table, (null, which) = effects(tables, metric, alpha), largest_null(tables, metric, alpha)

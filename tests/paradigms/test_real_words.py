@@ -55,6 +55,14 @@ def test_members_that_answer_better_or_worse_are_named():
     assert told.gains(tables({}, {})).endswith("correctly.")
 
 
+def test_how_far_the_trainings_went_is_said():
+    made = tables({}, GAINS)
+    kls = {"sft": math.nan, "grpo": 0.012, "ppo": 0.032, "sft-more": 0.5}  # the control is no paradigm
+    made["members"]["kl"] = made["members"]["member"].map(kls)
+    assert "of 0.012 (grpo) to 0.032 (ppo) nats a token, half of them below 0.022." in told.drifts(made)
+    assert told.drifts({"members": made["members"].head(1)}) == "No training's divergence is on record."
+
+
 def test_the_answer_names_what_moves_beyond_every_null():
     made = tables({"grpo": (2, 1.5, 2.5), "ppo": (1.1, 1.05, 1.15), "sft-more": (1.5, 1.4, 1.6)}, GAINS)
     assert told.answer(made).startswith(
