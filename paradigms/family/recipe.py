@@ -282,13 +282,13 @@ SMOLLM2 = Recipe(
 """A real language model, SmolLM2-135M-Instruct, on problems in English: LoRA throughout; six minutes of an H100 for one seed
 with several members at a time, a day of two cores.
 
-Seven recipes of the base were tried for accuracy between .4 and .65: 200 × 16 demonstrations at 1e-3 gave .58 of 500 test problems
-and .06 nats of entropy a token, 200 × 32 at 2e-3 gave .79. Sixty updates of GRPO at 3e-4 raise the reward of sampled answers (.45 to
-.52) and not the accuracy of greedy ones; half that step size did no more, and the first ten updates at 1e-3, of 128 answers each in
-groups of four, went as far from the base (.007 nats a token) as 45 of 256 answers had and gained no reward (.44): half of those groups
-were all right or all wrong, and what an answer teaches is little beside the noise of so few. To be gained is something: one of four
-sampled answers is right for .73 of the problems. DPO at 2e-4 loses accuracy all along (.70 to .46 of the validation problems). The other
-step sizes are rules of thumb, not tuned.
+Seven recipes of the base were tried for accuracy between .4 and .65: 200 × 16 demonstrations at 1e-3 gave .58 of 500 test
+problems and .06 nats of entropy a token, 200 × 32 at 2e-3 gave .79. Sixty updates of GRPO at 3e-4 raise the reward of sampled
+answers (.45 to .52) and not the accuracy of greedy ones; half that step size did no more, and the first ten updates at 1e-3, of
+128 answers each in groups of four, went as far from the base (.007 nats a token) as 45 of 256 answers had and gained no reward
+(.44): half of those groups were all right or all wrong, and what an answer teaches is little beside the noise of so few. There
+is room: of four sampled answers at least one is right for .73 of the problems. DPO at 2e-4 loses accuracy all along (.70 to .46
+of the validation problems). The other step sizes are rules of thumb, not tuned.
 """
 
 BASES = {"qwen2": DEFAULT, "llama": SECOND, "smollm2": SMOLLM2}
