@@ -126,7 +126,7 @@ def drifts(tables: Tables) -> str:
     least, most = table.index[0], table.index[-1]
     return (
         f"The trainings end at a divergence from the base of {table[least]:.3f} ({least}) to {table[most]:.3f} ({most}) nats a "
-        f"token, half of them below {table.median():.3f}."
+        f"token, at a median of {table.median():.3f}."
     )
 
 
