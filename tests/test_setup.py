@@ -114,6 +114,13 @@ def test_the_lock_names_no_index_no_build_and_no_path() -> None:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line), line
 
 
+def test_the_lock_installs_on_every_python_that_is_taken() -> None:
+    """By what the installed packages say of themselves; `environment.sh` takes any 3.11 and 3.12, such as Debian's 3.11.2."""
+    admit = {name: SpecifierSet(metadata.metadata(name)["Requires-Python"] or "") for name in LOCK}
+    for python in ("3.11.0", "3.12.0"):
+        assert not [name for name, admitted in admit.items() if not admitted.contains(python)], python
+
+
 def test_conda_installs_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
