@@ -11,6 +11,7 @@ r"""Arithmetic word problems in plain English, for a real language model: the ta
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import re
@@ -173,6 +174,17 @@ class StoryProblem:
     def is_right(self, text: str) -> bool:
         """Whether an answer ends in the result."""
         return is_correct(text, self.reference)
+
+    def mistake(self, text: str) -> str:
+        """Where an answer first leaves the worked one: at a ``"calculation"`` (the right step with a wrong result), or at a
+        ``"step"`` (another one, none, or one too many); nothing where it does not.
+        """
+        steps = (one.strip() for one in text.strip().split("\n"))
+        for said, meant in itertools.zip_longest(steps, self.worked_answer.split("\n"), fillvalue=""):
+            if said != meant:
+                left, equals, _ = meant.partition("=")
+                return "calculation" if equals and said.startswith(left + equals) else "step"
+        return ""
 
     @property
     def reference(self) -> str:

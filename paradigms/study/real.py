@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from paradigms.family import story_set
+from paradigms.family.stories import story_problems
 from paradigms.smollm2 import ADAPTERS, MODEL, base_folder, members, pairs
 from paradigms.study.measurement import SAMPLED, Measurement, load, measure, save
 from paradigms.study.nulls import CONTROL, NOISE, add_noise
@@ -221,9 +222,10 @@ class _Work:
         return pd.DataFrame(rows)
 
     def each_problem(self, labels: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """``problems``: what each member answered and its loss on that, in nats a token; ``shown``: some answers of the base
-        and a member, token by token.
+        """``problems``: what each member answered, where it first went wrong, and its loss on that, in nats a token;
+        ``shown``: some answers of the base and a member, token by token.
         """
+        stories = {one.id: story for one, story in zip(self.problems, story_problems("test", len(self.problems), 0))}
         from rlcircuits.attribution import token_losses
 
         rows, shown = [], []
@@ -238,7 +240,8 @@ class _Work:
             tokenizer = load_tokenizer(base_folder())
             for number, (answer, losses) in enumerate(zip(said, json.loads(file.read_text("utf-8")))):
                 told = {name: getattr(answer, name) for name in ("problem", "answer", "correct", "strict", "finished")}
-                rows.append({"member": label, **told, "loss": float(np.mean(losses))})
+                wrong = "" if answer.correct else stories[answer.problem].mistake(answer.text)
+                rows.append({"member": label, **told, "mistake": wrong, "loss": float(np.mean(losses))})
                 if label in ("sft", NOISE_LIKE) and number < SHOWN:
                     tokens = [tokenizer.decode([token]) for token in answer.answer]
                     shown += [

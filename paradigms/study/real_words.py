@@ -118,6 +118,19 @@ def gains(tables: Tables) -> str:
     return f"{said}; of its descendants {' and '.join(parts)} beyond chance."
 
 
+def mistakes(tables: Tables) -> str:
+    """Where wrong answers first go wrong, of the base and of all its descendants by a paradigm, in a sentence."""
+    table = tables["problems"]
+    wrong = table[(table["mistake"] != "") & table["member"].isin(["sft", *paradigms_of(tables)])]
+    base, others = (
+        wrong.loc[rows, "mistake"] == "calculation" for rows in (wrong["member"] == "sft", wrong["member"] != "sft")
+    )
+    return (
+        f"Of the base's {len(base)} wrong answers {base.sum()} first go wrong in a calculation that is the right one to make, of the "
+        f"{len(others)} of its descendants by a paradigm {others.sum()}."
+    )
+
+
 def drifts(tables: Tables) -> str:
     """How far from the base each training ended, in a sentence."""
     table = tables["members"].set_index("member").loc[paradigms_of(tables), "kl"].dropna().sort_values()

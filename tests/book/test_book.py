@@ -298,6 +298,33 @@ def test_the_finding_is_no_longer_than_a_few_screens(visit: Callable[[str], Visi
     assert visit("notebooks/08_what_we_found").height <= 5000
 
 
+# Of a picture of something on the page, the share of its points that are dark.
+DARKNESS = """
+const [png, done] = arguments, image = new Image();
+image.onload = () => {
+  const canvas = Object.assign(document.createElement('canvas'), { width: 40, height: 40 }), pen = canvas.getContext('2d');
+  pen.drawImage(image, 0, 0, 40, 40);
+  const points = pen.getImageData(0, 0, 40, 40).data.filter((_, i) => i % 4 === 1);
+  done(points.filter(green => green < 100).length / points.length);
+};
+image.src = 'data:image/png;base64,' + png;
+"""
+
+
+@pytest.mark.parametrize(("name", "picture"), [("intro", "img[src$='.svg']"), ("notebooks/06_metrics", ".rlc-plot")])
+def test_pictures_are_as_dark_as_the_page(name: str, picture: str, book: Path, browser: Any) -> None:
+    sized(browser, 1280, 900, mobile=False)
+    _open(browser, book / f"{name}.html")
+
+    def darkness() -> float:
+        png = browser.find_element("css selector", f"article {picture}").screenshot_as_base64
+        return browser.execute_async_script(DARKNESS, png)
+
+    light = darkness()
+    browser.execute_script(DARK)
+    assert light < 0.2 and darkness() > 0.8
+
+
 def test_what_looks_for_faults_finds_them(book: Path, browser: Any, axe: str) -> None:
     """An image without a text, a button without a name, a line too wide: all are seen."""
     sized(browser, 375, 800, mobile=True)

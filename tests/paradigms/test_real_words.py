@@ -55,6 +55,15 @@ def test_members_that_answer_better_or_worse_are_named():
     assert told.gains(tables({}, {})).endswith("correctly.")
 
 
+def test_where_wrong_answers_first_go_wrong_is_said():
+    of = {"sft": ["calculation", "step", ""], "grpo": ["calculation", "", ""], "sft-more": ["step"] * 3}
+    problems = pd.DataFrame([{"member": m, "mistake": one} for m, some in of.items() for one in some])
+    said = told.mistakes({**tables({}, GAINS), "problems": problems})
+    assert "Of the base's 2 wrong answers 1 first go wrong" in said and said.endswith(
+        "of the 1 of its descendants by a paradigm 1."
+    )
+
+
 def test_how_far_the_trainings_went_is_said():
     made = tables({}, GAINS)
     kls = {"sft": math.nan, "grpo": 0.012, "ppo": 0.032, "sft-more": 0.5}  # the control is no paradigm

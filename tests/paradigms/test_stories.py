@@ -7,7 +7,15 @@ import re
 import pytest
 
 from paradigms.family.splits import split_of
-from paradigms.family.stories import DISTRACTORS, LARGEST, STORIES, is_correct, story_problems, story_set
+from paradigms.family.stories import (
+    DISTRACTORS,
+    LARGEST,
+    STORIES,
+    StoryProblem,
+    is_correct,
+    story_problems,
+    story_set,
+)
 from rlcircuits.answers import grade
 from rlcircuits.errors import InputError
 
@@ -69,6 +77,24 @@ def test_the_splits_are_disjoint_for_all_seeds_and_a_longer_list_begins_with_a_s
 )
 def test_what_counts_as_right(text, right):
     assert is_correct(text, "7") is right
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (" 7 * 6 = 42\n60 - 42 = 18\n#### 18", ""),
+        ("7 * 6 = 48\n60 - 48 = 12\n#### 12", "calculation"),
+        ("7 * 6 = 42\n60 - 42 = 28\n#### 28", "calculation"),
+        ("7 + 6 = 13\n60 - 13 = 47\n#### 47", "step"),
+        ("7 * 6 = 42\n#### 42", "step"),
+        ("7 * 6 = 42\n60 - 42 = 18\n18 - 1 = 17\n#### 17", "step"),
+        ("7 * 6 = 42\n60 - 42 = 18\n#### 19", "step"),
+        ("", "step"),
+    ],
+)
+def test_where_an_answer_first_goes_wrong(text, mistake):
+    problem = StoryProblem("?", "", "7 * 6 = 42\n60 - 42 = 18\n#### 18")
+    assert problem.mistake(text) == mistake
 
 
 def test_as_a_problem_set_it_is_graded_as_in_training():
