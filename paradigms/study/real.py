@@ -58,7 +58,7 @@ NOISE_LIKE = "grpo"
 #: problems whose answers are kept token by token
 SHOWN = 6
 HALVES = 200
-EXACT = ("sft", "grpo", "ppo", "sft-more")
+EXACT = ("sft", "grpo", "ppo", "dpo", "sft-more")
 EXACT_PROBLEMS, EXACT_BUDGET = 8, 600
 #: of GSM8K: problems asked, problems whose answers are attributed, and the longest answer
 HELD_OUT, HELD_OUT_N, LONGER = 100, 40, 128
