@@ -172,8 +172,12 @@ def answer(tables: Tables, alpha: float = 1.0) -> str:
         return listed([f"{name} ({'up' if rows.loc[name, 'log_ratio'] > 0 else 'down'})" for name in far])
 
     said = f"Activation intensity on {alpha:.0%} of an answer moves beyond every null after {moved(INTENSITY)} of {len(known)} paradigms"
+    others = []
     if len(effects(tables, PER_GRADIENT, alpha)):
-        said += f", and with the model's confidence taken out after {moved(PER_GRADIENT)}"
+        others.append(f"with the model's confidence taken out after {moved(PER_GRADIENT)}")
+    if "exact" in tables:
+        others.append(f"by removing edges, on few problems, after {listed(removed(tables))}")
+    said += "".join(f", {'and ' * (other is others[-1])}{other}" for other in others)
     return f"{said}. {trusted(tables)}"
 
 
@@ -279,6 +283,29 @@ def exact_factors(tables: Tables, metric: str = INTENSITY) -> pd.DataFrame:
     base = rows.loc["sft"]
     return rows.assign(
         exact_factor=rows["estimate"] / base["estimate"], first_order_factor=rows["first_order"] / base["first_order"]
+    )
+
+
+def removed(tables: Tables, metric: str = INTENSITY) -> list[str]:
+    """The paradigms whose metric of exact removals has an interval clear of the base's."""
+    table = exact_factors(tables, metric)
+    base = table.loc["sft"]
+    known = [name for name in paradigms_of(tables) if name in table.index]
+    return [n for n in known if table.loc[n, "low"] > base["high"] or table.loc[n, "high"] < base["low"]]
+
+
+def exact_told(tables: Tables, metric: str = INTENSITY) -> str:
+    """What removing edges says of the paradigms beside what scores say of the same problems, in a sentence."""
+    table, clear = exact_factors(tables, metric), listed(removed(tables, metric))
+    table = table.loc[[name for name in paradigms_of(tables) if name in table.index]]
+
+    def span(column: str) -> str:
+        least, most = table[column].idxmin(), table[column].idxmax()
+        return f"× {table.loc[least, column]:.2f} ({least}) to × {table.loc[most, column]:.2f} ({most})"
+
+    return (
+        f"By removal, `{metric}` on the few problems that were re-run is {span('exact_factor')} of the base's, with an interval clear of the "
+        f"base's after {clear}; to first order, on the same problems, {span('first_order_factor')}."
     )
 
 

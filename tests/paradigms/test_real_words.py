@@ -85,6 +85,23 @@ def test_the_answer_names_what_moves_beyond_every_null():
     assert told.answer(tables({}, {})).startswith("No paradigm has been measured. How far")
 
 
+def test_what_removal_says_is_told_beside_first_order():
+    made = tables({"grpo": (2, 1.6, 2.5), "ppo": (1, 0.9, 1.1), "sft-more": (1, 0.9, 1.1)}, GAINS)
+    rows = {
+        "sft": (1.0, 0.8, 1.2, 4.0),
+        "grpo": (0.5, 0.4, 0.7, 8.0),
+        "ppo": (1.1, 0.9, 2.0, 1.0),
+        "sft-more": (9.0, 8.0, 10.0, 9.0),
+    }
+    columns = ("estimate", "low", "high", "first_order")
+    made["exact"] = pd.DataFrame([{"member": m, "metric": METRIC, **dict(zip(columns, v))} for m, v in rows.items()])
+    assert told.removed(made) == ["grpo"]  # the control is no paradigm
+    assert ", and by removing edges, on few problems, after grpo. How" in told.answer(made)
+    said = told.exact_told(made)
+    assert "× 0.50 (grpo) to × 1.10 (ppo) of the base's, with an interval clear of the base's after grpo" in said
+    assert said.endswith("× 0.25 (ppo) to × 2.00 (grpo).")
+
+
 def test_thin_tables_are_said_to_be():
     assert told.changes(tables({}, {}), 1.0) == "No paradigm has been measured."
     assert "was not measured" in told.trusted({})

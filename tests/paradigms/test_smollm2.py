@@ -11,6 +11,7 @@ import torch
 
 import rlcircuits as rc
 from paradigms.family import PROMPT, story_set
+from paradigms.family.stories import story_problems
 from paradigms.smollm2 import ADAPTERS, base_folder, members, pairs
 from rlcircuits.models import packaged_folder
 from tests.fixtures.reference import exact_scores, loss
@@ -102,13 +103,14 @@ def test_committed_answers_and_losses_are_found_again(base):
     """The first problems of the committed tables, measured anew on this machine."""
     table = pd.read_parquet(ADAPTERS / "problems.parquet")
     rows = table[table["member"] == "sft"].set_index("problem").iloc[:4]
-    problems = story_set(n=4)
+    problems, stories = story_set(n=4), story_problems("test", 4, 0)
     assert list(rows.index) == [problem.id for problem in problems]
     said = rc.generate(base, problems, PROMPT, 48)
     same = [list(answer.answer) == list(row) for answer, row in zip(said, rows["answer"])]
     assert sum(same) >= 3  # two tokens may be as likely as each other to the last bits
-    for answer, kept, one in zip(said, same, rows.itertuples()):
+    for answer, kept, one, story in zip(said, same, rows.itertuples(), stories):
         if kept:
             assert answer.correct == one.correct
+            assert one.mistake == ("" if answer.correct else story.mistake(answer.text))
             (losses,) = rc.token_losses(base, [answer.trace], progress=False)
             assert np.mean(losses) == pytest.approx(one.loss, rel=1e-3, abs=1e-5)
