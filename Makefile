@@ -19,8 +19,8 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: help venv family smollm2 study study-smollm2 book test coverage check lab bench bench-gpu lint lock clean distclean
 
 help:
-	@echo "make book    train the family, run the notebooks, build the book into _build/html (6 to 15 min at first, 1 min again)"
-	@echo "make test    all tests, on the same artefacts (about 15 min; 18 at first); make coverage: with that of branches (25 min)"
+	@echo "make book    train the family, run the notebooks, build the book into _build/html (about 10 min at first, 1 min again)"
+	@echo "make test    all tests, on the same artefacts (about 15 min; 22 at first); make coverage: with that of branches"
 	@echo "make check   the tests for daily work: no kernel, no training, no browser (about 2 min)"
 	@echo "make lint    mistakes, layout, the rooms' contracts, types (1 min)"
 	@echo "make smollm2 fetch a real language model, SmolLM2-135M-Instruct, once (93 MB)"
@@ -47,7 +47,7 @@ book: family
 	@echo "==> done: open _build/html/index.html"
 
 test: $(READY)
-	@echo "==> tests (about 15 min on 2 cores, 18 at first; the family they need is trained meanwhile)"
+	@echo "==> tests (about 15 min on 2 cores, 22 at first; the family they need is trained meanwhile)"
 	@mkdir -p _build
 	@$(BIN)/python -m pytest $(SPREAD) $(ORDER) $(COVERAGE) $(PYTEST_ARGS)
 

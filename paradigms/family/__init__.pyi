@@ -9,6 +9,7 @@ from .recipe import SECOND as SECOND
 from .recipe import TINY as TINY
 from .recipe import Recipe as Recipe
 from .stories import PROMPT as PROMPT
+from .stories import story_problems as story_problems
 from .stories import story_set as story_set
 from .task import demonstrations as demonstrations
 from .task import family_problems as family_problems

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from paradigms.family import story_set
-from paradigms.family.stories import story_problems
+from paradigms.family import story_problems, story_set
 from paradigms.smollm2 import ADAPTERS, MODEL, base_folder, members, pairs
 from paradigms.study.measurement import SAMPLED, Measurement, load, measure, save
 from paradigms.study.nulls import CONTROL, NOISE, add_noise

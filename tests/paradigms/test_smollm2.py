@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import rlcircuits as rc
-from paradigms.family import PROMPT, story_set
-from paradigms.family.stories import story_problems
+from paradigms.family import PROMPT, story_problems, story_set
 from paradigms.smollm2 import ADAPTERS, base_folder, members, pairs
 from rlcircuits.models import packaged_folder
 from tests.fixtures.reference import exact_scores, loss
