@@ -4,6 +4,7 @@
 as it is and beside one plain forward and backward pass, as in `benchmarks.attribution`.
 ``graft``: every chimaera of a pair, both ways, on both models' answers: the family's on 300 problems, the real model's on a few.
 ``overlap``: two head graphs as of a 7B model (32 layers of 32 heads, 1.6 million edges) of 100 problems, float32, at random.
+``study``: a whole study of the real model's pair, on one thread.
 ``weights``: two made-up checkpoints in shards, with a layer of the shapes of Qwen2.5-7B and its two vocabulary matrices; the tuned
 one differs by a change of rank 8. Memory depends on the largest matrix, not on how many there are.
 
@@ -18,6 +19,7 @@ import argparse
 import functools
 import multiprocessing
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -38,8 +40,9 @@ from rlcircuits.models import weights as weights_of
 LEVELS = ("block", "qkv", "head")
 #: cost of first-order scores with another model's messages beside plain ones
 TARGET = 2.1
-#: seconds: overlap; grafts of the family's pair on 300 problems, of the real model's on 20
+#: seconds: overlap; grafts of the family's pair on 300 problems, of the real model's on 20; a study of that
 OVERLAP_SECONDS, FAMILY_SECONDS, REAL_SECONDS = 10.0, 30.0, 600.0
+STUDY_SECONDS = {"from nothing": 1200.0, "answers there": 180.0}
 NODES = 5
 
 
@@ -145,6 +148,25 @@ def weights(layers: int = 1, directions: int = 16, vocabulary: int = 152_064) ->
     ]
 
 
+def study(pair: rc.ModelPair | str = "smollm2/grpo", problems: rc.ProblemSet | None = None, n: int = 100) -> list[Row]:
+    """Seconds and peak memory of `rlcircuits.study` from nothing, and of the same when the answers are there."""
+    torch.set_num_threads(1)
+    given, found = problems or rc.problem_set("stories"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, target in STUDY_SECONDS.items():
+            begin, worked = time.perf_counter(), time.process_time()
+            one = next(iter(rc.study(pair, given, n=n, store=folder).pairs.values()))
+            seconds, cpu = time.perf_counter() - begin, time.process_time() - worked
+            found.append(
+                {"suite": "study", "case": case, "asked": len(given), "problems": len(one.selection.problems)}
+                | {"seconds": seconds, "cpu_seconds": cpu, "target": target, "peak_gib": _peak() / 2**30}
+            )
+            for kept in Path(folder).iterdir():
+                if kept.name != "answers":
+                    shutil.rmtree(kept)
+    return found
+
+
 def _make(sides: list[Path], layers: int, vocabulary: int) -> None:
     """Both checkpoints in bfloat16, a shard for each matrix."""
     width, inner, narrow = 3584, 18_944, 512
@@ -175,7 +197,9 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-SUITES: dict[str, Callable[[], list[Row]]] = {"cross": cross, "graft": graft, "overlap": overlap, "weights": weights}
+SUITES: dict[str, Callable[[], list[Row]]] = {
+    "cross": cross, "graft": graft, "overlap": overlap, "study": study, "weights": weights,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

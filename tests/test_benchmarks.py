@@ -15,6 +15,7 @@ import torch
 import rlcircuits as rc
 from benchmarks import attribution as bench
 from benchmarks import changes
+from tests.fixtures.shell import make_world
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,19 @@ def test_another_models_messages_are_timed_beside_plain_scores():
     assert len(rows) == 12 and (rows["seconds"] > 0).all()
     assert (rows.loc[["block", "qkv", "head"], "ratio_plain"] == 1).all() and (rows.loc["floor", "ratio"] == 1).all()
     assert list(rows.index[rows["target"] == changes.TARGET]) == [f"{one}, other model" for one in changes.LEVELS]
+
+
+def test_a_study_is_timed_from_nothing_and_with_its_answers_there(tmp_path):
+    world = make_world(tmp_path)
+    problems = rc.problem_set(f"{world}/problems.jsonl", answer="right", grader="final")
+    pair = rc.ModelPair("own", world / "base", world / "tuned", max_new_tokens=6)
+    rows = pd.DataFrame(changes.study(pair, problems, n=3)).set_index("case")
+    assert list(rows.index) == ["from nothing", "answers there"] and (rows["problems"] == 3).all()
+    assert (
+        (rows["seconds"] > 0).all()
+        and (rows["asked"] == len(problems)).all()
+        and rows["peak_gib"].is_monotonic_increasing
+    )
 
 
 def test_made_up_scores_are_a_head_graphs():

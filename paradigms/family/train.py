@@ -29,6 +29,7 @@ from paradigms.family.member import CANNOT_BE_USED, DIVERGED, DIVERGENCES, membe
 from paradigms.family.recipe import CORE, DEFAULT, MEMBERS, Recipe
 from paradigms.family.stories import PROMPT
 from rlcircuits.errors import InputError, choose, require
+from rlcircuits.interruption import Interruptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,17 +293,19 @@ class _Crew:
 
     def start(self, task: _Task, order: dict[str, object]) -> None:
         messages = tempfile.TemporaryFile("w+")
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "paradigms.family.member", json.dumps(order)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            text=True,
-            env=_environment(bool(order["recipe"]["start"])),
-            start_new_session=True,
-        )
-        job = _Job(task, process, messages)
-        self.jobs.append(job)
+        with Interruptions().noted() as wish:  # between its start and its place in `jobs` nobody would end a process
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "paradigms.family.member", json.dumps(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                text=True,
+                env=_environment(bool(order["recipe"]["start"])),
+                start_new_session=True,
+            )
+            job = _Job(task, process, messages)
+            self.jobs.append(job)
+        wish.check()
         threading.Thread(target=self._listen, args=(job,), daemon=True).start()
 
     def _listen(self, job: _Job) -> None:

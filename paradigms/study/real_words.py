@@ -309,6 +309,18 @@ def exact_told(tables: Tables, metric: str = INTENSITY) -> str:
     )
 
 
+def spent(costs: pd.DataFrame) -> str:
+    """Time and memory of a pair, of the benchmark's table, in a sentence."""
+    if not (costs["suite"] == "study").any():
+        return "Time and memory of a pair were not measured."
+    table = costs[costs["suite"] == "study"].set_index("case")
+    whole, again = table.loc["from nothing"], table.loc["answers there"]
+    return (
+        f"Measured on one thread of a CPU, from {whole['asked']:.0f} questions to the comparison of {whole['problems']:.0f} problems by blocks: "
+        f"{whole['seconds'] / 60:.1f} minutes, {again['seconds'] / 60:.1f} of them when the answers are there, and {table['peak_gib'].max():.1f} GiB of memory."
+    )
+
+
 def members_table(tables: Tables) -> pd.DataFrame:
     """What the members are, for reading."""
     table = tables["members"].set_index("member")

@@ -19,6 +19,7 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from filelock import FileLock
 
 import rlcircuits
 from rlcircuits.errors import InputError
@@ -113,6 +114,14 @@ def test_the_page_is_there(name: str, parsed: dict[str, Page]) -> None:
         title = re.sub(r"^# (\d+\. )?", "", first.splitlines()[0]).strip()
         assert title in page.text
         assert "Traceback (most recent call last)" not in page.text
+
+
+def test_building_again_would_build_no_page_anew(book: Path) -> None:
+    """Assembled again, the source is what the pages were built from; nothing in it comes and goes."""
+    built, paths = book.parent, list(machinery.notebooks(ROOT / "book" / "_toc.yml"))
+    with FileLock(built / "tests.lock"):
+        machinery.assemble(paths, built / "notebooks", built / "source")
+        assert machinery.frame(built / "source") == (built / "frame").read_text()
 
 
 def test_the_book_opens_at_its_index(book: Path) -> None:

@@ -83,6 +83,21 @@ def test_an_interrupted_run_ends_its_processes_and_says_how_to_go_on(tiny_family
     assert base.name in interrupted["finished"] and len(interrupted["finished"]) < len(MEMBERS)
 
 
+def test_an_interrupt_while_a_process_starts_leaves_none_behind(tmp_path, monkeypatch):
+    started, start = [], subprocess.Popen
+
+    def interrupted_at_once(*given, **options):
+        started.append(start(*given, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr("subprocess.Popen", interrupted_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        make_family(members=["sft"], recipe=TINY, store=tmp_path, progress=False)
+    (process,) = started
+    assert process.poll() is not None
+
+
 def test_all_members_are_there_and_the_base_was_not_trained_again(tiny_family):
     _, paths, base, written, _ = tiny_family
     assert tuple(paths) == MEMBERS

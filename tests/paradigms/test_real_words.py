@@ -102,6 +102,17 @@ def test_what_removal_says_is_told_beside_first_order():
     assert said.endswith("× 0.25 (ppo) to × 2.00 (grpo).")
 
 
+def test_what_a_pair_costs_is_said():
+    rows = [("from nothing", 600.0, 2.5), ("answers there", 120.0, 2.6)]
+    study = [
+        {"suite": "study", "case": c, "asked": 500, "problems": 100, "seconds": s, "peak_gib": g} for c, s, g in rows
+    ]
+    said = told.spent(pd.DataFrame([*study, {"suite": "graft", "case": "from nothing", "seconds": 1.0}]))
+    assert "from 500 questions to the comparison of 100 problems" in said
+    assert said.endswith("10.0 minutes, 2.0 of them when the answers are there, and 2.6 GiB of memory.")
+    assert "not measured" in told.spent(pd.DataFrame(study).assign(suite="graft"))
+
+
 def test_thin_tables_are_said_to_be():
     assert told.changes(tables({}, {}), 1.0) == "No paradigm has been measured."
     assert "was not measured" in told.trusted({})
