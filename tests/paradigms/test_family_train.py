@@ -93,7 +93,7 @@ def test_an_interrupt_while_a_process_starts_leaves_none_behind(tmp_path, monkey
 
     monkeypatch.setattr("subprocess.Popen", interrupted_at_once)
     with pytest.raises(KeyboardInterrupt):
-        make_family(members=["sft"], recipe=TINY, store=tmp_path, progress=False)
+        make_family(0, ["sft"], TINY, tmp_path)
     (process,) = started
     assert process.poll() is not None
 
