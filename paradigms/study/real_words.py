@@ -176,7 +176,8 @@ def answer(tables: Tables, alpha: float = 1.0) -> str:
     if len(effects(tables, PER_GRADIENT, alpha)):
         others.append(f"with the model's confidence taken out after {moved(PER_GRADIENT)}")
     if "exact" in tables:
-        others.append(f"by removing edges, on few problems, after {listed(removed(tables))}")
+        some = sum(name in set(tables["exact"]["member"]) for name in known)
+        others.append(f"by removing edges, on few problems, after {listed(removed(tables))} of {some}")
     said += "".join(f", {'and ' * (other is others[-1])}{other}" for other in others)
     return f"{said}. {trusted(tables)}"
 
@@ -317,7 +318,7 @@ def spent(costs: pd.DataFrame) -> str:
     whole, again = table.loc["from nothing"], table.loc["answers there"]
     return (
         f"Measured on one thread of a CPU, from {whole['asked']:.0f} questions to the comparison of {whole['problems']:.0f} problems by blocks: "
-        f"{whole['seconds'] / 60:.1f} minutes, {again['seconds'] / 60:.1f} of them when the answers are there, and {table['peak_gib'].max():.1f} GiB of memory."
+        f"{whole['seconds'] / 60:.1f} minutes, or {again['seconds'] / 60:.1f} when the answers are there, with at most {table['peak_gib'].max():.1f} GiB of memory."
     )
 
 

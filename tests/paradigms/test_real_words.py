@@ -96,7 +96,7 @@ def test_what_removal_says_is_told_beside_first_order():
     columns = ("estimate", "low", "high", "first_order")
     made["exact"] = pd.DataFrame([{"member": m, "metric": METRIC, **dict(zip(columns, v))} for m, v in rows.items()])
     assert told.removed(made) == ["grpo"]  # the control is no paradigm
-    assert ", and by removing edges, on few problems, after grpo. How" in told.answer(made)
+    assert ", and by removing edges, on few problems, after grpo of 2. How" in told.answer(made)
     said = told.exact_told(made)
     assert "× 0.50 (grpo) to × 1.10 (ppo) of the base's, with an interval clear of the base's after grpo" in said
     assert said.endswith("× 0.25 (ppo) to × 2.00 (grpo).")
@@ -109,7 +109,7 @@ def test_what_a_pair_costs_is_said():
     ]
     said = told.spent(pd.DataFrame([*study, {"suite": "graft", "case": "from nothing", "seconds": 1.0}]))
     assert "from 500 questions to the comparison of 100 problems" in said
-    assert said.endswith("10.0 minutes, 2.0 of them when the answers are there, and 2.6 GiB of memory.")
+    assert said.endswith("10.0 minutes, or 2.0 when the answers are there, with at most 2.6 GiB of memory.")
     assert "not measured" in told.spent(pd.DataFrame(study).assign(suite="graft"))
 
 
