@@ -32,6 +32,7 @@ WAYS = {
 }
 REAL = "smollm2"
 NULL = "largest null"
+COLUMNS = {"log_ratio": "middle", "log_low": "left", "log_high": "right"}
 
 
 def compared(results: Results, tables: real.Tables) -> pd.DataFrame:
@@ -49,13 +50,13 @@ def compared(results: Results, tables: real.Tables) -> pd.DataFrame:
         table = standing(results, metric)
         found += [_row(*index, way, row) for index, row in table.iterrows()]
         rows, (null, _) = real.effects(tables, metric, WHOLE), real.largest_null(tables, metric, WHOLE)
-        rows = rows.rename(columns={"log_ratio": "middle", "log_low": "left", "log_high": "right"}).assign(null=null)
+        rows = rows.rename(columns=COLUMNS).assign(null=null)
         found += [_row(REAL, name, way, rows.loc[name]) for name in _members(tables, rows.index)]
     exact = removals(results)
     for base in dict.fromkeys(exact.index.get_level_values("base")) if len(exact) else ():
         one = exact.xs((base, "exact"), level=("base", "method")).assign(null=_exact_null(results, base))
         found += [_row(base, name, "exact", one.loc[name]) for name in arranged(one.index)]
-    rows = _real_removals(tables)
+    rows = real.removals(tables).rename(columns=COLUMNS)
     found += [_row(REAL, name, "exact", rows.loc[name]) for name in _members(tables, rows.index)]
     columns = ["model", "way", "paradigm", "middle", "left", "right", "null", "word"]
     return pd.DataFrame(found, columns=columns).set_index(columns[:3])
@@ -82,27 +83,6 @@ def _exact_null(results: Results, base: str) -> float:
         return math.nan
     wide = rows.pivot_table(index="seed", columns="side", values="value")
     return spread(np.log(wide["tuned"] / wide["base"]))
-
-
-def _real_removals(tables: real.Tables) -> pd.DataFrame:
-    """Exact intensity of the real model's members over its base's: log ratios, with the null."""
-    columns = ["middle", "left", "right", "null"]
-    rows = tables.get("exact", pd.DataFrame())
-    rows = rows[rows["metric"] == INTENSITY].set_index("member") if len(rows) else rows
-    if "sft" not in rows.index:
-        return pd.DataFrame(columns=columns)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.log(rows[["estimate", "low", "high"]].astype(float))
-    below, above = logs["estimate"] - logs["low"], logs["high"] - logs["estimate"]
-    middle = logs["estimate"] - logs.loc["sft", "estimate"]
-    found = pd.DataFrame(
-        {
-            "middle": middle,
-            "left": middle - np.hypot(below, above["sft"]),
-            "right": middle + np.hypot(above, below["sft"]),
-        }
-    )
-    return found.assign(null=abs(middle[CONTROL]) if CONTROL in middle.index else math.nan).drop(index="sft")
 
 
 def figure(

@@ -91,15 +91,20 @@ def test_what_removal_says_is_told_beside_first_order():
         "sft": (1.0, 0.8, 1.2, 4.0),
         "grpo": (0.5, 0.4, 0.7, 8.0),
         "ppo": (1.1, 0.9, 2.0, 1.0),
-        "sft-more": (9.0, 8.0, 10.0, 9.0),
+        "sft-more": (1.25, 1.0, 1.5, 9.0),
     }
     columns = ("estimate", "low", "high", "first_order")
     made["exact"] = pd.DataFrame([{"member": m, "metric": METRIC, **dict(zip(columns, v))} for m, v in rows.items()])
     assert told.removed(made) == ["grpo"]  # the control is no paradigm
     assert ", and by removing edges, on few problems, after grpo of 2. How" in told.answer(made)
     said = told.exact_told(made)
-    assert "× 0.50 (grpo) to × 1.10 (ppo) of the base's, with an interval clear of the base's after grpo" in said
-    assert said.endswith("× 0.25 (ppo) to × 2.00 (grpo).")
+    # the ends' distances from the estimates, in logarithms, add up in squares
+    low, high = (
+        math.exp(math.log(0.5) + s * math.hypot(math.log(a), math.log(b)))
+        for s, a, b in ((-1, 1.25, 1.2), (1, 1.4, 1.25))
+    )
+    assert f"re-run: grpo × 0.50 [{low:.2f}, {high:.2f}]; ppo × 1.10" in said
+    assert said.endswith("by a factor of 1.25 either way; beyond that, with an interval that leaves out 1: grpo.")
 
 
 def test_what_a_pair_costs_is_said():
@@ -115,7 +120,7 @@ def test_what_a_pair_costs_is_said():
 
 def test_thin_tables_are_said_to_be():
     assert told.changes(tables({}, {}), 1.0) == "No paradigm has been measured."
-    assert "was not measured" in told.trusted({})
+    assert "was not measured" in told.trusted({}) and "was not measured" in told.exact_told(tables({}, {}))
     alone = tables({"grpo": (2, 1.5, 2.5)}, GAINS)
     alone["halves"] = alone["halves"].iloc[:0]
     said = told.changes(alone, 1.0)

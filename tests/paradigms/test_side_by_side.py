@@ -66,12 +66,12 @@ def test_the_real_removals_have_both_models_doubt(tables) -> None:
          (CONTROL, math.exp(-0.2), 0.0, 1.0), ("ppo", 2.0, math.nan, math.nan)],
         columns=["member", "estimate", "low", "high"],
     ).assign(metric=INTENSITY)  # fmt: skip
-    found = side_by_side._real_removals({"exact": rows})
+    found = real.removals({"exact": rows})
     assert found.loc["grpo"].tolist() == pytest.approx([0.5, 0.0, 1.0, 0.2])  # √(0.3² + 0.4²)
-    assert found.loc["ppo", "middle"] == pytest.approx(math.log(2)) and math.isnan(found.loc["ppo", "left"])
-    assert found.loc[CONTROL, "left"] == -math.inf
+    assert found.loc["ppo", "log_ratio"] == pytest.approx(math.log(2)) and math.isnan(found.loc["ppo", "log_low"])
+    assert found.loc[CONTROL, "log_low"] == -math.inf
     for none in ({}, {"exact": rows[rows["member"] != "sft"]}):
-        assert side_by_side._real_removals(none).empty
+        assert real.removals(none).empty
 
 
 def test_the_figure_holds_every_change_and_every_null(study, tables) -> None:
